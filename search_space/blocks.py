@@ -1,0 +1,213 @@
+"""The torch modules that a LowFormer is made of. Module names follow timm's `lowformer_*`, so that its checkpoints fit.
+
+Shapes: N images, C channels, H x W the map, T = h * w attention tokens.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .graph import AttentionUnit, LocalUnit, MlpUnit, attention_heads, attention_kernel, attention_padding, same_padding
+
+
+class PaddedConv2d(nn.Conv2d):
+    """A convolution whose padding may differ between (top, left) and (bottom, right): 2x2 kernels need it."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False) -> None:
+        begin, end = same_padding(kernel)
+        super().__init__(cin, cout, kernel, stride, begin if begin == end else 0, groups=groups, bias=bias)
+        self.uneven = begin != end
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.uneven:
+            begin, end = same_padding(self.kernel_size[0])
+            input = F.pad(input, (begin, end, begin, end))
+        return super().forward(input)
+
+
+class ConvLayer(nn.Module):
+    """Convolution, then BatchNorm and Hardswish where asked for."""
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        norm: bool = True,
+        act: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = PaddedConv2d(cin, cout, kernel, stride, groups, bias)
+        self.norm = nn.BatchNorm2d(cout) if norm else nn.Identity()
+        self.act = nn.Hardswish() if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.act(self.norm(self.conv(x))))
+
+
+class FusedMBConv(nn.Module):
+    """Dense (or grouped) convolution that expands, then 1x1 projection. `bias` adds one to the first."""
+
+    def __init__(
+        self, cin: int, cout: int, kernel: int, *, stride: int, expansion: int, groups: int, bias: bool
+    ) -> None:
+        super().__init__()
+        middle = cin * expansion
+        self.spatial_conv = ConvLayer(cin, middle, kernel, stride=stride, groups=groups, bias=bias)
+        self.point_conv = ConvLayer(middle, cout, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.point_conv(self.spatial_conv(x)))
+
+
+class MBConv(nn.Module):
+    """1x1 expansion, depthwise convolution, 1x1 projection; BatchNorm after the projection only."""
+
+    def __init__(
+        self, cin: int, cout: int, kernel: int, *, stride: int, expansion: int, groups: int, bias: bool
+    ) -> None:
+        super().__init__()
+        middle = cin * expansion
+        self.inverted_conv = ConvLayer(cin, middle, groups=groups, bias=bias, norm=False)
+        self.depth_conv = ConvLayer(middle, middle, kernel, stride=stride, groups=middle, bias=bias, norm=False)
+        self.point_conv = ConvLayer(middle, cout, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.point_conv(self.depth_conv(self.inverted_conv(x))))
+
+
+class Lowtention(nn.Module):
+    """Light attention: a strided depthwise convolution reduces the map, attention runs on part of the channels, and an
+    upsampling returns to (N, C, H, W). LowFormer (arXiv 2409.03460), section 3.
+    """
+
+    def __init__(self, unit: AttentionUnit) -> None:
+        super().__init__()
+        width, stride, upsampling = unit.width, unit.stride, unit.upsampling
+        self.heads, self.head_dim = attention_heads(width, unit.reduction)
+        self.kernel = attention_kernel(unit.kernel, stride)
+        self.stride = stride
+        inner = self.heads * self.head_dim
+        # A strided 2x2 pads by the size of its input, in forward.
+        self.conv_proj = ConvLayer(width, width, self.kernel, stride=stride, groups=width, act=False)
+        if self.kernel == 2 and stride > 1:
+            self.conv_proj.conv.uneven = False
+        self.pwise = nn.Conv2d(width, 3 * inner, 1, bias=False)
+        up_kernel, up_pad = (3, 1) if stride == 1 else (2 * stride, stride // 2)
+        self.o_proj: nn.Module
+        self.upsampling: nn.Module
+        if upsampling == "transposed":
+            self.o_proj = nn.Identity()
+            self.upsampling = nn.ConvTranspose2d(inner, width, up_kernel, stride, up_pad)
+        elif upsampling == "separable":
+            self.o_proj = nn.Conv2d(inner, width, 1)
+            self.upsampling = nn.ConvTranspose2d(width, width, up_kernel, stride, up_pad, groups=width)
+        else:
+            self.o_proj = nn.Conv2d(inner, width, 1)
+            self.upsampling = nn.Upsample(scale_factor=stride, mode="nearest") if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if self.kernel == 2 and self.stride > 1:
+            right = attention_padding(2, self.stride, width)[1]
+            bottom = attention_padding(2, self.stride, height)[1]
+            if right or bottom:
+                x = F.pad(x, (0, right, 0, bottom))
+        qkv = self.pwise(self.conv_proj(x))
+        n, _, h, w = qkv.shape
+        qkv = qkv.reshape(n, self.heads, 3 * self.head_dim, h * w).transpose(2, 3)  # (N, heads, T, 3 * head_dim)
+        q, k, v = qkv.chunk(3, dim=3)
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = out.transpose(2, 3).reshape(n, self.heads * self.head_dim, h, w)
+        out = self.upsampling(self.o_proj(out))
+        return cast(Tensor, out[..., :height, :width])
+
+
+class DropPath(nn.Module):
+    """Stochastic depth, per image."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+
+
+class Residual(nn.Module):
+    """x + drop_path(main(x)), or main(x) alone for a downsampler."""
+
+    def __init__(self, main: nn.Module, *, shortcut: bool = True, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.main = main
+        self.shortcut = shortcut
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.main(x)
+        return cast(Tensor, self.drop_path(out) + x if self.shortcut else out)
+
+
+def local_block(unit: LocalUnit, drop_path: float) -> Residual:
+    """A local block, residual unless it is a downsampler."""
+    block = FusedMBConv if unit.fused else MBConv
+    main = block(
+        unit.cin,
+        unit.cout,
+        unit.kernel,
+        stride=unit.stride,
+        expansion=unit.expansion,
+        groups=unit.groups,
+        bias=unit.in_block,
+    )
+    return Residual(main, shortcut=unit.residual, drop_path=drop_path)
+
+
+class LowFormerBlock(nn.Module):
+    """x + Lowtention(GN(x)); x + MLP(GN(x)); x + Local(x). Without an MLP there is no norm before attention either."""
+
+    def __init__(
+        self, attention: AttentionUnit | None, mlp: MlpUnit | None, local: LocalUnit, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.attn: nn.Module = nn.Identity()
+        self.mlp: nn.Module = nn.Identity()
+        if attention:
+            main: nn.Module = Lowtention(attention)
+            if attention.norm:
+                main = nn.Sequential(nn.GroupNorm(1, attention.width), main)
+            self.attn = Residual(main, drop_path=drop_path)
+        if mlp:
+            width, hidden = mlp.width, mlp.width * mlp.ratio
+            main = nn.Sequential(
+                nn.GroupNorm(1, width), nn.Conv2d(width, hidden, 1), nn.GELU(), nn.Conv2d(hidden, width, 1)
+            )
+            self.mlp = Residual(main, drop_path=drop_path)
+        self.local = local_block(local, drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.local(self.mlp(self.attn(x))))
+
+
+def init_weights(module: nn.Module) -> None:
+    """timm's initialization: torch's defaults for convolutions, a truncated normal (0.02) for linear layers."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def global_average(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C)."""
+    return torch.mean(x, dim=(2, 3))

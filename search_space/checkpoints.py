@@ -1,0 +1,247 @@
+"""State dicts of the published models: the authors' format, timm's two (`lowformer_*`, `cpubone_*`), and ours.
+
+Ours has timm's `lowformer_*` names, which reach every point of the space; the others are renamed to it, key by key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from .config import LowFormerConfig, StageConfig, blocks_after_downsampler
+from .lowformer import LowFormer, build_model
+
+# (pattern, replacement) in the order in which they are applied.
+_FROM_AUTHORS = (
+    (r"^backbone\.input_stem\.", "stem."),
+    (r"^backbone\.stages\.", "stages."),
+    (r"^head\.(?:opseq|op_list)\.(?:op_list\.)?0\.", "in_conv."),
+    (r"^head\.(?:opseq|op_list)\.(?:op_list\.)?2\.linear\.", "pre_classifier.0."),
+    (r"^head\.(?:opseq|op_list)\.(?:op_list\.)?2\.norm\.", "pre_classifier.1."),
+    (r"^head\.(?:opseq|op_list)\.(?:op_list\.)?3\.linear\.", "classifier."),
+    (r"\.op_list\.", "."),
+    (r"\.conv_proj\.0\.", ".conv_proj.conv."),
+    (r"\.conv_proj\.1\.", ".conv_proj.norm."),
+    (r"\.pwise\.0\.", ".pwise."),
+)
+_FROM_CPUBONE = (
+    (r"^head\.in_conv\.", "in_conv."),
+    (r"^head\.pre_classifier\.linear\.", "pre_classifier.0."),
+    (r"^head\.pre_classifier\.norm\.", "pre_classifier.1."),
+    (r"^head\.classifier\.linear\.", "classifier."),
+    (r"\.upsampling\.0\.", ".o_proj."),  # a 1x1 convolution before nearest-neighbour upsampling
+    (r"\.conv\.1\.", ".conv."),  # a padding module before a 2x2 convolution
+)
+_FROM_NESTED_BLOCKS = (
+    (r"\.total\.0\.0\.", ".attn."),
+    (r"\.total\.0\.1\.", ".mlp."),
+    (r"\.total\.0\.", ".attn."),
+    (r"\.total\.1\.", ".local."),
+)
+_TO_CPUBONE = (
+    (r"^in_conv\.", "head.in_conv."),
+    (r"^pre_classifier\.0\.", "head.pre_classifier.linear."),
+    (r"^pre_classifier\.1\.", "head.pre_classifier.norm."),
+    (r"^classifier\.", "head.classifier.linear."),
+    (r"\.attn\.", ".total.0.0."),
+    (r"\.mlp\.", ".total.0.1."),
+    (r"\.local\.", ".total.1."),
+    (r"\.o_proj\.", ".upsampling.0."),
+)
+
+
+def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file: safetensors, or torch's format, of which only tensors are read (no code runs).
+
+    Raises ValueError for a file that is neither, or that holds something other than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from None
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is not a checkpoint of plain tensors: {reason}") from None
+    return unwrap(content)
+
+
+def unwrap(content: Any) -> dict[str, Tensor]:
+    """The state dict inside what training code saved: as it is, or under "state_dict" or "model"."""
+    for name in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"a state dict maps names to tensors, given {type(content).__name__}")
+    wrong = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f"a state dict maps names to tensors, but {wrong[0]!r} holds {type(content[wrong[0]]).__name__}")
+    return dict(content)
+
+
+def to_native_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under our names; the format is detected from the names.
+
+    Raises ValueError if it is none of the known ones, or if two names become one.
+    """
+    names = [name.removeprefix("module.") for name in state_dict]
+    rules: tuple[tuple[str, str], ...]
+    if any(name.startswith("backbone.") for name in names):
+        rules = _FROM_AUTHORS + _FROM_NESTED_BLOCKS + _FROM_CPUBONE
+    elif "head.in_conv.conv.weight" in names:
+        rules = _FROM_NESTED_BLOCKS + _FROM_CPUBONE
+    elif "stem.0.conv.weight" in names:
+        rules = ()
+    else:
+        raise ValueError(
+            "a checkpoint of an unknown format: known are the authors' (backbone.input_stem...), timm's lowformer and "
+            f"cpubone (stem.0.conv.weight, ...) and ours; this one has {sorted(names)[:3]}"
+        )
+    result: dict[str, Tensor] = {}
+    for name, value in zip(names, state_dict.values(), strict=True):
+        new = _rename(name, rules)
+        if new in result:
+            raise ValueError(f"two entries of the checkpoint, one of them {name!r}, both mean {new!r}")
+        result[new] = value
+    return result
+
+
+def load_checkpoint(config: LowFormerConfig, state_dict: Mapping[str, Any]) -> LowFormer:
+    """The model of `config` with these weights.
+
+    Args:
+        config: the architecture that the weights belong to.
+        state_dict: names to tensors, in the authors' format, one of timm's or ours, possibly wrapped in "state_dict".
+
+    Raises:
+        ValueError: naming the first entries that are missing, unknown or of another shape; nothing is skipped, except
+            that `num_batches_tracked` may be absent.
+    """
+    native = to_native_keys(unwrap(state_dict))
+    model = build_model(config)
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in native and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in native if name not in expected]
+    shapes = [
+        f"{name} is {list(native[name].shape)}, not {list(expected[name].shape)}"
+        for name in expected
+        if name in native and native[name].shape != expected[name].shape
+    ]
+    problems = []
+    for what, found in (("missing", missing), ("unknown", unknown), ("of another shape", shapes)):
+        if found:
+            problems.append(f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})")
+    if problems:
+        raise ValueError(f"the checkpoint is not one of config {config.id}: " + "; ".join(problems))
+    model.load_state_dict({**expected, **native})
+    return model
+
+
+def timm_arguments(config: LowFormerConfig) -> tuple[str, dict[str, Any]]:
+    """How timm (>= 1.0.31) builds `config`: the class, "LowFormer" or "CPUBone", and its arguments.
+
+    Raises ValueError, with the reason, where timm cannot express it.
+    """
+    def refuse(reason: str) -> ValueError:
+        return ValueError(f"timm cannot express config {config.id}: {reason}")
+
+    stages = config.stages
+    with_blocks = [(n, stage) for n, stage in enumerate(stages, start=1) if blocks_after_downsampler(n, stage)]
+    late = [(n, stage) for n, stage in with_blocks if n >= 3]
+
+    def shared(what: str, values: list[Any], default: Any) -> Any:
+        if len(set(values)) > 1:
+            raise refuse(f"{what} differs between stages: {values}")
+        return values[0] if values else default
+
+    groups = shared(
+        "groups", [stage.groups for stage in stages] + [config.stem_groups] * bool(config.stem_depth), 1
+    )
+    expansion = shared("expansion", [stage.expansion for _, stage in with_blocks], 4)
+    mlp_ratio = shared("mlp_ratio", [stage.mlp_ratio for _, stage in late], 4)
+    kernel = shared("kernel", [stage.kernel for _, stage in late], 3)
+    attention = shared(
+        "attention", [stage.attention and (stage.attention.placement, stage.attention.upsampling) for _, stage in late],
+        ("all", "transposed"),
+    )
+    for n, stage in with_blocks:
+        if n < 3 and (stage.local != "fused" or stage.kernel != 3 or stage.attention or stage.mlp_ratio):
+            raise refuse(f"stage {n} has blocks other than fused 3x3 ones")
+    for n, stage in late:
+        if stage.local != ("fused" if stage.width < 256 else "unfused"):
+            raise refuse(f"stage {n} of width {stage.width} has {stage.local} local blocks (timm fuses below 256)")
+        if stage.attention and (stage.attention.stride != (2 if n == 3 else 1) or stage.attention.reduction != 0.5):
+            raise refuse(f"stage {n} has attention of stride {stage.attention.stride}, reduction {stage.attention.reduction}")
+    if attention and (attention[0] != "all" or attention[1] == "separable"):
+        raise refuse(f"attention is placed {attention[0]!r} with {attention[1]!r} upsampling")
+
+    arguments: dict[str, Any] = {
+        "width_list": [config.stem_width, *(stage.width for stage in stages)],
+        "depth_list": [config.stem_depth, *(stage.depth for stage in stages)],
+        "head_widths": config.head_widths,
+        "num_classes": config.classes,
+        "stem_expand_ratio": config.stem_expansion,
+        "expand_ratio": expansion,
+        "downsample_expand_ratios": tuple(stage.down_expansion for stage in stages),
+        "expand_groups": groups,
+        "fused_conv": True,
+        "attn_mlp_ratio": mlp_ratio or 4,
+    }
+    unfused = any(stage.local == "unfused" for _, stage in late)
+    nearest = bool(attention) and attention[1] == "nearest"
+    if kernel == 3 and not nearest and not (groups > 1 and unfused):
+        return "LowFormer", {**arguments, "attn": bool(attention), "attn_mlp": bool(mlp_ratio)}
+    if kernel not in (2, 3):
+        raise refuse(f"kernel {kernel} in stages 3 and 4")
+    if not attention or not mlp_ratio:
+        raise refuse("its CPUBone always has attention and an MLP")
+    return "CPUBone", {
+        **arguments,
+        "fused_downsample": True,
+        "small_kernels": kernel == 2,
+        "attn_upsample": "nearest" if nearest else "transpose",
+        "proj_drop_rate": 0.0,
+    }
+
+
+def export_state_dict(model: LowFormer, format: str = "timm") -> dict[str, Tensor]:
+    """The weights of `model` under the names of `format`: "timm" (see `timm_arguments`) or "lownas"."""
+    if format not in ("timm", "lownas"):
+        raise ValueError(f"format: allowed are 'timm' and 'lownas', not {format!r}")
+    native = cast(dict[str, Tensor], model.state_dict())
+    if format == "lownas" or timm_arguments(model.config)[0] == "LowFormer":
+        return native
+    return {_to_cpubone(name, model.config): value for name, value in native.items()}
+
+
+def _to_cpubone(name: str, config: LowFormerConfig) -> str:
+    name = _rename(name, _TO_CPUBONE)
+    match = re.match(r"stages\.(\d)\.[1-9]\d*\.total\.", name)
+    if not match:
+        return name
+    stage: StageConfig = config.stages[int(match.group(1))]
+    stride_one = stage.attention is not None and stage.attention.stride == 1
+    even_kernels = r"\.(spatial_conv|depth_conv|conv_proj)\.conv\." if stride_one else r"\.(spatial_conv|depth_conv)\.conv\."
+    return re.sub(even_kernels, r".\1.conv.1.", name) if stage.kernel == 2 else name
