@@ -97,7 +97,9 @@ def unwrap(content: Any) -> dict[str, Tensor]:
         raise ValueError(f"a state dict maps names to tensors, given {type(content).__name__}")
     wrong = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
-        raise ValueError(f"a state dict maps names to tensors, but {wrong[0]!r} holds {type(content[wrong[0]]).__name__}")
+        raise ValueError(
+            f"a state dict maps names to tensors, but {wrong[0]!r} holds {type(content[wrong[0]]).__name__}"
+        )
     return dict(content)
 
 
@@ -164,6 +166,7 @@ def timm_arguments(config: LowFormerConfig) -> tuple[str, dict[str, Any]]:
 
     Raises ValueError, with the reason, where timm cannot express it.
     """
+
     def refuse(reason: str) -> ValueError:
         return ValueError(f"timm cannot express config {config.id}: {reason}")
 
@@ -176,14 +179,13 @@ def timm_arguments(config: LowFormerConfig) -> tuple[str, dict[str, Any]]:
             raise refuse(f"{what} differs between stages: {values}")
         return values[0] if values else default
 
-    groups = shared(
-        "groups", [stage.groups for stage in stages] + [config.stem_groups] * bool(config.stem_depth), 1
-    )
+    groups = shared("groups", [stage.groups for stage in stages] + [config.stem_groups] * bool(config.stem_depth), 1)
     expansion = shared("expansion", [stage.expansion for _, stage in with_blocks], 4)
     mlp_ratio = shared("mlp_ratio", [stage.mlp_ratio for _, stage in late], 4)
     kernel = shared("kernel", [stage.kernel for _, stage in late], 3)
     attention = shared(
-        "attention", [stage.attention and (stage.attention.placement, stage.attention.upsampling) for _, stage in late],
+        "attention",
+        [stage.attention and (stage.attention.placement, stage.attention.upsampling) for _, stage in late],
         ("all", "transposed"),
     )
     for n, stage in with_blocks:
@@ -193,7 +195,9 @@ def timm_arguments(config: LowFormerConfig) -> tuple[str, dict[str, Any]]:
         if stage.local != ("fused" if stage.width < 256 else "unfused"):
             raise refuse(f"stage {n} of width {stage.width} has {stage.local} local blocks (timm fuses below 256)")
         if stage.attention and (stage.attention.stride != (2 if n == 3 else 1) or stage.attention.reduction != 0.5):
-            raise refuse(f"stage {n} has attention of stride {stage.attention.stride}, reduction {stage.attention.reduction}")
+            raise refuse(
+                f"stage {n} has attention of stride {stage.attention.stride}, reduction {stage.attention.reduction}"
+            )
     if attention and (attention[0] != "all" or attention[1] == "separable"):
         raise refuse(f"attention is placed {attention[0]!r} with {attention[1]!r} upsampling")
 
@@ -243,5 +247,7 @@ def _to_cpubone(name: str, config: LowFormerConfig) -> str:
         return name
     stage: StageConfig = config.stages[int(match.group(1))]
     stride_one = stage.attention is not None and stage.attention.stride == 1
-    even_kernels = r"\.(spatial_conv|depth_conv|conv_proj)\.conv\." if stride_one else r"\.(spatial_conv|depth_conv)\.conv\."
+    even_kernels = (
+        r"\.(spatial_conv|depth_conv|conv_proj)\.conv\." if stride_one else r"\.(spatial_conv|depth_conv)\.conv\."
+    )
     return re.sub(even_kernels, r".\1.conv.1.", name) if stage.kernel == 2 else name

@@ -219,7 +219,15 @@ class GraphBuilder:
         return row, out
 
     def conv_transpose(
-        self, source: int, shape: tuple[int, int, int], cout: int, kernel: int, *, stride: int, pad: int, groups: int = 1
+        self,
+        source: int,
+        shape: tuple[int, int, int],
+        cout: int,
+        kernel: int,
+        *,
+        stride: int,
+        pad: int,
+        groups: int = 1,
     ) -> tuple[int, tuple[int, int, int]]:
         """A transposed convolution with bias."""
         cin, h, w = shape

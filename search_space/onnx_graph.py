@@ -11,14 +11,19 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx.checker
+import onnx.shape_inference
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from .config import LowFormerConfig
-from .graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph, op_graph
+from .graph import COLUMN, GRAPH_INPUT, KIND, KINDS, GraphBuilder, OpGraph, op_graph
 
 OPSET = 20  # the first with Gelu; onnxruntime >= 1.17 and TensorRT >= 10 read it
 IR_VERSION = 10
@@ -143,7 +148,9 @@ class _Writer:
         channels = op["cout"]
         flat = self.constant(f"{name}.flat", np.array([0, 1, -1], np.int64))
         back = self.constant(f"{name}.back", np.array([0, channels, op["hout"], op["wout"]], np.int64))
-        one, zero = (self.constant(f"{name}.{what}", np.array([value], np.float32)) for what, value in (("one", 1), ("zero", 0)))
+        one, zero = (
+            self.constant(f"{name}.{what}", np.array([value], np.float32)) for what, value in (("one", 1), ("zero", 0))
+        )
         x = self.node("Reshape", [source, flat], f"{name}_flat")[0]
         x = self.node("InstanceNormalization", [x, one, zero], name, epsilon=EPSILON)[0]
         x = self.node("Reshape", [x, back], f"{name}_back")[0]
@@ -226,3 +233,597 @@ def write_onnx(
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def op_graph_from_onnx(path: str | Path) -> OpGraph:
+    """The operator graph of an ONNX file, whichever exporter wrote it; symbolic batch sizes count as 1.
+
+    Only shapes are read: constants kept outside the file are not opened. BatchNorm is folded; hardswish, GELU, SiLU,
+    GroupNorm and LayerNorm are recognized when they are spelled out in smaller operators.
+
+    Raises ValueError, in one line: a file that is no ONNX model, or one whose shapes cannot be determined.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no ONNX file at {path}")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        return graph_from_model(model)
+    except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(f"{path} is not a valid ONNX model: {' '.join(str(error).split())[:200]}") from None
+    except UnreadableModel as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+class UnreadableModel(ValueError):
+    """An ONNX model that is well-formed but cannot be turned into an operator graph."""
+
+
+_POINTWISE = {
+    "Add": "add",
+    "Sub": "add",
+    "Sum": "add",
+    "Mul": "mul",
+    "Div": "mul",
+    "Relu": "relu",
+    "Clip": "relu",
+    "LeakyRelu": "relu",
+    "PRelu": "relu",
+    "Sigmoid": "sigmoid",
+    "HardSigmoid": "hardsigmoid",
+    "HardSwish": "hardswish",
+    "Gelu": "gelu",
+    "Tanh": "tanh",
+    "Swish": "silu",
+    "BatchNormalization": "batch_norm",
+    "LayerNormalization": "layer_norm",
+    "SimplifiedLayerNormalization": "layer_norm",
+    "RMSNormalization": "layer_norm",
+    "GroupNormalization": "group_norm",
+    "InstanceNormalization": "group_norm",
+}
+_LAYOUT = {
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Split", "Identity", "Cast", "Dropout", "Expand",
+    "DepthToSpace", "SpaceToDepth", "Slice", "Pad", "Gather", "SplitToSequence", "SequenceAt",
+}  # fmt: skip
+# Operators on shapes that are worth evaluating: their results are as small as what they read.
+_FOLDABLE = {
+    "Cast", "Concat", "ConstantOfShape", "Add", "Sub", "Mul", "Div", "Mod", "Neg", "Gather", "Identity", "Max", "Min",
+    "Reshape", "Slice", "Split", "Squeeze", "Sqrt", "Transpose", "Unsqueeze", "Where", "Equal", "Floor", "Ceil",
+}  # fmt: skip
+_SMALL = 4096
+_REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ArgMax"}
+_MAX_ELEMENTS = 1 << 40
+
+
+def graph_from_model(model: onnx.ModelProto) -> OpGraph:
+    """`op_graph_from_onnx` of a model in memory."""
+    return _Reader(model).read()
+
+
+class _Reader:
+    """Reads the nodes in order, keeping for every tensor the operator that produced it and its shape."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        if not model.graph.node:
+            raise UnreadableModel("a model without operators")
+        self.constants: dict[str, TensorProto] = {}
+        for tensor in model.graph.initializer:
+            self.constants[tensor.name] = tensor
+        for node in model.graph.node:
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        self.constants[node.output[0]] = attribute.t
+                    elif attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
+                        value = np.array(helper.get_attribute_value(attribute))
+                        self.constants[node.output[0]] = numpy_helper.from_array(value, node.output[0])
+        inferred = _fold_shape_arithmetic(_with_batch_one(model, self.constants), self.constants)
+        self.nodes = [node for node in inferred.graph.node if node.output[0] not in self.constants]
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(t.dims) for name, t in self.constants.items()}
+        for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+            self._note_shape(info)
+        self.inputs = [i.name for i in inferred.graph.input if i.name not in self.constants]
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        self.build = GraphBuilder()
+        self.rows: dict[str, int] = {name: GRAPH_INPUT for name in self.inputs}
+        self.pads: dict[
+            str, tuple[str, list[int]]
+        ] = {}  # output of a Pad -> its input and its padding (top, ..., right)
+        self.sequences: dict[str, list[tuple[int, ...]]] = {}  # output of a SplitToSequence -> the shapes of its parts
+        self.done: set[int] = set()  # nodes that belong to a pattern recognized before
+        self.constant_values = set(self.constants)
+
+    def _note_shape(self, info: onnx.ValueInfoProto) -> None:
+        kind = info.type.tensor_type
+        if not kind.HasField("shape"):
+            return
+        dims = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+        if all(dims) or not dims:
+            if np.prod([float(d) for d in dims]) > _MAX_ELEMENTS:
+                raise UnreadableModel(f"tensor {info.name!r} of {dims} elements is too large")
+            self.shapes.setdefault(info.name, tuple(dims))
+
+    def read(self) -> OpGraph:
+        for index, node in enumerate(self.nodes):
+            if index in self.done or node.op_type == "Constant":
+                continue
+            if all(name in self.constant_values or not name for name in node.input) or self._is_shape_arithmetic(node):
+                self.constant_values.update(node.output)
+                continue
+            self._read_node(index, node)
+        if not self.build.rows:
+            raise UnreadableModel("a model that computes nothing")
+        return self.build.build()
+
+    def _is_shape_arithmetic(self, node: onnx.NodeProto) -> bool:
+        """Whether a node only computes shapes: it starts from Shape, or all that it reads are such results."""
+        if node.op_type in ("Shape", "Size"):
+            return True
+        return not any(name in self.rows for name in node.input)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.shapes:
+            raise UnreadableModel(f"the shape of tensor {name!r} cannot be determined; export with a fixed input size")
+        return self.shapes[name]
+
+    def map_shape(self, name: str) -> tuple[int, int, int]:
+        """(C, H, W) of a tensor: of (N, C, H, W); tokens (N, T, C) count as (C, T, 1)."""
+        shape = self.shape(name)
+        if len(shape) == 4:
+            return shape[1], shape[2], shape[3]
+        if len(shape) == 3:
+            return shape[2], shape[1], 1
+        if len(shape) <= 2:
+            return (shape[-1] if shape else 1), 1, 1
+        return int(np.prod(shape[1:-2])), shape[-2], shape[-1]
+
+    def activations(self, node: onnx.NodeProto) -> list[str]:
+        return [name for name in node.input if name in self.rows]
+
+    def attribute(self, node: onnx.NodeProto, name: str, default: Any) -> Any:
+        for attribute in node.attribute:
+            if attribute.name == name:
+                return helper.get_attribute_value(attribute)
+        return default
+
+    def value(self, name: str) -> NDArray[np.generic] | None:
+        """A small constant's value, or None."""
+        tensor = self.constants.get(name)
+        if tensor is None or tensor.data_location == TensorProto.EXTERNAL or np.prod(tensor.dims, initial=1.0) > _SMALL:
+            return None
+        return numpy_helper.to_array(tensor)
+
+    def _read_node(self, index: int, node: onnx.NodeProto) -> None:
+        kind = node.op_type
+        out = node.output[0]
+        sources = self.activations(node)
+        row: int
+        if kind in ("Conv", "ConvTranspose"):
+            row = self._conv(node)
+        elif kind in ("Gemm", "MatMul"):
+            row = self._product(node)
+        elif kind == "Pad" and self._pads_a_convolution(node):
+            row = self.rows[sources[0]]
+        elif kind in _LAYOUT:
+            row = self._layout(node)
+        elif match := self._pattern(index, node):
+            row, out = match
+        elif kind == "BatchNormalization" and self._folds(sources[0]):
+            row = self._fold_norm(self.rows[sources[0]])
+        elif kind == "Add" and self._is_product_bias(node):
+            row = self._add_bias(self.rows[sources[0]])
+        elif kind in ("Mul", "Div") and self._scales_attention(node):
+            row = self.rows[sources[0]]
+        elif kind in _POINTWISE:
+            row = self._pointwise(_POINTWISE[kind], node)
+        elif kind == "Softmax":
+            row = self.build.pointwise("softmax", [self.rows[sources[0]]], self.map_shape(out))
+        elif kind == "GlobalAveragePool" or (kind == "ReduceMean" and self._pools_everything(node)):
+            shape = self.map_shape(sources[0])
+            row = self.build.add_op("global_pool", self._rows(sources), shape_in=shape, shape_out=(shape[0], 1, 1))
+        elif kind in ("MaxPool", "AveragePool"):
+            row = self._pool("max_pool" if kind == "MaxPool" else "avg_pool", node)
+        elif kind in ("Resize", "Upsample"):
+            before, after = self.map_shape(sources[0]), self.map_shape(out)
+            stride = max(1, after[1] // before[1])
+            row = self.build.add_op("resize", self._rows(sources), shape_in=before, shape_out=after, stride=stride)
+        else:
+            name = "concat" if kind == "Concat" else "reduce" if kind in _REDUCTIONS else "other"
+            inputs = sum(int(np.prod(self.shape(source))) for source in sources)
+            row = self.build.add_op(
+                name,
+                self._rows(sources),
+                shape_in=self.map_shape(sources[0]),
+                shape_out=self.map_shape(out),
+                inputs=inputs,
+            )
+        for name in (out, *node.output):
+            self.rows[name] = row
+
+    def _rows(self, names: Sequence[str]) -> list[int]:
+        return [self.rows[name] for name in names]
+
+    def _conv(self, node: onnx.NodeProto) -> int:
+        source = node.input[0]
+        extra = [0, 0, 0, 0]
+        if source in self.pads:
+            source, extra = self.pads[source]
+        shape, out = self.map_shape(source), self.map_shape(node.output[0])
+        weight = self.shape(node.input[1])
+        strides = self.attribute(node, "strides", [1, 1])
+        pads = list(self.attribute(node, "pads", [0, 0, 0, 0]))
+        if len(weight) != 4:
+            raise UnreadableModel(f"{node.op_type} with weights of {list(weight)}: only two-dimensional ones are read")
+        if str(self.attribute(node, "auto_pad", b"NOTSET")) not in ("b'NOTSET'", "NOTSET"):
+            pads = [weight[2] // 2] * 4
+        pads = [p + e for p, e in zip(pads, extra, strict=True)]
+        elements = int(np.prod(weight))
+        has_bias = len(node.input) > 2 and bool(node.input[2])
+        transposed = node.op_type == "ConvTranspose"
+        over = shape if transposed else out
+        return self.build.add_op(
+            "conv_transpose" if transposed else "conv",
+            [self.rows[source]],
+            shape_in=shape,
+            shape_out=out,
+            kernel=(weight[2], weight[3]),
+            stride=strides[0],
+            groups=self.attribute(node, "group", 1),
+            pad=(pads[0], pads[2]),
+            bias=has_bias,
+            macs=elements * over[1] * over[2],
+            weights=elements + out[0] * has_bias,
+            params=elements + out[0] * has_bias,
+        )
+
+    def _product(self, node: onnx.NodeProto) -> int:
+        sources = self.activations(node)
+        left, right = self.shape(node.input[0]), self.shape(node.input[1])
+        out = self.shape(node.output[0])
+        if len(sources) == 2:
+            rows, contracted, columns = left[-2], left[-1], right[-1]
+            heads = int(np.prod(out[:-2]))
+            return self.build.matmul(self.rows[sources[0]], self.rows[sources[1]], heads, rows, contracted, columns)
+        weight = right if node.input[0] in self.rows else left
+        fan_in, fan_out = left[-1] if node.input[0] in self.rows else right[-2], out[-1]
+        elements = int(np.prod(weight))
+        tokens = max(1, int(np.prod(out)) // fan_out)
+        bias = node.op_type == "Gemm" and len(node.input) > 2 and bool(node.input[2])
+        return self.build.add_op(
+            "linear",
+            self._rows(sources),
+            shape_in=(fan_in, tokens, 1),
+            shape_out=(fan_out, tokens, 1),
+            bias=bias,
+            macs=elements * tokens,
+            weights=elements + fan_out * bias,
+            params=elements + fan_out * bias,
+        )
+
+    def _pads_a_convolution(self, node: onnx.NodeProto) -> bool:
+        """Zero padding of height and width that only convolutions read is part of them."""
+        pads = self.attribute(node, "pads", None)
+        if pads is None and len(node.input) > 1:
+            value = self.value(node.input[1])
+            pads = None if value is None else value.tolist()
+        constant = self.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+        users = self.consumers.get(node.output[0], [])
+        if (
+            pads is None
+            or len(pads) != 8
+            or any(pads[i] for i in (0, 1, 4, 5))
+            or constant is None
+            or np.any(constant)
+            or self.attribute(node, "mode", b"constant") != b"constant"
+            or not users
+            or any(user.op_type != "Conv" for user in users)
+        ):
+            return False
+        self.pads[node.output[0]] = (node.input[0], [pads[2], pads[3], pads[6], pads[7]])
+        return True
+
+    def _layout(self, node: onnx.NodeProto) -> int:
+        source = self.activations(node)[0]
+        row = self.rows[source]
+        if node.op_type == "SplitToSequence":
+            return self._split_to_sequence(node, row)
+        if node.op_type == "SequenceAt":
+            place = self.value(node.input[1])
+            parts = self.sequences.get(source, [])
+            if place is not None and -len(parts) <= int(place) < len(parts):
+                self.shapes[node.output[0]] = parts[int(place)]
+                self._infer_from(node)
+            return row
+        before, after = self.shape(source), self.shapes.get(node.output[0], ())
+        producer = KINDS[self.build.rows[row][COLUMN["kind"]]] if row >= 0 else "input"
+        if (
+            node.op_type == "Slice"
+            and producer in ("conv_transpose", "resize", "crop")
+            and len(before) == len(after) == 4
+            and before[:2] == after[:2]
+            and before != after
+        ):
+            if producer == "crop":  # height first, then width: one crop
+                op = list(self.build.rows[row])
+                op[COLUMN["hout"]], op[COLUMN["wout"]] = after[2:]
+                op[COLUMN["outputs"]] = int(np.prod(after))
+                self.build.rows[row] = tuple(op)
+                return row
+            return self.build.add_op("crop", [row], shape_in=before[1:], shape_out=after[1:])
+        return row
+
+    def _split_to_sequence(self, node: onnx.NodeProto, row: int) -> int:
+        """torch's newer exporter splits q, k and v this way; shape inference does not see through it."""
+        shape = self.shape(node.input[0])
+        axis = self.attribute(node, "axis", 0) % len(shape)
+        split = self.value(node.input[1]) if len(node.input) > 1 else np.ones((), np.int64)
+        if split is not None:
+            if split.ndim == 0:
+                size = max(1, int(split))
+                sizes = [min(size, shape[axis] - start) for start in range(0, shape[axis], size)]
+            else:
+                sizes = split.tolist()
+            self.sequences[node.output[0]] = [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes[:_SMALL]]
+        return row
+
+    def _infer_from(self, known: onnx.NodeProto) -> None:
+        """Shapes of the operators after `known`, whose output's shape became known just now."""
+        frontier = list(self.consumers.get(known.output[0], []))
+        for _ in range(64):
+            if not frontier:
+                return
+            node = frontier.pop(0)
+            if node.output[0] in self.shapes or not all(name in self.shapes for name in node.input if name):
+                continue
+            if node.op_type == "Transpose":
+                shape = self.shapes[node.input[0]]
+                perm = self.attribute(node, "perm", list(range(len(shape)))[::-1])
+                self.shapes[node.output[0]] = tuple(shape[place] for place in perm)
+            elif node.op_type == "MatMul":
+                left, right = self.shapes[node.input[0]], self.shapes[node.input[1]]
+                self.shapes[node.output[0]] = (*left[:-1], right[-1])
+            elif node.op_type in ("Mul", "Div", "Softmax", "Add", "Identity", "Cast"):
+                self.shapes[node.output[0]] = max((self.shapes[name] for name in node.input), key=len)
+            else:
+                continue
+            frontier.extend(self.consumers.get(node.output[0], []))
+
+    def _folds(self, source: str) -> bool:
+        row = self.rows[source]
+        return (
+            row >= 0
+            and self.build.rows[row][COLUMN["kind"]] in (KIND["conv"], KIND["conv_transpose"], KIND["linear"])
+            and len(self.consumers.get(source, [])) == 1
+        )
+
+    def _fold_norm(self, row: int) -> int:
+        """BatchNorm folds into the operator before it, which has a bias from then on."""
+        op = list(self.build.rows[row])
+        cout = op[COLUMN["cout"]]
+        if not op[COLUMN["bias"]]:
+            op[COLUMN["weights"]] += cout
+        op[COLUMN["bias"]] = 1
+        op[COLUMN["params"]] += 2 * cout
+        self.build.rows[row] = tuple(op)
+        return row
+
+    def _is_product_bias(self, node: onnx.NodeProto) -> bool:
+        sources = self.activations(node)
+        if len(sources) != 1 or not self._folds(sources[0]):
+            return False
+        op = self.build.rows[self.rows[sources[0]]]
+        constant = next(name for name in node.input if name not in self.rows)
+        return not op[COLUMN["bias"]] and int(np.prod(self.shape(constant))) == op[COLUMN["cout"]]
+
+    def _add_bias(self, row: int) -> int:
+        op = list(self.build.rows[row])
+        op[COLUMN["bias"]] = 1
+        op[COLUMN["weights"]] += op[COLUMN["cout"]]
+        op[COLUMN["params"]] += op[COLUMN["cout"]]
+        self.build.rows[row] = tuple(op)
+        return row
+
+    def _scales_attention(self, node: onnx.NodeProto) -> bool:
+        """Scaling by one number right before or after a matrix product of two activations, or before a softmax."""
+        sources = self.activations(node)
+        others = [name for name in node.input if name not in self.rows]
+        if len(sources) != 1 or int(np.prod(self.shapes.get(others[0], (1,)))) != 1:
+            return False
+        row = self.rows[sources[0]]
+        if row >= 0 and self.build.rows[row][COLUMN["kind"]] == KIND["matmul"]:
+            return True
+        users = self.consumers.get(node.output[0], [])
+        return bool(users) and all(self._reaches_product(user) for user in users)
+
+    def _reaches_product(self, node: onnx.NodeProto) -> bool:
+        for _ in range(4):
+            if node.op_type == "MatMul":
+                return not any(name in self.constant_values for name in node.input)
+            users = self.consumers.get(node.output[0], [])
+            if node.op_type not in _LAYOUT or len(users) != 1:
+                return False
+            node = users[0]
+        return False
+
+    def _pools_everything(self, node: onnx.NodeProto) -> bool:
+        source = self.shape(self.activations(node)[0])
+        out = self.shape(node.output[0])
+        return len(source) == 4 and int(np.prod(out)) == source[0] * source[1]
+
+    def _pool(self, kind: str, node: onnx.NodeProto) -> int:
+        kernel = self.attribute(node, "kernel_shape", [1, 1])
+        pads = self.attribute(node, "pads", [0, 0, 0, 0])
+        return self.build.add_op(
+            kind,
+            self._rows(self.activations(node)),
+            shape_in=self.map_shape(node.input[0]),
+            shape_out=self.map_shape(node.output[0]),
+            kernel=(kernel[0], kernel[-1]),
+            stride=self.attribute(node, "strides", [1, 1])[0],
+            pad=(pads[0], pads[-1]),
+        )
+
+    def _pointwise(self, kind: str, node: onnx.NodeProto) -> int:
+        sources = self.activations(node)
+        # torch writes residual sums as (branch, shortcut); the order carries no meaning.
+        rows = sorted(self._rows(sources), reverse=True) if kind in ("add", "mul") else self._rows(sources)
+        constants = sum(
+            int(np.prod(self.shapes.get(name, ()))) for name in node.input if name and name not in self.rows
+        )
+        params = constants if kind.endswith("norm") else 0
+        if kind in ("add", "mul") and constants > 1:
+            return self.build.add_op(
+                kind,
+                rows,
+                shape_in=self.map_shape(sources[0]),
+                shape_out=self.map_shape(node.output[0]),
+                weights=constants,
+                params=constants,
+            )
+        return self.build.pointwise(kind, rows, self.map_shape(node.output[0]), params=params)
+
+    def _pattern(self, index: int, node: onnx.NodeProto) -> tuple[int, str] | None:
+        """An activation or norm spelled out in smaller operators, from its first node on: (its row, its output)."""
+        for kind, chain in _CHAINS.get(node.op_type, ()):
+            names = self._follow(node, chain)
+            if names is None:
+                continue
+            nodes, out = names
+            source = self.activations(node)[0]
+            params = 0
+            if kind in ("group_norm", "layer_norm"):
+                source = self._norm_source(nodes[0]) or source
+                params = sum(
+                    int(np.prod(self.shapes.get(name, ())))
+                    for step in nodes
+                    if step.op_type in ("Mul", "Add")
+                    for name in step.input
+                    if name in self.constants and int(np.prod(self.shapes[name])) > 1
+                )
+            self.done.update(self.nodes.index(step) for step in nodes[1:])
+            return self.build.pointwise(kind, [self.rows[source]], self.map_shape(out), params=params), out
+        return None
+
+    def _norm_source(self, node: onnx.NodeProto) -> str | None:
+        return node.input[0] if node.input[0] in self.rows else None
+
+    def _follow(self, first: onnx.NodeProto, chain: tuple[str, ...]) -> tuple[list[onnx.NodeProto], str] | None:
+        """The nodes of `chain` starting at `first`, each reading the one before; all must stay inside the pattern."""
+        nodes = [first]
+        for kind in chain[1:]:
+            users = [user for user in self.consumers.get(nodes[-1].output[0], []) if user.op_type == kind]
+            if not users:
+                return None
+            nodes.append(users[0])
+        inside = {id(node) for node in nodes}
+        for node in nodes[:-1]:
+            if any(id(user) not in inside for user in self.consumers.get(node.output[0], [])):
+                return None
+        return nodes, nodes[-1].output[0]
+
+
+# First operator -> (canonical kind, the operators in order). The last of hardswish, GELU and SiLU multiplies by the input.
+_CHAINS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "HardSigmoid": (("hardswish", ("HardSigmoid", "Mul")),),
+    "Sigmoid": (("silu", ("Sigmoid", "Mul")),),
+    "Add": (
+        ("hardswish", ("Add", "Clip", "Mul", "Div")),
+        ("hardswish", ("Add", "Clip", "Div", "Mul")),
+        ("hardswish", ("Add", "Relu", "Min", "Mul", "Div")),
+    ),
+    "Div": (("gelu", ("Div", "Erf", "Add", "Mul", "Mul")),),
+    "Mul": (("gelu", ("Mul", "Erf", "Add", "Mul", "Mul")),),
+    "InstanceNormalization": (("group_norm", ("InstanceNormalization", "Reshape", "Mul", "Add")),),
+    "ReduceMean": (("layer_norm", ("ReduceMean", "Sub", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add")),),
+}
+
+
+def _with_batch_one(model: onnx.ModelProto, constants: dict[str, TensorProto]) -> onnx.ModelProto:
+    """A copy whose network inputs have batch size 1 and whose large constants are dropped to their shapes."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    kept = [t for t in copy.graph.initializer if np.prod(t.dims, initial=1.0) <= _SMALL]
+    large = [t for t in copy.graph.initializer if np.prod(t.dims, initial=1.0) > _SMALL]
+    for tensor in large:
+        copy.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(kept)
+    for info in copy.graph.input:
+        if info.name in constants:
+            continue
+        dims = info.type.tensor_type.shape.dim
+        for place, dim in enumerate(dims):
+            if dim.HasField("dim_param") or not dim.dim_value or place == 0:
+                if place > 0:
+                    raise UnreadableModel(f"input {info.name!r} has a symbolic size; export with a fixed input size")
+                dim.Clear()
+                dim.dim_value = 1
+    del copy.graph.value_info[:]  # written for another batch size, perhaps
+    for info in copy.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    return copy
+
+
+def _fold_shape_arithmetic(model: onnx.ModelProto, constants: dict[str, TensorProto]) -> onnx.ModelProto:
+    """The model with shapes inferred, and what is computed from shapes alone evaluated into `constants`."""
+    for _ in range(8):
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        shapes = {
+            info.name: [d.dim_value for d in info.type.tensor_type.shape.dim]
+            for info in (*model.graph.input, *model.graph.value_info)
+            if info.type.tensor_type.HasField("shape")
+            and all(d.HasField("dim_value") for d in info.type.tensor_type.shape.dim)
+        }
+        found: dict[str, NDArray[np.generic]] = {}
+        for node in model.graph.node:
+            if len(node.output) != 1 or node.output[0] in constants:
+                continue
+            if node.op_type == "Shape" and node.input[0] in shapes and not node.attribute:
+                found[node.output[0]] = np.array(shapes[node.input[0]], np.int64)
+            elif node.op_type in _FOLDABLE and node.input:
+                inputs = [_small_value(name, constants, found) for name in node.input]
+                if all(value is not None for value in inputs):
+                    value = _evaluate(node, [value for value in inputs if value is not None], model)
+                    if value is not None:
+                        found[node.output[0]] = value
+        if not found:
+            break
+        for name, value in found.items():
+            constants[name] = numpy_helper.from_array(value, name)
+        kept = [node for node in model.graph.node if node.output[0] not in found]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+        model.graph.initializer.extend(constants[name] for name in found)
+    return model
+
+
+def _small_value(
+    name: str, constants: dict[str, TensorProto], found: dict[str, NDArray[np.generic]]
+) -> NDArray[np.generic] | None:
+    if not name or name in found:
+        return found.get(name)
+    tensor = constants.get(name)
+    if tensor is None or tensor.data_location == TensorProto.EXTERNAL or np.prod(tensor.dims, initial=1.0) > _SMALL:
+        return None
+    return numpy_helper.to_array(tensor)
+
+
+def _evaluate(
+    node: onnx.NodeProto, inputs: list[NDArray[np.generic]], model: onnx.ModelProto
+) -> NDArray[np.generic] | None:
+    """The result of one operator on small constants, or None where it cannot be had."""
+    if node.op_type == "ConstantOfShape" and float(np.prod(inputs[0].astype(float), initial=1.0)) > _SMALL:
+        return None
+    opset = {entry.domain: entry.version for entry in model.opset_import}
+    try:
+        (value,) = ReferenceEvaluator(node, opsets=opset).run(
+            None,
+            dict(zip(node.input, inputs, strict=True)),  # type: ignore[arg-type]
+        )
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, ZeroDivisionError):
+        return None
+    return value if isinstance(value, np.ndarray) and value.size <= _SMALL else None

@@ -23,9 +23,7 @@ def _lowformer(
     attention: bool = True,
     mlp: bool = True,
 ) -> LowFormerConfig:
-    stages = [
-        StageConfig(width=widths[n], depth=depths[n], down_expansion=down_expansion) for n in (1, 2)
-    ]
+    stages = [StageConfig(width=widths[n], depth=depths[n], down_expansion=down_expansion) for n in (1, 2)]
     for n in (3, 4):
         stages.append(
             StageConfig(
@@ -49,9 +47,7 @@ def _lowformer(
 def _cpubone(
     widths: tuple[int, ...], depths: tuple[int, ...], *, down_expansion: int = 6, stem_expansion: int = 2
 ) -> LowFormerConfig:
-    stages = [
-        StageConfig(width=widths[n], depth=depths[n], down_expansion=down_expansion, groups=2) for n in (1, 2)
-    ]
+    stages = [StageConfig(width=widths[n], depth=depths[n], down_expansion=down_expansion, groups=2) for n in (1, 2)]
     for n in (3, 4):
         stages.append(
             StageConfig(

@@ -34,7 +34,7 @@ class _Choices(BaseModel):
     def _nothing_empty_or_twice(self) -> Self:
         for name in type(self).model_fields:
             values = getattr(self, name)
-            if isinstance(values, tuple) and (not values or len(set(values)) < len(values)):
+            if isinstance(values, tuple) and name != "stages" and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"{name}: at least one value and none twice, given {list(values)}")
         return self
 
@@ -218,7 +218,9 @@ class SearchSpace:
         for name, values in self.parameters.items():
             value = values[0] if wanted[name] is None else wanted[name]
             if value not in values:
-                raise ValueError(f"config {config.id} is outside space {self.name!r}: {name} = {value!r}, not in {list(values)}")
+                raise ValueError(
+                    f"config {config.id} is outside space {self.name!r}: {name} = {value!r}, not in {list(values)}"
+                )
             params[name] = value
         if self.from_params(params) != config:
             raise ValueError(
@@ -291,7 +293,9 @@ class SearchSpace:
             {name: trial.suggest_categorical(name, values) for name, values in self.parameters.items()}
         )
 
-    def mutate(self, config: LowFormerConfig, rng: np.random.Generator, *, rate: float | None = None) -> LowFormerConfig:
+    def mutate(
+        self, config: LowFormerConfig, rng: np.random.Generator, *, rate: float | None = None
+    ) -> LowFormerConfig:
         """A different configuration in which each parameter was redrawn with probability `rate` (2 / parameters).
 
         Numbers mostly move to a neighbouring value. Gives `config` itself only where the space has no other point.
@@ -340,8 +344,11 @@ class SearchSpace:
         for end in (0, -1):
             self.from_params({name: values[end] for name, values in self.parameters.items()})
         base: dict[str, Choice] = {name: values[0] for name, values in self.parameters.items()}
-        base |= {name: max(v for v in values if isinstance(v, int)) for name, values in self.parameters.items()
-                 if name.endswith("depth")}
+        base |= {
+            name: max(v for v in values if isinstance(v, int))
+            for name, values in self.parameters.items()
+            if name.endswith("depth")
+        }
         for groups in self.choices.groups:
             for name, values in self.parameters.items():
                 for value in values:
