@@ -14,12 +14,21 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Upsampling = Literal["transposed", "separable", "nearest"]
 LocalBlock = Literal["fused", "unfused"]
+
+
+def _known_reduction(value: float) -> float:
+    if value not in (0.25, 0.5, 1.0):
+        raise ValueError("allowed are 0.25, 0.5 and 1.0")
+    return value
+
+
+Reduction = Annotated[float, AfterValidator(_known_reduction)]
 
 _PLACEMENT = re.compile(r"all|alternate|last_[1-9]\d*")
 _FUSED_BELOW = re.compile(r"fused_below_([1-9]\d*)")
@@ -60,7 +69,7 @@ class Attention(_Frozen):
 
     placement: str = "all"
     stride: Literal[1, 2, 4] = 2
-    reduction: Literal[0.25, 0.5, 1.0] = 0.5
+    reduction: Reduction = 0.5
     upsampling: Upsampling = "transposed"
 
     @field_validator("placement")

@@ -281,7 +281,7 @@ class GraphBuilder:
 
 
 def same_padding(kernel: int) -> tuple[int, int]:
-    """Padding (top and left, bottom and right) that keeps the map's size at stride 1; 2x2 pads top and left (CPUBone)."""
+    """Padding (top and left, bottom and right) that keeps the map's size at stride 1; a 2x2 pads top and left."""
     return kernel // 2, (kernel - 1) // 2
 
 

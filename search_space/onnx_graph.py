@@ -1,8 +1,8 @@
 """Operator graphs to ONNX files and back.
 
-`write_onnx` turns an operator graph straight into an ONNX file: milliseconds instead of the seconds that tracing a torch
-module takes, and without torch, so that a bare device can be calibrated. What is measured and what is shipped come from
-this one writer. `op_graph_from_onnx` reads a file of any exporter into the same canonical operators.
+`write_onnx` turns an operator graph straight into an ONNX file: milliseconds instead of the seconds that tracing a
+torch module takes, and without torch, so that a bare device can be calibrated. What is measured and what is shipped
+come from this one writer. `op_graph_from_onnx` reads a file of any exporter into the same canonical operators.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx.checker
 import onnx.shape_inference
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -30,7 +30,7 @@ IR_VERSION = 10
 EPSILON = 1e-5
 
 Weights = Sequence[Sequence[NDArray[np.float32]]]
-"""For each operator of a graph its constants: weight and bias (convolutions, linear layers), or scale and bias (norms)."""
+"""For each operator of a graph its constants: weight and bias, or a norm's scale and bias."""
 
 
 def random_weights(graph: OpGraph, seed: int = 0) -> list[list[NDArray[np.float32]]]:
@@ -70,7 +70,7 @@ class _Writer:
         self.values: dict[int, str] = {}  # row of the table -> its output
         self.heads: dict[int, list[str]] = {}  # row of the qkv convolution -> q, k, v
 
-    def node(self, kind: str, inputs: Sequence[str], name: str, count: int = 1, **attributes: object) -> list[str]:
+    def node(self, kind: str, inputs: Sequence[str], name: str, count: int = 1, **attributes: Any) -> list[str]:
         outputs = [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
         self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=name, **attributes))
         return outputs
@@ -110,7 +110,7 @@ class _Writer:
             return self.group_norm(row, op, inputs[0], name)
         constants = [self.constant(f"{name}.{i}", value) for i, value in enumerate(self.weights[row])]
         if kind in ("conv", "conv_transpose"):
-            attributes = {
+            attributes: dict[str, Any] = {
                 "kernel_shape": [op["kh"], op["kw"]],
                 "strides": [op["stride"]] * 2,
                 "group": op["groups"],
@@ -131,7 +131,11 @@ class _Writer:
             return self.node("Flatten", [pooled], f"{name}_flatten", axis=1)[0]
         if kind == "resize":
             scales = self.constant(f"{name}.scales", np.array([1, 1, op["stride"], op["stride"]], np.float32))
-            modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            modes: dict[str, Any] = {
+                "mode": "nearest",
+                "coordinate_transformation_mode": "asymmetric",
+                "nearest_mode": "floor",
+            }
             return self.node("Resize", [inputs[0], "", scales], name, **modes)[0]
         if kind == "crop":
             bounds = [
@@ -330,9 +334,7 @@ class _Reader:
                 self.consumers.setdefault(name, []).append(node)
         self.build = GraphBuilder()
         self.rows: dict[str, int] = {name: GRAPH_INPUT for name in self.inputs}
-        self.pads: dict[
-            str, tuple[str, list[int]]
-        ] = {}  # output of a Pad -> its input and its padding (top, ..., right)
+        self.pads: dict[str, tuple[str, list[int]]] = {}  # output of a Pad -> its input, (top, left, bottom, right)
         self.sequences: dict[str, list[tuple[int, ...]]] = {}  # output of a SplitToSequence -> the shapes of its parts
         self.done: set[int] = set()  # nodes that belong to a pattern recognized before
         self.constant_values = set(self.constants)
@@ -559,14 +561,14 @@ class _Reader:
     def _split_to_sequence(self, node: onnx.NodeProto, row: int) -> int:
         """torch's newer exporter splits q, k and v this way; shape inference does not see through it."""
         shape = self.shape(node.input[0])
-        axis = self.attribute(node, "axis", 0) % len(shape)
+        axis = int(self.attribute(node, "axis", 0)) % len(shape)
         split = self.value(node.input[1]) if len(node.input) > 1 else np.ones((), np.int64)
         if split is not None:
             if split.ndim == 0:
                 size = max(1, int(split))
-                sizes = [min(size, shape[axis] - start) for start in range(0, shape[axis], size)]
+                sizes: list[int] = [min(size, shape[axis] - start) for start in range(0, shape[axis], size)]
             else:
-                sizes = split.tolist()
+                sizes = [int(part) for part in split]
             self.sequences[node.output[0]] = [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes[:_SMALL]]
         return row
 
@@ -726,7 +728,7 @@ class _Reader:
         return nodes, nodes[-1].output[0]
 
 
-# First operator -> (canonical kind, the operators in order). The last of hardswish, GELU and SiLU multiplies by the input.
+# First operator -> (canonical kind, the operators in order). Hardswish, GELU and SiLU end by multiplying the input.
 _CHAINS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "HardSigmoid": (("hardswish", ("HardSigmoid", "Mul")),),
     "Sigmoid": (("silu", ("Sigmoid", "Mul")),),

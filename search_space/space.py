@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .config import Attention, LowFormerConfig, StageConfig, Upsampling, blocks_after_downsampler, one_line
+from .config import Attention, LowFormerConfig, Reduction, StageConfig, Upsampling, blocks_after_downsampler, one_line
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -49,7 +49,7 @@ class StageChoices(_Choices):
     local: tuple[str, ...] = ("fused_below_256",)
     attention: tuple[str, ...] = ("none",)
     stride: tuple[Literal[1, 2, 4], ...] = (2,)
-    reduction: tuple[Literal[0.25, 0.5, 1.0], ...] = (0.5,)
+    reduction: tuple[Reduction, ...] = (0.5,)
     mlp_ratio: tuple[int, ...] = (0,)
 
 
@@ -194,7 +194,8 @@ class SearchSpace:
         """
         if config.classes != self.choices.classes:
             raise ValueError(
-                f"config {config.id} is outside space {self.name!r}: {config.classes} classes, not {self.choices.classes}"
+                f"config {config.id} is outside space {self.name!r}: "
+                f"{config.classes} classes, not {self.choices.classes}"
             )
         groups = config.stages[0].groups
         with_blocks = [

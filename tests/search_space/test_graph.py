@@ -56,7 +56,7 @@ def test_edges_join_operators_of_matching_shape() -> None:
 
 
 def test_graphs_are_built_in_bulk() -> None:
-    """5,000 a second and more on an idle core (experiments/space/speed.py); here only that it stays in reach of that."""
+    """5,000 a second and more on an idle core (experiments/space); here only that it stays in reach of that."""
     space = SearchSpace.load("default")
     rng = np.random.default_rng(0)
     configs = [space.sample(rng) for _ in range(1000)]

@@ -4,8 +4,8 @@ Runs in an environment of its own, with timm >= 1.0.31 and torch, and without lo
 
     python make_goldens.py KEYS.json goldens.json.gz
 
-KEYS.json maps model names to formats ("official", "timm") to state-dict keys and shapes; the "official" ones are those of
-the checkpoints of altair199797/LowFormer, which timm's own `checkpoint_filter_fn` translates. Weights, biases and
+KEYS.json maps model names to formats ("official", "timm") to state-dict keys and shapes; the "official" ones are those
+of the checkpoints of altair199797/LowFormer, which timm's own `checkpoint_filter_fn` translates. Weights, biases and
 BatchNorm statistics are random, drawn from a generator seeded by each key's name, so that the file need not hold them.
 """
 
