@@ -1,0 +1,600 @@
+"""The command line of lownas: `python nas.py --target rtx3090 --latency-budget 2ms`, or `lownas` once installed.
+
+It parses, loads, calls and prints; everything else is in the packages. Results go to stdout, progress and warnings to
+stderr. Exit codes: 0 done, 1 it failed, 2 the request was wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+    from typer.exceptions import TyperException
+
+    import lownas
+except ImportError as missing:
+    sys.exit(
+        f"lownas is not installed ({missing.name} is missing): "
+        "run `pip install -c constraints.txt -e .` in the folder of nas.py"
+    )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lownas.evaluators.measure import LatencyMeasurement
+    from lownas.predictors import LatencyPredictor, Target
+    from lownas.search.settings import SearchSettings
+    from lownas.search_space import LowFormerConfig
+
+app = typer.Typer(
+    name="lownas",
+    help="Hardware-aware neural architecture search over the LowFormer space. Without a command, `search` is meant.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|µs|ms|s|m|min|h)")
+_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str, what: str) -> float:
+    """A positive duration such as "2ms", "800us", "0.5s" or "10m", in seconds."""
+    match = _DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{what}: a positive duration such as 800us, 2ms, 0.5s or 10m, given {text!r}")
+    return seconds
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    # Piped output keeps whole lines; a terminal tells its own width.
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, allow_nan=False), flush=True)
+
+
+Target_ = Annotated[str | None, typer.Option("--target", help="Device and setting: rtx3090, cpu, ... (`lownas targets`).")]
+Profiles = Annotated[Path | None, typer.Option("--profiles", help="Folder of your own target profiles.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
+Configs = Annotated[list[Path] | None, typer.Option("--config", help="A config file (JSON); may be repeated.")]
+Presets = Annotated[
+    list[str] | None, typer.Option("--preset", help="A published model, or `all`; may be repeated.")
+]
+Onnx = Annotated[list[Path] | None, typer.Option("--onnx", help="An ONNX file; may be repeated.")]
+
+
+@app.command()
+def search(
+    target: Target_ = None,
+    latency_budget: Annotated[str | None, typer.Option(help="What the latency must not exceed: 2ms, 800us.")] = None,
+    space: Annotated[str | None, typer.Option(help="`default`, `tiny`, or a YAML file of your own.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Fixes the input resolution, in pixels.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="What to train on: imagefolder:DIR, fashion-mnist:DIR, digits. Without: the ImageNet prior."),
+    ] = None,
+    proxy_budget: Annotated[str | None, typer.Option(help="Time for all proxy trainings together [6m].")] = None,
+    proxy_epochs: Annotated[int | None, typer.Option(help="Pins the epochs of a proxy training.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Distinct candidates to train [16].")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Candidates trained again with a second seed [5].")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="No training starts that would end later: 5m, 2h.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray workers; 0 trains in this process [one per core].")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Feasible is P(latency <= budget) at least this [0.9].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random [0].")] = None,
+    run: Annotated[Path | None, typer.Option(help="The run folder [runs/TARGET-BUDGET-N].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run.")] = False,
+    replay: Annotated[Path | None, typer.Option(help="Search again with the settings of this run.json.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Optuna storage URL instead of the run's study.db.")] = None,
+    profiles: Profiles = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search for the most accurate backbone within a latency budget on a device."""
+    from lownas.search.run import read_settings
+
+    given: dict[str, Any] = {
+        "space": space,
+        "resolution": resolution,
+        "data": data,
+        "proxy_budget_s": None if proxy_budget is None else parse_duration(proxy_budget, "--proxy-budget"),
+        "proxy_epochs": proxy_epochs,
+        "trials": trials,
+        "repeats": repeats,
+        "time_budget_s": None if time_budget is None else parse_duration(time_budget, "--time-budget"),
+        "workers": workers,
+        "confidence": confidence,
+        "seed": seed,
+        "storage": storage,
+    }
+    if resume and run is None:
+        raise ValueError("--resume: name the run to go on with (--run DIR)")
+    if resume and replay:
+        raise ValueError("--resume and --replay: one or the other")
+    if resume or replay:
+        assert run is not None or replay is not None
+        base = read_settings(replay or run)  # type: ignore[arg-type]
+        target = target or base.target
+        budget_ms = base.latency_budget_ms
+        given = {**base.to_dict(), **{name: value for name, value in given.items() if value is not None}}
+    elif target is None:
+        raise ValueError("--target is missing: which device? (rtx3090, cpu, ...; `lownas targets` lists them)")
+    elif latency_budget is None:
+        raise ValueError("--latency-budget is missing: how long may one image take? (2ms, 800us)")
+    if latency_budget is not None:
+        budget_ms = 1e3 * parse_duration(latency_budget, "--latency-budget")
+    full = _target(target)
+    given = {name: value for name, value in given.items() if value is not None}
+    given.setdefault("workers", _cores())
+    given |= {"target": str(full), "latency_budget_ms": budget_ms, "run": str(run or _new_run(full, budget_ms))}
+    _search(given, full, profiles, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def _search(
+    given: dict[str, Any], target: Target, profiles: Path | None, *, resume: bool, dry_run: bool, as_json: bool
+) -> None:
+    from lownas.search.settings import SearchSettings
+    from lownas.search.study import dry_run as describe
+    from lownas.search.study import search as run_search
+    from lownas.search_space import SearchSpace
+
+    settings = SearchSettings.from_dict(given)
+    space = SearchSpace.load(settings.space, settings.resolution)
+    if settings.data is not None:
+        from lownas.evaluators.data import load_data
+
+        load_data(settings.data, 32, settings.seed, train_images=64, validation_images=64)  # raises before anything starts
+    if not dry_run:
+        _check_run_folder(Path(settings.run), resume=resume)
+    predictor = _predictor(target, profiles, calibrate_if_missing=True)
+    if dry_run:
+        _print_dry_run(describe(settings, predictor=predictor, space=space), settings, as_json=as_json)
+        return
+
+    from lownas.search.export import export_outcome, outcome_to_dict
+    from lownas.search.progress import SearchProgress, outcome_table
+    from lownas.search.report import published_rows, write_report
+
+    console = _stderr()
+    console.print(f"target {target}: {predictor.source}", highlight=False)
+    measure = None
+    if target.is_local:
+        from lownas.evaluators.measure import measure_latency
+
+        def measure(config: LowFormerConfig) -> LatencyMeasurement:
+            return measure_latency(config, target)
+
+    with SearchProgress(console) as progress:
+        outcome = run_search(
+            settings,
+            predictor=predictor,
+            space=space,
+            resume=resume,
+            measure=measure,
+            progress=progress,
+            about={"latency_profile": predictor.provenance},
+        )
+    export_outcome(outcome)
+    published = published_rows(predictor)
+    write_report(outcome, published)
+    if as_json:
+        _print_json(outcome_to_dict(outcome))
+    else:
+        out = _stdout()
+        out.print(outcome_table(outcome, published))
+        for note in outcome.notes:
+            out.print(f"- {note}", highlight=False, soft_wrap=True)
+        out.print(f"run folder: {outcome.run} (front/, best.json, best.onnx, report.html)", soft_wrap=True)
+    if outcome.answer is None:
+        raise RuntimeError("the search found no answer: see the notes above and log.txt in the run folder")
+
+
+def _print_dry_run(plan: Any, settings: SearchSettings, *, as_json: bool) -> None:
+    import dataclasses
+
+    if as_json:
+        _print_json({**dataclasses.asdict(plan), "target": settings.target, "latency_budget_ms": settings.latency_budget_ms})
+        return
+    from lownas.search.progress import duration
+
+    share = f"{100 * plan.feasible_share:.0f} % of random samples are within {settings.latency_budget_ms:g} ms"
+    time = "unknown until a training was timed" if plan.expected_s is None else f"about {duration(plan.expected_s)}"
+    print(f"target:    {settings.target}")
+    print(f"space:     {settings.space}, {plan.size:.2e} combinations; {share}")
+    print(f"latency:   {plan.fastest_ms:.3g} to {plan.slowest_ms:.3g} ms (quantile {settings.confidence:g}), fastest to slowest")
+    print(f"trainings: {plan.trainings}, with {settings.workers} workers; time: {time}")
+
+
+def _check_run_folder(run: Path, *, resume: bool) -> None:
+    """Refuses early what the search would refuse after calibrating."""
+    if (run / "run.json").exists() and not resume:
+        raise ValueError(f"there is already a run in {run}: go on with it (--resume) or name another folder (--run)")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write the run folder {run}: {error.strerror}") from None
+
+
+def _new_run(target: Target, budget_ms: float) -> Path:
+    name = f"{target.alias or target.device}-{budget_ms:g}ms".replace(":", "-")
+    number = 1
+    while (path := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return path
+
+
+def _cores() -> int:
+    import psutil
+
+    return max(1, psutil.cpu_count(logical=False) or 1)
+
+
+def _target(name: str | None) -> Target:
+    from lownas.predictors import Target
+
+    if name is None:
+        raise ValueError("--target is missing: which device? (rtx3090, cpu, ...; `lownas targets` lists them)")
+    return Target.parse(name)
+
+
+def _predictor(target: Target, profiles: Path | None, *, calibrate_if_missing: bool = False) -> LatencyPredictor:
+    from lownas.predictors import LatencyPredictor
+    from lownas.predictors.target import profile_folders
+
+    known = any((folder / target.file_name).is_file() for folder in profile_folders(profiles))
+    if known or not calibrate_if_missing or not target.is_local:
+        return LatencyPredictor.load(target, profiles)
+    _stderr().print(f"no profile of {target} on this machine yet: calibrating (at most 4 minutes, once)", highlight=False)
+    return _calibrate(target, profiles)
+
+
+def _calibrate(target: Target, profiles: Path | None, **options: Any) -> LatencyPredictor:
+    from lownas.evaluators.measure import check_measurable, measure_for_calibration
+    from lownas.predictors.calibrate import Progress, calibrate
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    check_measurable(target)
+    columns = (TextColumn("measuring"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, TimeElapsedColumn(), console=_stderr()) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.done, total=progress.samples, description=progress.message)
+
+        return calibrate(target, measure_for_calibration, profiles=profiles, progress=show, **options)
+
+
+def _items(
+    configs: Sequence[Path] | None, presets: Sequence[str] | None, onnx: Sequence[Path] | None
+) -> list[tuple[str, LowFormerConfig | Path]]:
+    """What the user named, with the names to show."""
+    import difflib
+
+    from lownas.search_space import PRESETS
+
+    items: list[tuple[str, LowFormerConfig | Path]] = []
+    for name in presets or ():
+        if name == "all":
+            items.extend(PRESETS.items())
+        elif name in PRESETS:
+            items.append((name, PRESETS[name]))
+        else:
+            near = difflib.get_close_matches(name, PRESETS, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(PRESETS)} and all"
+            raise ValueError(f"--preset: unknown model {name!r}: {hint}")
+    items.extend((str(path), _read_config(path)) for path in configs or ())
+    items.extend((str(path), path) for path in onnx or ())
+    if not items:
+        raise ValueError("nothing to do: name models with --preset, --config or --onnx")
+    return items
+
+
+def _read_config(path: Path) -> LowFormerConfig:
+    """A config file: what `export` and a run's best.json hold, or an entry of front/."""
+    from lownas.search_space import LowFormerConfig
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config: cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        data = json.loads(text)
+        if isinstance(data, dict) and isinstance(data.get("config"), dict) and "objective" in data:
+            data = data["config"]
+        return LowFormerConfig.from_dict(data)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: broken JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+@app.command()
+def predict(
+    target: Target_ = None,
+    config: Configs = None,
+    preset: Presets = None,
+    onnx: Onnx = None,
+    coverage: Annotated[float, typer.Option(help="Probability that the interval holds the measured latency.")] = 0.9,
+    profiles: Profiles = None,
+    as_json: Json = False,
+) -> None:
+    """Predict latency on a target, without the device."""
+    full = _target(target)
+    if not 0 < coverage < 1:
+        raise ValueError(f"--coverage: between 0 and 1, given {coverage}")
+    items = _items(config, preset, onnx)
+    predictor = _predictor(full, profiles)
+    predictions = predictor.predict([item for _, item in items], coverage=coverage)
+    if as_json:
+        for (name, _), found in zip(items, predictions, strict=True):
+            _print_json(
+                {
+                    "input": name,
+                    "target": str(full),
+                    "latency_ms": found.latency_ms,
+                    "low_ms": found.low_ms,
+                    "high_ms": found.high_ms,
+                    "coverage": found.coverage,
+                    "source": found.source,
+                    "outside": list(found.outside),
+                }
+            )
+        return
+    from rich.table import Table
+
+    per = " per image" if full.batch is None else ""
+    table = Table(title=f"predicted latency on {full}")
+    for column in ("model", f"ms{per}", f"{100 * coverage:g} % interval", "outside of what was measured"):
+        table.add_column(column, justify="left" if column in ("model", "outside of what was measured") else "right")
+    for (name, _), found in zip(items, predictions, strict=True):
+        interval = f"{found.low_ms:.3g} - {found.high_ms:.3g}"
+        table.add_row(name, f"{found.latency_ms:.4g}", interval, ", ".join(found.outside))
+    out = _stdout()
+    out.print(table)
+    out.print(predictor.source, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def measure(
+    target: Target_ = "cpu",
+    config: Configs = None,
+    preset: Presets = None,
+    onnx: Onnx = None,
+    time_limit: Annotated[str, typer.Option(help="Warm-up and runs of one model end by then.")] = "10s",
+    as_json: Json = False,
+) -> None:
+    """Measure latency on this machine."""
+    from lownas.evaluators.measure import check_measurable, measure_latency
+
+    full = _target(target)
+    limit_s = parse_duration(time_limit, "--time-limit")
+    items = _items(config, preset, onnx)
+    check_measurable(full)
+    found = []
+    for name, item in items:
+        measurement = measure_latency(item, full, time_limit_s=limit_s)
+        found.append((name, measurement))
+        if as_json:
+            _print_json(
+                {
+                    "input": name,
+                    "target": str(full),
+                    "median_ms": measurement.median_ms,
+                    "iqr_ms": measurement.iqr_ms,
+                    "p90_ms": measurement.p90_ms,
+                    "p99_ms": measurement.p99_ms,
+                    "runs": measurement.runs,
+                    "noisy": measurement.noisy,
+                }
+            )
+    if as_json:
+        return
+    from rich.table import Table
+
+    table = Table(title=f"measured latency on {full}")
+    table.add_column("model")
+    for column in ("median ms", "IQR ms", "p90 ms", "p99 ms", "runs"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for name, m in found:
+        numbers = (f"{value:.4g}" for value in (m.median_ms, m.iqr_ms, m.p90_ms, m.p99_ms))
+        table.add_row(name, *numbers, str(m.runs), "noisy" if m.noisy else "")
+    _stdout().print(table)
+
+
+@app.command()
+def calibrate(
+    target: Target_ = "cpu",
+    samples: Annotated[int | None, typer.Option(help="Configs to measure.")] = None,
+    space: Annotated[str, typer.Option(help="What to draw them from.")] = "default",
+    time_limit: Annotated[str | None, typer.Option(help="No measurement begins later.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    profiles: Profiles = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a sample of the space on this machine, fit its latency model, report the held-out error, save a profile."""
+    full = _target(target)
+    options: dict[str, Any] = {"space": space, "seed": seed}
+    if samples is not None:
+        options["samples"] = samples
+    if time_limit is not None:
+        options["time_limit_s"] = parse_duration(time_limit, "--time-limit")
+    predictor = _calibrate(full, profiles, **options)
+    known = predictor.provenance
+    from lownas.predictors.target import profile_folders
+
+    path = profile_folders(profiles)[0] / full.file_name
+    if as_json:
+        _print_json({"target": str(full), "profile": str(path), **known})
+        return
+    print(f"target:          {full}")
+    print(f"measurements:    {known['samples']} configs")
+    print(f"held-out error:  {100 * known['held_out_error']:.1f} % (MACs alone: {100 * known['macs_only_error']:.1f} %)")
+    print(f"profile:         {path}")
+
+
+@app.command()
+def targets(profiles: Profiles = None, as_json: Json = False) -> None:
+    """List the known targets: setting, measurements, held-out error, where they come from."""
+    from lownas.predictors import list_profiles
+
+    entries = list_profiles(profiles)
+    if as_json:
+        for entry in entries:
+            _print_json(entry)
+        return
+    from rich.table import Table
+
+    table = Table(title="targets")
+    for column in ("name", "setting", "measured", "held-out error", "MACs alone", "source"):
+        table.add_column(column, justify="right" if column in ("measured", "held-out error", "MACs alone") else "left")
+    for entry in entries:
+        errors = [entry["held_out_error"], entry["macs_only_error"]]
+        table.add_row(
+            entry["alias"] or "",
+            entry["target"],
+            "" if entry["samples"] is None else str(entry["samples"]),
+            *("" if error is None else f"{100 * error:.1f} %" for error in errors),
+            entry["source"] if entry["usable"] else entry["reason"],
+        )
+    _stdout().print(table)
+
+
+@app.command()
+def export(
+    run: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    trial: Annotated[int | None, typer.Option(help="A trial instead of the answer.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A published model instead of a run's.")] = None,
+    format: Annotated[str, typer.Option("--format", help="config, onnx; several with commas.")] = "config,onnx",
+    out: Annotated[Path | None, typer.Option(help="Where to, without suffix [the config's id].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's answer, or one of its trials, as a config file and an ONNX file (fresh weights)."""
+    from lownas.search.export import export_config, run_config
+
+    if (run is None) == (preset is None):
+        raise ValueError("export: name either a run (--run) or a published model (--preset)")
+    if run is not None:
+        chosen = run_config(run, trial)
+    else:
+        ((_, chosen),) = _items(None, [str(preset)], None)  # type: ignore[assignment]
+    formats = [part.strip() for part in format.split(",")]
+    written = export_config(chosen, out or Path(chosen.id), formats=formats)
+    if as_json:
+        _print_json({"id": chosen.id, "files": [str(path) for path in written]})
+    else:
+        for path in written:
+            print(path)
+
+
+@app.command()
+def doctor(profiles: Profiles = None, as_json: Json = False) -> None:
+    """Say what this machine is, which versions are installed, and what can be measured here."""
+    import platform
+
+    import psutil
+
+    from lownas.predictors import Target, list_profiles
+    from lownas.predictors.target import ALIASES, cpu_name
+    from lownas.search.run import versions
+
+    measurable: dict[str, str] = {}
+    from lownas.evaluators.measure import check_measurable
+
+    for alias in ALIASES:
+        target = Target.parse(alias)
+        if target.is_local:
+            try:
+                check_measurable(target)
+            except ValueError as error:
+                measurable[alias] = str(error)
+            else:
+                measurable[alias] = "can be measured here"
+    usable = [entry["alias"] or entry["target"] for entry in list_profiles(profiles) if entry["usable"]]
+    about: dict[str, Any] = {
+        "lownas": lownas.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load": psutil.getloadavg()[0],
+        "versions": versions(),
+        "devices": measurable,
+        "profiles": usable,
+    }
+    if as_json:
+        _print_json(about)
+        return
+    for name, value in about.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, text in value.items():
+                print(f"  {key:<14} {text or 'not installed'}")
+        else:
+            print(f"{name:<16} {', '.join(value) if isinstance(value, list) else value}")
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Our own warnings as one line on stderr, without the source line that raised them."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        print(f"lownas: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.showwarning = show
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0].startswith("-") and words[0] not in ("--help", "-h"):
+        words.insert(0, "search")
+    try:
+        with _plain_warnings():
+            result = app(words, prog_name="lownas", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except TyperException as error:
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        if not text:  # the help was asked for
+            return 0
+        return _fail(text, getattr(error, "exit_code", 2))
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except (OSError, RuntimeError, MemoryError) as error:
+        return _fail(str(error) or type(error).__name__, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"lownas: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

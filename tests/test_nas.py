@@ -1,0 +1,200 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lownas.nas import main, parse_duration
+from lownas.search_space import PRESETS, write_onnx
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2ms", 2e-3), ("800us", 8e-4), ("0.5s", 0.5), ("10m", 600), ("1.5 h", 5400), (" 3s ", 3)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text, "--x") == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["2 apples", "-1ms", "0ms", "", "ms", "2", "1e400s", "nan s", "2ms3"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="--x: a positive duration"):
+        parse_duration(text, "--x")
+
+
+def broken(tmp_path: Path, name: str, content: bytes) -> str:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def one_class(tmp_path: Path) -> str:
+    from PIL import Image
+
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "cats" / f"{number}.png")
+    return f"imagefolder:{tmp_path / 'pictures'}"
+
+
+def config_with(**fields: Any) -> bytes:
+    return json.dumps({**PRESETS["lowformer_b0"].to_dict(), **fields}).encode()
+
+
+SEARCH = ["--target", "rtx3090", "--latency-budget"]
+Words = Callable[[Path], list[str]]
+WRONG: dict[str, tuple[Words, str]] = {
+    "unknown target": (lambda p: ["--target", "rtx309", "--latency-budget", "2ms"], "rtx3090"),
+    "a budget of apples": (lambda p: [*SEARCH, "2 apples"], "2 apples"),
+    "a negative budget": (lambda p: [*SEARCH, "-1ms"], "positive duration"),
+    "no target": (lambda p: ["--latency-budget", "2ms"], "--target is missing"),
+    "no budget": (lambda p: ["--target", "rtx3090"], "--latency-budget is missing"),
+    "a budget below the fastest": (lambda p: [*SEARCH, "1us"], "fastest"),
+    "unknown option": (lambda p: [*SEARCH, "2ms", "--colour", "red"], "--colour"),
+    "unknown command": (lambda p: ["serach"], "serach"),
+    "not a number": (lambda p: [*SEARCH, "2ms", "--trials", "many"], "integer"),
+    "no trials": (lambda p: [*SEARCH, "2ms", "--trials", "0"], "trials"),
+    "impossible confidence": (lambda p: [*SEARCH, "2ms", "--confidence", "2"], "confidence"),
+    "unknown space": (lambda p: [*SEARCH, "2ms", "--space", "defalt"], "default"),
+    "impossible resolution": (lambda p: [*SEARCH, "2ms", "--resolution", "3"], "resolution"),
+    "unknown data": (lambda p: [*SEARCH, "2ms", "--data", "imagnet"], "imagnet"),
+    "missing data": (lambda p: [*SEARCH, "2ms", "--data", f"imagefolder:{p / 'none'}"], "none"),
+    "one class": (lambda p: [*SEARCH, "2ms", "--data", one_class(p)], "class"),
+    "resume nothing": (lambda p: [*SEARCH, "2ms", "--resume"], "--run"),
+    "resume what is no run": (lambda p: [*SEARCH, "2ms", "--resume", "--run", str(p)], "run.json"),
+    "replay nothing": (lambda p: ["--replay", str(p / "run.json")], "run.json"),
+    "nothing to predict": (lambda p: ["predict", "--target", "rtx3090"], "--preset"),
+    "unknown preset": (lambda p: ["predict", "--target", "rtx3090", "--preset", "lowformer_b9"], "lowformer_b"),
+    "predict without target": (lambda p: ["predict", "--preset", "lowformer_b1"], "--target is missing"),
+    "missing config": (lambda p: ["predict", "--target", "rtx3090", "--config", str(p / "no.json")], "no.json"),
+    "broken json": (lambda p: ["predict", "--target", "rtx3090", "--config", broken(p, "a.json", b"{")], "broken JSON"),
+    "unknown key": (
+        lambda p: ["predict", "--target", "rtx3090", "--config", broken(p, "a.json", config_with(colour=1))],
+        "colour: unknown key",
+    ),
+    "impossible value": (
+        lambda p: ["predict", "--target", "rtx3090", "--config", broken(p, "a.json", config_with(resolution=0))],
+        "resolution",
+    ),
+    "broken onnx": (lambda p: ["predict", "--target", "rtx3090", "--onnx", broken(p, "a.onnx", b"\xff\x01")], "a.onnx"),
+    "measured broken onnx": (lambda p: ["measure", "--onnx", broken(p, "a.onnx", b"\xff\x01")], "a.onnx"),
+    "missing onnx": (lambda p: ["predict", "--target", "rtx3090", "--onnx", str(p / "no.onnx")], "no.onnx"),
+    "impossible coverage": (
+        lambda p: ["predict", "--target", "rtx3090", "--preset", "lowformer_b1", "--coverage", "1"],
+        "--coverage",
+    ),
+    "measure elsewhere": (lambda p: ["measure", "--target", "rtx3090", "--preset", "lowformer_b1"], "rtx3090"),
+    "cpu without profile": (
+        lambda p: ["predict", "--target", "cpu", "--preset", "lowformer_b1", "--profiles", str(p)],
+        "calibrate",
+    ),
+    "broken profile": (
+        lambda p: [
+            *("predict", "--target", "cpu", "--preset", "lowformer_b1"),
+            *("--profiles", str(Path(broken(p, "cpu__onnxruntime__fp32__b1__t1.json", b"{")).parent)),
+        ],
+        "profile",
+    ),
+    "export nothing": (lambda p: ["export"], "--run"),
+    "export no run": (lambda p: ["export", "--run", str(p)], "no answer"),
+    "unknown format": (lambda p: ["export", "--preset", "lowformer_b0", "--format", "pickle"], "pickle"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_gets_one_line_and_exit_code_2(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, said = WRONG[case]
+    arguments = words(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if line.startswith("lownas: error: ")]
+    assert len(errors) == 1 and err.splitlines()[-1] == errors[0], err
+    assert said in errors[0] and out == ""
+    left = {path for path in tmp_path.rglob("*") if path.is_file()} - set(before)
+    assert {path.name for path in left} <= {"lock", "log.txt"}, "nothing half-written"
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert main([*SEARCH, "2ms", "--run", str(tmp_path)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (tmp_path / "run.json").read_text() == "{}"
+
+
+def test_an_unwritable_run_folder_is_the_machines_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([*SEARCH, "2ms", "--run", str(tmp_path / "file" / "run")]) == 1
+    assert "cannot write the run folder" in capsys.readouterr().err
+
+
+def test_predict_as_json_for_several_kinds_of_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = PRESETS["lowformer_e1"]
+    (tmp_path / "e1.json").write_text(config.to_json())
+    write_onnx(config, tmp_path / "e1.onnx")
+    words = ["predict", "--target", "rtx3090", "--json", "--preset", "lowformer_e1"]
+    assert main([*words, "--config", str(tmp_path / "e1.json"), "--onnx", str(tmp_path / "e1.onnx")]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["input"] for line in lines] == ["lowformer_e1", str(tmp_path / "e1.json"), str(tmp_path / "e1.onnx")]
+    for line in lines:
+        assert set(line) == {"input", "target", "latency_ms", "low_ms", "high_ms", "coverage", "source", "outside"}
+        assert line["target"] == "rtx3090/tensorrt/fp16/b1/t1"
+        assert line["low_ms"] < line["latency_ms"] < line["high_ms"]
+        assert line["latency_ms"] == pytest.approx(lines[0]["latency_ms"])
+
+
+def test_measure_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", "--preset", "cpubone_nano", "--time-limit", "1s", "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["target"] == "cpu/onnxruntime/fp32/b1/t1"
+    assert line["median_ms"] > 0 and line["iqr_ms"] >= 0 and line["runs"] >= 1 and line["noisy"] in (True, False)
+
+
+def test_targets_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets", "--json"]) == 0
+    entries = {e["target"]: e for e in map(json.loads, capsys.readouterr().out.splitlines())}
+    shipped = entries["rtx3090/tensorrt/fp16/b1/t1"]
+    assert shipped["usable"] and shipped["samples"] >= 40 and 0 < shipped["held_out_error"] < shipped["macs_only_error"]
+    assert main(["targets"]) == 0 and "rtx3090" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert "rtx3090" in about["profiles"] and about["devices"]["cpu"] == "can be measured here"
+    assert main(["doctor"]) == 0
+
+
+def test_a_dry_run_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*SEARCH, "2ms", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert 0.1 <= plan["feasible_share"] <= 0.8, "the default space is made for budgets like this one"
+    assert plan["fastest_ms"] < 2 < plan["slowest_ms"] and plan["size"] > 1e9
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_search_resume_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole path, small: digits, two trainings in this process, one more on resuming, both files exported."""
+    run = tmp_path / "run"
+    words = [*SEARCH, "2ms", "--space", "tiny", "--data", "digits", "--workers", "0", "--repeats", "0", "--json"]
+    words += ["--proxy-budget", "4s", "--run", str(run)]
+    assert main([*words, "--trials", "2"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["answer"]["quantile_ms"] <= 2 and len(first["candidates"]) == 2
+    assert main([*words, "--trials", "2"]) == 2, "a run is not overwritten"
+    assert main(["--resume", "--run", str(run), "--trials", "3", "--json"]) == 0
+    capsys.readouterr()
+    results = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert [result["trial"] for result in results] == [0, 1, 2]
+    assert main(["export", "--run", str(run), "--trial", "1", "--out", str(tmp_path / "chosen")]) == 0
+    assert json.loads((tmp_path / "chosen.json").read_text()) == results[1]["config"]
+    assert main(["predict", "--target", "rtx3090", "--onnx", str(tmp_path / "chosen.onnx")]) == 0
+    assert "<html" in (run / "report.html").read_text().lower()
