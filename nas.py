@@ -73,13 +73,11 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, allow_nan=False), flush=True)
 
 
-Target_ = Annotated[str | None, typer.Option("--target", help="Device and setting: rtx3090, cpu, ... (`lownas targets`).")]
+Target_ = Annotated[str | None, typer.Option("--target", help="Device and setting: rtx3090, cpu (`lownas targets`).")]
 Profiles = Annotated[Path | None, typer.Option("--profiles", help="Folder of your own target profiles.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
 Configs = Annotated[list[Path] | None, typer.Option("--config", help="A config file (JSON); may be repeated.")]
-Presets = Annotated[
-    list[str] | None, typer.Option("--preset", help="A published model, or `all`; may be repeated.")
-]
+Presets = Annotated[list[str] | None, typer.Option("--preset", help="A published model, or `all`; may be repeated.")]
 Onnx = Annotated[list[Path] | None, typer.Option("--onnx", help="An ONNX file; may be repeated.")]
 
 
@@ -99,7 +97,9 @@ def search(
     repeats: Annotated[int | None, typer.Option(help="Candidates trained again with a second seed [5].")] = None,
     time_budget: Annotated[str | None, typer.Option(help="No training starts that would end later: 5m, 2h.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray workers; 0 trains in this process [one per core].")] = None,
-    confidence: Annotated[float | None, typer.Option(help="Feasible is P(latency <= budget) at least this [0.9].")] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Feasible: P(latency <= budget) >= this [0.9].")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random [0].")] = None,
     run: Annotated[Path | None, typer.Option(help="The run folder [runs/TARGET-BUDGET-N].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run.")] = False,
@@ -162,7 +162,8 @@ def _search(
     if settings.data is not None:
         from lownas.evaluators.data import load_data
 
-        load_data(settings.data, 32, settings.seed, train_images=64, validation_images=64)  # raises before anything starts
+        # What is wrong with it is said before anything starts.
+        load_data(settings.data, 32, settings.seed, train_images=64, validation_images=64)
     if not dry_run:
         _check_run_folder(Path(settings.run), resume=resume)
     predictor = _predictor(target, profiles, calibrate_if_missing=True)
@@ -212,7 +213,8 @@ def _print_dry_run(plan: Any, settings: SearchSettings, *, as_json: bool) -> Non
     import dataclasses
 
     if as_json:
-        _print_json({**dataclasses.asdict(plan), "target": settings.target, "latency_budget_ms": settings.latency_budget_ms})
+        budget = {"target": settings.target, "latency_budget_ms": settings.latency_budget_ms}
+        _print_json({**dataclasses.asdict(plan), **budget})
         return
     from lownas.search.progress import duration
 
@@ -220,7 +222,8 @@ def _print_dry_run(plan: Any, settings: SearchSettings, *, as_json: bool) -> Non
     time = "unknown until a training was timed" if plan.expected_s is None else f"about {duration(plan.expected_s)}"
     print(f"target:    {settings.target}")
     print(f"space:     {settings.space}, {plan.size:.2e} combinations; {share}")
-    print(f"latency:   {plan.fastest_ms:.3g} to {plan.slowest_ms:.3g} ms (quantile {settings.confidence:g}), fastest to slowest")
+    extremes = f"{plan.fastest_ms:.3g} to {plan.slowest_ms:.3g} ms"
+    print(f"latency:   {extremes}, fastest to slowest (quantile {settings.confidence:g} of the prediction)")
     print(f"trainings: {plan.trainings}, with {settings.workers} workers; time: {time}")
 
 
@@ -263,15 +266,17 @@ def _predictor(target: Target, profiles: Path | None, *, calibrate_if_missing: b
     known = any((folder / target.file_name).is_file() for folder in profile_folders(profiles))
     if known or not calibrate_if_missing or not target.is_local:
         return LatencyPredictor.load(target, profiles)
-    _stderr().print(f"no profile of {target} on this machine yet: calibrating (at most 4 minutes, once)", highlight=False)
+    said = f"no profile of {target} on this machine yet: calibrating (at most 4 minutes, once)"
+    _stderr().print(said, highlight=False)
     return _calibrate(target, profiles)
 
 
 def _calibrate(target: Target, profiles: Path | None, **options: Any) -> LatencyPredictor:
-    from lownas.evaluators.measure import check_measurable, measure_for_calibration
-    from lownas.predictors.calibrate import Progress, calibrate
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
+
+    from lownas.evaluators.measure import check_measurable, measure_for_calibration
+    from lownas.predictors.calibrate import Progress, calibrate
 
     check_measurable(target)
     columns = (TextColumn("measuring"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
@@ -432,7 +437,7 @@ def calibrate(
     profiles: Profiles = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a sample of the space on this machine, fit its latency model, report the held-out error, save a profile."""
+    """Measure a sample of the space on this machine, fit a latency model, report its held-out error, save a profile."""
     full = _target(target)
     options: dict[str, Any] = {"space": space, "seed": seed}
     if samples is not None:
@@ -449,7 +454,8 @@ def calibrate(
         return
     print(f"target:          {full}")
     print(f"measurements:    {known['samples']} configs")
-    print(f"held-out error:  {100 * known['held_out_error']:.1f} % (MACs alone: {100 * known['macs_only_error']:.1f} %)")
+    error, baseline = 100 * known["held_out_error"], 100 * known["macs_only_error"]
+    print(f"held-out error:  {error:.1f} % (MACs alone: {baseline:.1f} %)")
     print(f"profile:         {path}")
 
 

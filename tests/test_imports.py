@@ -1,4 +1,4 @@
-"""Who may import whom: nas.py -> search -> {predictors, evaluators} -> search_space; ray in one file; heavy parts late."""
+"""Who may import whom: nas.py -> search -> {predictors, evaluators} -> search_space; ray in one file."""
 
 from __future__ import annotations
 
