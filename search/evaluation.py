@@ -1,0 +1,59 @@
+"""How a search judges its candidates by default: proxy training, planned once per run. Torch is imported late."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..search_space.config import LowFormerConfig
+from .settings import SearchSettings
+
+DEFAULT_PROXY_BUDGET_S = 360.0  # of all trainings together, so that a default search ends well within 10 minutes
+TIME_SHARE = 0.7  # of a time budget, for the trainings; proposing, starting and measuring take the rest
+
+logger = logging.getLogger("lownas.search")
+
+
+def training_budget_s(settings: SearchSettings) -> float:
+    """Seconds that all proxy trainings may take together: as set, or the default within the time budget."""
+    if settings.proxy_budget_s is not None:
+        return settings.proxy_budget_s
+    limit = settings.time_budget_s
+    return DEFAULT_PROXY_BUDGET_S if limit is None else min(DEFAULT_PROXY_BUDGET_S, TIME_SHARE * limit)
+
+
+def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> dict[str, Any]:
+    """Proxy settings for a run that trains `configs` or the like, as JSON values; times a few steps on this machine.
+
+    Raises ValueError if the data cannot be used.
+    """
+    from ..evaluators.proxy import choose_settings
+
+    chosen = choose_settings(
+        configs,
+        settings.data or "formula",
+        training_budget_s(settings),
+        settings.trials + settings.repeats,
+        settings.workers,
+        _device(),
+        epochs=settings.proxy_epochs,
+        seed=settings.seed,
+    )
+    logger.info("proxy training: %s", chosen.to_json())
+    return chosen.to_dict()
+
+
+def train_candidate(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Proxy training of a task's "config" with its "seed" under the settings "proxy"."""
+    from ..evaluators.proxy import ProxySettings, train_proxy
+
+    config = LowFormerConfig.from_dict(task["config"])
+    result = train_proxy(config, None, ProxySettings.from_dict(task["proxy"]), task["seed"], _device())
+    return result.to_dict()
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

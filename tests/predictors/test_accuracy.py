@@ -1,0 +1,87 @@
+"""The accuracy prior against the published numbers it is fitted on."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lownas.predictors.accuracy import SLOPE_BEYOND, AccuracyPrior, attending_share, total_macs
+from lownas.search_space.graph import op_graph
+from lownas.search_space.presets import PRESETS, PUBLISHED
+
+
+def test_macs_equal_those_of_the_operator_graph() -> None:
+    configs = list(PRESETS.values())
+    assert total_macs(configs).tolist() == [op_graph(config).macs for config in configs]
+
+
+def test_prior_is_close_to_published_and_says_its_error() -> None:
+    prior = AccuracyPrior()
+    assert 0.38 < prior.baseline_error < 0.48  # MACs and resolution alone: the reference says about 0.43
+    assert prior.leave_one_out_error < prior.baseline_error - 0.05
+    for name, config in PRESETS.items():
+        for resolution, published in PUBLISHED[name].top1.items():
+            estimate = prior.imagenet_top1([config.model_copy(update={"resolution": resolution})])[0]
+            assert abs(estimate - published) < 1.7, (name, resolution)
+
+
+def test_published_model_without_preset_counts_too() -> None:
+    prior = AccuracyPrior()
+    assert prior.models == len(PUBLISHED)
+    assert prior.points == sum(len(model.top1) for model in PUBLISHED.values())
+
+
+def test_larger_is_better_and_small_images_earn_nothing() -> None:
+    prior = AccuracyPrior()
+    b1 = PRESETS["lowformer_b1"]
+    small, base, large = (b1.model_copy(update={"resolution": r}) for r in (160, 224, 288))
+    estimates = prior.imagenet_top1([small, base, large])
+    assert np.all(np.diff(estimates) > 0.3)
+    # Below 224 pixels only the MACs count.
+    same_macs = prior.top1_from_costs(np.array([1e9, 1e9]), np.array([128.0, 224.0]), np.ones(2))
+    assert same_macs[0] == same_macs[1]
+
+
+def test_gains_shrink_beyond_the_largest_published_model() -> None:
+    prior = AccuracyPrior()
+    macs = prior.macs_range[1] * np.array([0.5, 1.0, 2.0, 4.0])
+    steps = np.diff(prior.top1_from_costs(macs, np.full(4, 224.0), np.ones(4))) / np.log(2)
+    assert steps == pytest.approx([prior.slope_macs, SLOPE_BEYOND, SLOPE_BEYOND])
+
+
+def test_attention_is_worth_something_at_equal_macs() -> None:
+    prior = AccuracyPrior()
+    without, with_ = prior.top1_from_costs(np.full(2, 2e9), np.full(2, 224.0), np.array([0.0, 1.0]))
+    assert 0.3 < with_ - without < 1.2  # E1 and E2 fall that far behind the B models
+    shares = [attending_share(PRESETS[name]) for name in ("lowformer_b1", "lowformer_e1", "lowformer_e3")]
+    assert shares == [1.0, 0.0, 1.0]
+
+
+def test_extrapolation_is_flagged() -> None:
+    prior = AccuracyPrior()
+    b3, nano = PRESETS["lowformer_b3"], PRESETS["cpubone_nano"]
+    stages = (*b3.stages[:3], b3.stages[3].model_copy(update={"depth": 9}))
+    larger = b3.model_copy(update={"stages": stages})
+    configs = [b3, nano, larger, b3.model_copy(update={"resolution": 288}), b3.model_copy(update={"resolution": 128})]
+    assert prior.extrapolates(configs).tolist() == [False, False, True, False, True]
+
+
+def test_bulk_speed() -> None:
+    prior = AccuracyPrior()
+    configs = list(PRESETS.values()) * 500
+    prior.imagenet_top1(configs)
+    started = time.perf_counter()
+    prior.imagenet_top1(configs)
+    assert len(configs) / (time.perf_counter() - started) > 10_000
+
+
+def test_too_few_published_models() -> None:
+    with pytest.raises(ValueError, match="at least 5 published models, given 2"):
+        AccuracyPrior(dict(list(PUBLISHED.items())[:2]))
+
+
+def test_imports_neither_torch_nor_ray_nor_optuna() -> None:
+    code = "import sys, lownas.predictors.accuracy; print({'torch', 'ray', 'optuna'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

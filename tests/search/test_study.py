@@ -1,0 +1,365 @@
+"""The search with stand-ins for predictor and training: its flow, its answers, and how it survives."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from lownas.predictors.accuracy import AccuracyPrior
+from lownas.search.run import RunFolder, read_results
+from lownas.search.study import SearchOutcome, SearchStatus, division, dry_run, search
+
+
+class Killed(BaseException):
+    """As sudden as a SIGKILL: nothing in the driver catches it."""
+
+
+@pytest.fixture
+def run_search(settings, space, predictor, evaluate, plan) -> Callable[..., SearchOutcome]:
+    def run(*, resume=False, evaluate=evaluate, plan=plan, measure=None, progress=None, **changes):
+        return search(
+            settings(**changes),
+            predictor=predictor,
+            space=space,
+            resume=resume,
+            evaluate=evaluate,
+            plan=plan,
+            measure=measure,
+            progress=progress,
+        )
+
+    return run
+
+
+def facts(path: str | Path) -> list[dict[str, Any]]:
+    return [result.to_dict() for result in read_results(path)]
+
+
+def states(path: str | Path) -> list[str]:
+    study = optuna.load_study(study_name="lownas", storage=f"sqlite:///{path}/study.db")
+    return [trial.state.name for trial in study.trials]
+
+
+def test_whole_search(run_search, settings, space, predictor) -> None:
+    seen: list[SearchStatus] = []
+    outcome = run_search(trials=16, repeats=5, evaluations=2000, progress=seen.append)
+    results = read_results(outcome.run)
+    assert [result.trial for result in results] == list(range(21))
+    assert {result.status for result in results} == {"complete"}
+    assert len({result.config_id for result in results}) == 16
+    assert Counter(result.role for result in results) == {"explore": 6, "exploit": 5, "child": 5, "repeat": 5}
+    macs = [result.macs for result in results]
+    assert max(macs) / min(macs) >= 3
+    repeated = [result for result in results if result.role == "repeat"]
+    for result in repeated:
+        assert any(other.config_id == result.config_id and other.seed != result.seed for other in results)
+    # The answer uses the budget and beats the best of 1,000 random feasible configurations under the same prior.
+    assert outcome.answer is not None
+    assert 0.9 * 0.8 <= outcome.answer.quantile_ms <= 0.8
+    rng = np.random.default_rng(1)
+    samples = [space.sample(rng) for _ in range(3000)]
+    feasible = [c for c, q in zip(samples, predictor.quantile_ms(samples, 0.9), strict=True) if q <= 0.8][:1000]
+    assert len(feasible) == 1000
+    assert outcome.answer.prior_top1 > AccuracyPrior().imagenet_top1(feasible).max()
+    assert outcome.answer.latency_source == "predicted"
+    assert any("predicted, not measured" in note for note in outcome.notes)
+    assert any("Nothing was trained on your data" in note for note in outcome.notes)
+    assert seen[-1].done == 21 and seen[-1].phase == "done"
+    about = json.loads((outcome.run / "run.json").read_text())
+    assert about["proxy"] == {"epochs": 3, "configs": 16}
+    assert about["settings"]["latency_budget_ms"] == 0.8
+    assert states(outcome.run) == ["COMPLETE"] * 21
+    study = optuna.load_study(study_name="lownas", storage=f"sqlite:///{outcome.run}/study.db")
+    assert all(trial.constraints["latency"] <= 0 for trial in study.trials)
+    assert study.trials[0].params == space.to_params(results[0].config)
+
+
+def test_division_adds_up() -> None:
+    for trials in range(1, 40):
+        assert sum(division(trials)) == trials
+        assert division(trials)[1] >= 1
+    assert division(16) == (6, 5, 5)
+
+
+def test_budget_below_the_fastest_leaves_nothing_behind(run_search, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"budget of 0.01 ms: the fastest .* takes 0\.\d+ ms at confidence 0.9"):
+        run_search(latency_budget_ms=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_fails_leaves_nothing_behind(run_search, tmp_path) -> None:
+    def no_data(settings, configs):
+        raise ValueError("data: no such folder")
+
+    with pytest.raises(ValueError, match="no such folder"):
+        run_search(plan=no_data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_run_needs_resume(run_search) -> None:
+    run_search(trials=1, repeats=0)
+    with pytest.raises(ValueError, match="already a run"):
+        run_search(trials=1, repeats=0)
+    with pytest.raises(ValueError, match=r"cannot resume with latency_budget_ms = 0\.9: the run was started with 0\.8"):
+        run_search(trials=1, repeats=0, latency_budget_ms=0.9, resume=True)
+
+
+def test_resume_without_a_run(run_search, tmp_path) -> None:
+    with pytest.raises(ValueError, match="no run to resume"):
+        run_search(resume=True)
+
+
+def test_second_driver_is_refused(run_search, settings, evaluate) -> None:
+    run_search(trials=1, repeats=0)
+    with RunFolder.open(settings().run, resume=True):
+        started = time.monotonic()
+        with pytest.raises(ValueError, match="another search is at work"):
+            run_search(trials=2, repeats=0, resume=True)
+        assert time.monotonic() - started < 1
+
+
+def test_failed_candidates_are_recorded_and_replaced(run_search, evaluate) -> None:
+    def sometimes(task):
+        if task["trial"] == 1:
+            raise RuntimeError("CUDA\nout of memory")
+        if task["trial"] == 2:
+            return {"accuracy": float("nan"), "reason": "the loss is nan in epoch 1"}
+        if task["trial"] == 3:
+            raise MemoryError
+        return evaluate(task)
+
+    outcome = run_search(evaluate=sometimes)
+    failed = {result.trial: result for result in read_results(outcome.run) if result.status == "failed"}
+    assert [failed[n].reason for n in (1, 2, 3)] == [
+        "RuntimeError: CUDA out of memory",
+        "the loss is nan in epoch 1",
+        "out of memory: MemoryError",
+    ]
+    assert all(result.accuracy is None and result.objective is None for result in failed.values())
+    assert outcome.counts == {"complete": 12, "failed": 3}
+    assert states(outcome.run).count("FAIL") == 3
+    assert any(note.startswith("3 trials failed") for note in outcome.notes)
+
+
+def test_if_all_fail_the_search_ends_with_the_reason(run_search) -> None:
+    def broken(task):
+        raise OSError("no such device")
+
+    with pytest.raises(RuntimeError, match=r"all \d+ candidates failed; the first: OSError: no such device"):
+        run_search(evaluate=broken)
+
+
+def test_interrupt_keeps_what_was_found_and_resume_goes_on(run_search, evaluate, tmp_path) -> None:
+    def interrupted(task):
+        if task["trial"] == 5:
+            raise KeyboardInterrupt
+        return evaluate(task)
+
+    whole = run_search(run=str(tmp_path / "whole"))
+    outcome = run_search(evaluate=interrupted)
+    assert outcome.interrupted and len(outcome.candidates) == 5 and outcome.answer is not None
+    assert any("--resume" in note for note in outcome.notes)
+    assert "RUNNING" not in states(outcome.run)
+    outcome = run_search(resume=True)
+    assert not outcome.interrupted
+    assert facts(outcome.run) == facts(whole.run)
+    assert outcome.answer == whole.answer
+
+
+def test_killed_anywhere_the_resumed_run_ends_the_same(run_search, evaluate, tmp_path, monkeypatch) -> None:
+    whole = run_search(run=str(tmp_path / "whole"))
+    expected = facts(whole.run)
+    points = ["_finish", "_tell", "_ask", "_start", "append_result", "suggest"]
+    from lownas.search import study as module
+
+    victims: dict[str, Any] = {
+        "_finish": module._Driver,
+        "_tell": module._Driver,
+        "_ask": module._Driver,
+        "_start": module._Driver,
+        "append_result": module.RunFolder,
+        "suggest": module.SearchSpace,
+    }
+    attempt = 0
+    done = False
+    while not done:
+        # Every time, die in another place: before or after the call, on its second use.
+        name, after = points[attempt % len(points)], attempt // len(points) % 2 == 1
+        owner = victims[name]
+        original = getattr(owner, name)
+        calls = 0
+
+        def dying(self, *args, original=original, after=after):
+            nonlocal calls
+            calls += 1
+            if calls == 2 and not after:
+                raise Killed
+            result = original(self, *args)
+            if calls == 2:
+                raise Killed
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, dying)
+            patch.setattr(module._Driver, "_settle", lambda self: None)  # a killed driver settles nothing
+            try:
+                outcome = run_search(resume=attempt > 0)
+                done = True
+            except Killed:
+                pass
+        attempt += 1
+        assert attempt < 40
+    assert attempt > 6
+    assert facts(outcome.run) == expected
+    assert outcome.answer == whole.answer
+    assert states(outcome.run) == ["COMPLETE"] * len(expected)
+
+
+def test_broken_last_line_is_set_aside(run_search, evaluate, tmp_path) -> None:
+    whole = run_search(run=str(tmp_path / "whole"))
+
+    def interrupted(task):
+        if task["trial"] == 4:
+            raise KeyboardInterrupt
+        return evaluate(task)
+
+    path = run_search(evaluate=interrupted).run / "results.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    outcome = run_search(resume=True)
+    assert (path.parent / "results.jsonl.broken").exists()
+    assert facts(outcome.run) == facts(whole.run)
+    assert len(states(outcome.run)) == len(facts(whole.run))
+
+
+def test_lost_study_is_rebuilt_from_the_results(run_search, evaluate, tmp_path) -> None:
+    outcome = run_search(trials=3, repeats=0)
+    for file in outcome.run.glob("study.db*"):
+        file.unlink()
+    again = run_search(trials=4, repeats=0, resume=True)
+    assert [result.trial for result in read_results(again.run)] == [0, 1, 2, 3]
+    assert states(again.run) == ["COMPLETE"] * 4
+
+
+def test_resume_keeps_the_proxy_plan(run_search, evaluate) -> None:
+    tasks = []
+
+    def noting(task):
+        tasks.append(task)
+        return evaluate(task)
+
+    def other(settings, configs):
+        raise AssertionError("a resumed run is not timed again")
+
+    run_search(trials=1, repeats=0)
+    run_search(trials=2, repeats=0, resume=True, plan=other, evaluate=noting)
+    assert [task["proxy"] for task in tasks] == [{"epochs": 3, "configs": 1}]
+    assert json.loads(json.dumps(tasks)) == tasks  # plain values only
+
+
+def test_time_budget(run_search, evaluate) -> None:
+    def slow(task: Mapping[str, Any]) -> dict[str, Any]:
+        time.sleep(0.3)
+        return {**evaluate(task), "seconds": 0.3}
+
+    outcome = run_search(evaluate=slow, time_budget_s=3, trials=50)
+    assert outcome.interrupted and 0 < len(outcome.candidates) < 50
+    assert outcome.seconds < 4.5
+
+
+@dataclass(frozen=True)
+class StubMeasurement:
+    median_ms: float
+    iqr_ms: float = 0.01
+
+
+def test_the_answer_is_the_best_one_measured_within_the_budget(run_search, predictor) -> None:
+    measured = []
+
+    def slower(config):
+        measured.append(config.id)
+        return StubMeasurement(1.3 * float(predictor.latency_ms([config])[0]))
+
+    outcome = run_search(measure=slower)
+    assert outcome.answer is not None
+    assert outcome.answer.latency_source == "measured" and outcome.answer.latency_ms <= 0.8
+    assert outcome.answer.config.id in measured and len(measured) <= 8
+    again = run_search(measure=slower, resume=True)
+    assert again.answer == outcome.answer
+    assert len(measured) == len(set(measured))  # nothing is measured twice
+
+
+def test_nothing_fits_when_measured(run_search) -> None:
+    outcome = run_search(measure=lambda config: StubMeasurement(5.0))
+    assert outcome.answer is None
+    assert any("None of the" in note and "calibrate" in note for note in outcome.notes)
+
+
+def test_a_measurement_that_fails_leaves_a_predicted_answer(run_search) -> None:
+    def broken(config):
+        raise RuntimeError("the device is gone")
+
+    outcome = run_search(measure=broken)
+    assert outcome.answer is not None and outcome.answer.latency_source == "predicted"
+
+
+def test_a_budget_that_nothing_exceeds_is_said(run_search) -> None:
+    outcome = run_search(latency_budget_ms=1000.0)
+    assert any(note.startswith("Nothing in the space 'tiny' exceeds the budget") for note in outcome.notes)
+
+
+def test_on_user_data_the_objective_is_the_accuracy(run_search) -> None:
+    outcome = run_search(data="digits")
+    for candidate in outcome.candidates:
+        assert candidate.objective == pytest.approx(100 * candidate.accuracy)
+    assert outcome.answer == outcome.candidates[0]
+    # The second seeds go to the best.
+    repeated = [candidate for candidate in outcome.candidates if candidate.seeds == 2]
+    assert len(repeated) == 4
+
+
+def test_trial_enqueued_from_outside_over_the_budget_is_infeasible(run_search, space, predictor) -> None:
+    outcome = run_search(trials=2, repeats=0)
+    rng = np.random.default_rng(0)
+    samples = [space.sample(rng) for _ in range(500)]
+    slow = samples[int(np.argmax(predictor.latency_ms(samples)))]
+    study = optuna.load_study(study_name="lownas", storage=f"sqlite:///{outcome.run}/study.db")
+    study.enqueue_trial(space.to_params(slow))
+    study.enqueue_trial(study.trials[0].params)
+    run_search(trials=2, repeats=0, resume=True)
+    over, known = read_results(outcome.run)[2:]
+    assert (over.status, over.accuracy) == ("infeasible", None)
+    assert "over the budget" in over.reason
+    assert (known.status, known.reason) == ("complete", "the same as trial 0")
+    assert states(outcome.run)[2:] == ["PRUNED", "COMPLETE"]
+    assert optuna.load_study(study_name="lownas", storage=study._storage).trials[2].constraints["latency"] > 0
+
+
+def test_dry_run(settings, space, predictor, tmp_path) -> None:
+    result = dry_run(settings(proxy_budget_s=60), predictor=predictor, space=space)
+    assert result.size == space.size
+    assert 0 < result.feasible_share <= 1
+    assert result.fastest_ms < 0.8 < result.slowest_ms
+    assert result.trainings == 12 and 60 < result.expected_s < 120
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_workers_imports_ray() -> None:
+    package = Path(sys.modules["lownas"].__path__[0])
+    for folder in ("search", "search_space", "predictors", "evaluators"):
+        for file in (package / folder).glob("*.py"):
+            text = file.read_text()
+            assert ("import ray" in text) == (folder == "search" and file.name == "workers.py"), file
+
+
+def test_a_search_in_process_imports_no_ray_and_no_torch() -> None:
+    code = "import sys, lownas.search.study; print({'torch', 'ray'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
