@@ -1,0 +1,47 @@
+"""What an architecture will cost: targets and their profiles, kernel fusion, the latency model and its calibration; the
+accuracy prior. Calibration: `predictors.calibrate.calibrate`.
+
+Importing this and predicting needs numpy and pydantic alone: neither torch, nor ray, nor optuna.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accuracy import AccuracyPrior
+    from .fusion import Kernels, fuse
+    from .latency import LatencyPrediction, LatencyPredictor, list_profiles
+    from .target import Target
+
+__all__ = [
+    "AccuracyPrior",
+    "Kernels",
+    "LatencyPrediction",
+    "LatencyPredictor",
+    "Target",
+    "fuse",
+    "list_profiles",
+]
+
+_LATE = {
+    "AccuracyPrior": "accuracy",
+    "Kernels": "fusion",
+    "LatencyPrediction": "latency",
+    "LatencyPredictor": "latency",
+    "Target": "target",
+    "fuse": "fusion",
+    "list_profiles": "latency",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_LATE[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
