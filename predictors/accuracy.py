@@ -20,10 +20,7 @@ from ..search_space.presets import PRESETS, PUBLISHED, Published
 Floats = NDArray[np.float64]
 
 REFERENCE_RESOLUTION = 224
-# Points of top-1 per e-fold of MACs beyond the largest published model. Within the family it is three times that, but
-# the gains of large convolutional networks on ImageNet-1k shrink: ConvNeXt-S 83.1 % with 8.7 G, L 84.3 % with 34.4 G
-# (arXiv 2201.03545, table 1).
-SLOPE_BEYOND = 0.87
+_ROUNDING = 1.005  # MACs do not scale exactly with the resolution's square
 
 
 @lru_cache(maxsize=65536)
@@ -54,7 +51,8 @@ class AccuracyPrior:
       value at 224, so that there a multiply-accumulate is worth the same whether resolution or width saves it (as the
       published MobileNetV2 family has it: 65.3 % at 128 pixels and 99 M, 65.4 % at half width and 97 M); the line would
       credit small images with accuracy that nobody has measured.
-    - Beyond the largest published model the slope is `SLOPE_BEYOND`.
+    - MACs beyond those of the largest published model (at the same resolution) earn nothing: nobody has measured what
+      they bring, and evolution would spend any budget on them. `beyond` tells which configs have them.
 
     Attributes:
         intercept, slope_macs, slope_resolution, gain_attention: the coefficients, in percentage points.
@@ -101,11 +99,16 @@ class AccuracyPrior:
 
     def top1_from_costs(self, macs: Floats, resolutions: Floats, attending_shares: Floats) -> Floats:
         """(n,) the same from (n,) MACs at (n,) resolutions in pixels and (n,) shares of blocks that attend."""
-        excess = np.log(np.maximum(_at_reference(macs, resolutions) / self.macs_range[1], 1.0))
+        earning = macs / np.maximum(_at_reference(macs, resolutions) / self.macs_range[1], 1.0)
         coefficients = np.array([self.intercept, self.slope_macs, self.slope_resolution, self.gain_attention])
-        line = _features(macs, resolutions, attending_shares) @ coefficients
-        top1: Floats = np.clip(line - (self.slope_macs - SLOPE_BEYOND) * excess, 0.0, 100.0)
+        top1: Floats = np.clip(_features(earning, resolutions, attending_shares) @ coefficients, 0.0, 100.0)
         return top1
+
+    def beyond(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
+        """(n,) whether a config has more MACs (scaled to 224 pixels) than the largest published model."""
+        resolutions = np.array([config.resolution for config in configs], dtype=np.float64)
+        larger: NDArray[np.bool_] = _at_reference(total_macs(configs), resolutions) > self.macs_range[1] * _ROUNDING
+        return larger
 
     def extrapolates(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
         """(n,) whether a config lies outside the published models, in MACs (scaled to 224 pixels) or in resolution."""
@@ -113,8 +116,7 @@ class AccuracyPrior:
         macs = _at_reference(total_macs(configs), resolutions)
         low, high = self.macs_range
         smallest, largest = self.resolution_range
-        # Half a percent: MACs do not scale exactly with the resolution's square.
-        inside: NDArray[np.bool_] = (macs >= low * 0.995) & (macs <= high * 1.005)
+        inside: NDArray[np.bool_] = (macs >= low / _ROUNDING) & (macs <= high * _ROUNDING)
         return ~(inside & (resolutions >= smallest) & (resolutions <= largest))
 
 

@@ -18,6 +18,7 @@ from ..search_space.space import SearchSpace
 
 Floats = NDArray[np.float64]
 Score = Callable[[Sequence[LowFormerConfig]], Floats]
+Excluded = Callable[[Sequence[LowFormerConfig]], NDArray[np.bool_]]
 
 BAND = 0.92  # a candidate "uses the budget" if its latency quantile is at least this share of it
 MARGIN = 0.25  # points of the score within which candidates count as equally good, and variety decides; at most
@@ -156,6 +157,7 @@ def evolve_front(
     confidence: float = 0.9,
     evaluations: int = 20_000,
     seeds: Iterable[LowFormerConfig] = (),
+    excluded: Excluded | None = None,
 ) -> Front:
     """Evolution of the highest `score` within the budget, and of the best for every size on the way.
 
@@ -165,6 +167,7 @@ def evolve_front(
     Args:
         seeds: configurations to start from, beside a random sample.
         evaluations: configurations scored in all; duplicates count, so that small spaces end too.
+        excluded: (n,) which configurations are no candidates, whatever their latency.
     """
     seen: set[str] = set()
     found: list[LowFormerConfig] = []
@@ -181,7 +184,7 @@ def evolve_front(
         if distinct:
             batch = list(distinct.values())
             quantile = np.asarray(predictor.quantile_ms(batch, confidence), float)
-            feasible = np.flatnonzero(~surely_over(quantile, budget_ms))
+            feasible = np.flatnonzero(~surely_over(quantile, budget_ms) & ~_excluded(batch, excluded))
             kept = [batch[i] for i in feasible]
             if kept:
                 found.extend(kept)
@@ -203,6 +206,10 @@ def evolve_front(
     first = zip(found, columns[0][0].tolist(), strict=False)
     random_best = max((value for config, value in first if config.id in sampled), default=-np.inf)
     return Front(tuple(found), table[0], table[1], table[2], budget_ms, scored, random_best)
+
+
+def _excluded(configs: Sequence[LowFormerConfig], excluded: Excluded | None) -> NDArray[np.bool_]:
+    return np.zeros(len(configs), dtype=bool) if excluded is None else excluded(configs)
 
 
 def _parents(found: Sequence[LowFormerConfig], table: Floats) -> list[LowFormerConfig]:
@@ -260,6 +267,7 @@ def children(
     *,
     confidence: float = 0.9,
     count: int = 2000,
+    excluded: Excluded | None = None,
 ) -> tuple[list[LowFormerConfig], NDArray[np.intp]]:
     """Distinct feasible mutants of `parents`, and (n,) the index of each one's parent."""
     drawn: dict[str, tuple[LowFormerConfig, int]] = {}
@@ -270,7 +278,7 @@ def children(
     configs = [config for config, _ in drawn.values()]
     origins = np.array([index for _, index in drawn.values()])
     over = surely_over(np.asarray(predictor.quantile_ms(configs, confidence), float), budget_ms)
-    fitting = np.flatnonzero(~over)
+    fitting = np.flatnonzero(~over & ~_excluded(configs, excluded))
     return [configs[i] for i in fitting], origins[fitting]
 
 

@@ -239,6 +239,7 @@ def search(
             confidence=settings.confidence,
             evaluations=settings.evaluations,
             seeds=[preset for preset in PRESETS.values() if preset in space],
+            excluded=prior.beyond,
         )
         logger.info("scored %d configurations, %d of them feasible and distinct", front.scored, len(front.configs))
         if resume:
@@ -611,7 +612,13 @@ class _Driver:
         rng = _rng(self.settings, "children", number)
         budget = self.settings.latency_budget_ms
         configs, origin = children(
-            self.space, self.predictor, parents, budget, rng, confidence=self.settings.confidence
+            self.space,
+            self.predictor,
+            parents,
+            budget,
+            rng,
+            confidence=self.settings.confidence,
+            excluded=self.prior.beyond,
         )
         tried = self._tried()
         fresh = [i for i, config in enumerate(configs) if config.id not in tried]

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from lownas.predictors.accuracy import SLOPE_BEYOND, AccuracyPrior, attending_share, total_macs
+from lownas.predictors.accuracy import AccuracyPrior, attending_share, total_macs
 from lownas.search_space.graph import op_graph
 from lownas.search_space.presets import PRESETS, PUBLISHED
 
@@ -44,11 +44,15 @@ def test_larger_is_better_and_small_images_earn_nothing() -> None:
     assert same_macs[0] == same_macs[1]
 
 
-def test_gains_shrink_beyond_the_largest_published_model() -> None:
+def test_macs_beyond_the_largest_published_model_earn_nothing() -> None:
     prior = AccuracyPrior()
     macs = prior.macs_range[1] * np.array([0.5, 1.0, 2.0, 4.0])
     steps = np.diff(prior.top1_from_costs(macs, np.full(4, 224.0), np.ones(4))) / np.log(2)
-    assert steps == pytest.approx([prior.slope_macs, SLOPE_BEYOND, SLOPE_BEYOND])
+    assert steps == pytest.approx([prior.slope_macs, 0.0, 0.0])
+    b3 = PRESETS["lowformer_b3"]
+    assert prior.beyond([b3, b3.replace(resolution=288)]).tolist() == [False, False]
+    deeper = b3.model_copy(update={"stages": (*b3.stages[:3], b3.stages[3].model_copy(update={"depth": 9}))})
+    assert prior.beyond([deeper]).tolist() == [True]
 
 
 def test_attention_is_worth_something_at_equal_macs() -> None:
