@@ -97,9 +97,7 @@ def search(
     repeats: Annotated[int | None, typer.Option(help="Candidates trained again with a second seed [5].")] = None,
     time_budget: Annotated[str | None, typer.Option(help="No training starts that would end later: 5m, 2h.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray workers; 0 trains in this process [one per core].")] = None,
-    confidence: Annotated[
-        float | None, typer.Option(help="Feasible: P(latency <= budget) >= this [0.9].")
-    ] = None,
+    confidence: Annotated[float | None, typer.Option(help="Feasible: P(latency <= budget) >= this [0.9].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random [0].")] = None,
     run: Annotated[Path | None, typer.Option(help="The run folder [runs/TARGET-BUDGET-N].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run.")] = False,

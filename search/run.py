@@ -1,12 +1,12 @@
 """The run folder: what a search leaves behind, and from which it resumes.
 
-    run.json        every setting, versions, seed, git commit, the proxy training's plan; written once
-    results.jsonl   one `EvaluationResult` a line, append-only, each line on disk before the trial is told to the study
-    measured.jsonl  one latency measurement of a finalist a line
-    study.db        Optuna's storage
-    front/          the Pareto front, exported
-    log.txt         what happened
-    lock            held by the one driver
+run.json        every setting, versions, seed, git commit, the proxy training's plan; written once
+results.jsonl   one `EvaluationResult` a line, append-only, each line on disk before the trial is told to the study
+measured.jsonl  one latency measurement of a finalist a line
+study.db        Optuna's storage
+front/          the Pareto front, exported
+log.txt         what happened
+lock            held by the one driver
 """
 
 from __future__ import annotations

@@ -48,6 +48,8 @@ STUDY_NAME = "lownas"
 OVERHEAD_S = 45.0  # proposing, timing the proxy, starting workers, exporting
 USED = 0.9  # without the user's data, the answer uses at least this share of the budget where a good candidate does
 
+ROUNDS = 3  # measurements of a finalist, each in a session of its own
+
 logger = logging.getLogger("lownas.search")
 
 # What an evaluation's value may hold beside "details" of its own.
@@ -95,8 +97,8 @@ class Candidate:
         objective: what was maximized, in percent.
         accuracy: mean proxy accuracy over its seeds, 0 to 1.
         prior_top1: ImageNet top-1 in percent that the prior expects; `extrapolated` if outside the published models.
-        latency_ms, low_ms, high_ms: measured (median, and half an interquartile range to either side) or predicted
-            (with the interval at coverage 0.9), as `latency_source` says.
+        latency_ms, low_ms, high_ms: measured (median and range of the rounds' medians) or predicted (with the interval
+            at coverage 0.9), as `latency_source` says.
         predicted_ms: predicted latency.
         quantile_ms: the predicted latency quantile that is held against the budget.
     """
@@ -846,65 +848,97 @@ class _Driver:
             notes.append(f"{len(failed)} trials failed; most often: {reasons[0]}")
         return notes
 
-    def _measured(
-        self, candidates: list[Candidate], measure: Measure
-    ) -> tuple[list[Candidate], Candidate | None, str]:
+    def _measured(self, candidates: list[Candidate], measure: Measure) -> tuple[list[Candidate], Candidate | None, str]:
         """The candidates with the finalists' latencies measured, and the best one measured within the budget.
 
         Measures the best ones; where they turn out slower than predicted, the next are chosen by the ratio seen so far.
+        A finalist is within the budget if all its rounds are, and the answer is confirmed by one more at the end: being
+        chosen for a good measurement must not be luck.
         """
         budget = self.settings.latency_budget_ms
-        known = {entry["config_id"]: entry for entry in self.run.load_measured()}
-        done: dict[str, Candidate] = {}
-        rejected: list[str] = []
-        most = max(8, 2 * self.settings.finalists)
-        while len(done) + len(rejected) < min(most, len(candidates)):
-            within = [candidate for candidate in done.values() if candidate.latency_ms <= budget]
-            if within and len(done) >= self.settings.finalists:
-                break
-            left = [c for c in candidates if c.config.id not in done and c.config.id not in rejected]
-            ratio = float(np.median([c.latency_ms / c.predicted_ms for c in done.values()])) if done else 1.0
-            fitting = [c for c in left if c.predicted_ms * ratio <= budget]
-            candidate = fitting[0] if fitting else min(left, key=lambda c: c.predicted_ms)
-            if not fitting and within:
-                break
-            entry = known.get(candidate.config.id)
-            if entry is None:
-                try:
-                    measurement = measure(candidate.config)
-                except (RuntimeError, OSError) as error:
-                    logger.warning("measuring %s failed: %s", candidate.config.id, error)
-                    rejected.append(candidate.config.id)
-                    continue
+        rounds: dict[str, list[Mapping[str, Any]]] = {}
+        for entry in self.run.load_measured():
+            rounds.setdefault(entry["config_id"], []).append(entry)
+
+        def time_rounds(candidate: Candidate, count: int) -> None:
+            entries = rounds.setdefault(candidate.config.id, [])
+            while len(entries) < count:
+                measurement = measure(candidate.config)
                 entry = {
                     "trial": candidate.trial,
                     "config_id": candidate.config.id,
                     "target": self.settings.target,
+                    "round": len(entries),
                     "median_ms": float(measurement.median_ms),
                     "iqr_ms": float(measurement.iqr_ms),
                 }
                 self.run.append_measured(entry)
-            median_ms, half = entry["median_ms"], entry["iqr_ms"] / 2
-            logger.info("measured %s: %.3f ms, predicted %.3f", candidate.config.id, median_ms, candidate.predicted_ms)
-            done[candidate.config.id] = replace(
-                candidate,
-                latency_ms=median_ms,
-                low_ms=median_ms - half,
-                high_ms=median_ms + half,
-                latency_source="measured",
-            )
-        candidates = [done.get(candidate.config.id, candidate) for candidate in candidates]
-        within = [c for c in candidates if c.config.id in done and c.latency_ms <= budget]
-        if within:
-            remark = f"{len(done)} finalists were measured; the answer is the best one within the budget."
-            return candidates, within[0], remark
+                entries.append(entry)
+                said = f"{entry['median_ms']:.3f} ms, predicted {candidate.predicted_ms:.3f}"
+                logger.info("measured %s, round %d: %s", candidate.config.id, entry["round"], said)
+
+        def slowest_round_ms(candidate: Candidate) -> float:
+            return max(float(entry["median_ms"]) for entry in rounds[candidate.config.id])
+
+        done: list[Candidate] = []
+        rejected: set[str] = set()
+        most = max(8, 2 * self.settings.finalists)
+        while len(done) + len(rejected) < min(most, len(candidates)):
+            within = [candidate for candidate in done if slowest_round_ms(candidate) <= budget]
+            if within and len(done) >= self.settings.finalists:
+                break
+            left = [c for c in candidates if c not in done and c.config.id not in rejected]
+            ratio = float(np.median([slowest_round_ms(c) / c.predicted_ms for c in done])) if done else 1.0
+            fitting = [c for c in left if c.predicted_ms * ratio <= budget]
+            candidate = fitting[0] if fitting else min(left, key=lambda c: c.predicted_ms)
+            if not fitting and within:
+                break
+            try:
+                time_rounds(candidate, ROUNDS)
+            except (RuntimeError, OSError) as error:
+                logger.warning("measuring %s failed: %s", candidate.config.id, error)
+                rejected.add(candidate.config.id)
+                continue
+            done.append(candidate)
         if not done:
             return candidates, candidates[0], "No finalist could be measured: the answer's latency is predicted."
-        quickest = min(done.values(), key=lambda candidate: candidate.latency_ms)
-        return candidates, None, (
-            f"None of the {len(done)} finalists measured is within the budget: the fastest took "
-            f"{quickest.latency_ms:.3g} ms. The predictor is off on this machine: calibrate it again."
+        answer = None
+        for candidate in sorted(done, key=candidates.index):
+            if slowest_round_ms(candidate) <= budget:
+                time_rounds(candidate, ROUNDS + 1)
+                if slowest_round_ms(candidate) <= budget:
+                    answer = candidate.config.id
+                    break
+        measured = {c.config.id: _with_rounds(c, rounds[c.config.id]) for c in done}
+        candidates = [measured.get(candidate.config.id, candidate) for candidate in candidates]
+        if answer is not None:
+            remark = (
+                f"{len(done)} finalists were measured, {ROUNDS} times each; the answer is the best one within the "
+                "budget every time."
+            )
+            return candidates, measured[answer], remark
+        quickest = min(slowest_round_ms(candidate) for candidate in done)
+        return (
+            candidates,
+            None,
+            (
+                f"None of the {len(done)} finalists measured stays within the budget: the slowest of {ROUNDS} rounds "
+                f"of the fastest took {quickest:.3g} ms. The predictor is off on this machine, or the machine is "
+                "not at rest: calibrate it again."
+            ),
         )
+
+
+def _with_rounds(candidate: Candidate, entries: Sequence[Mapping[str, Any]]) -> Candidate:
+    """The candidate with its latency measured: median of the rounds' medians; the interval is their range."""
+    medians = [float(entry["median_ms"]) for entry in entries]
+    return replace(
+        candidate,
+        latency_ms=float(np.median(medians)),
+        low_ms=min(medians),
+        high_ms=max(medians),
+        latency_source="measured",
+    )
 
 
 __all__ = [

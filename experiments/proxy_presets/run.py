@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import kendalltau
+
 from lownas.evaluators.data import data_identity, linear_baseline
 from lownas.evaluators.proxy import ProxySettings, load_proxy_data, train_proxy
 from lownas.search_space import PRESETS, PUBLISHED
-from scipy.stats import kendalltau
 
 NAMES = tuple(name for name in PRESETS if name.startswith("lowformer_"))
 RESULTS = Path(__file__).with_name("results.json")

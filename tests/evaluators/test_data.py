@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lownas.evaluators.data import FASHION_FOLDER, data_identity, linear_baseline, load_data
 from PIL import Image
+
+from lownas.evaluators.data import FASHION_FOLDER, data_identity, linear_baseline, load_data
 
 
 def save(path: Path, colour: tuple[int, ...] | int, size: tuple[int, int] = (20, 30), mode: str = "RGB") -> None:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from lownas.evaluators.formula import formula_images
 
 

@@ -4,11 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from lownas.evaluators import proxy
 from lownas.evaluators.data import linear_baseline, load_data
 from lownas.evaluators.proxy import ProxySettings, choose_settings, silence_residual_branches, train_proxy
 from lownas.search_space import PRESETS, Attention, LowFormerConfig, StageConfig, build_model
-from torch import nn
 
 TINY = LowFormerConfig(
     resolution=224,

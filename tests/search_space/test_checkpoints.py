@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from lownas.search_space import PRESETS, build_model, export_state_dict, load_checkpoint
 from lownas.search_space.checkpoints import read_state_dict, timm_arguments
 from lownas.search_space.config import LowFormerConfig

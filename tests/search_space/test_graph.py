@@ -5,8 +5,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from lownas.search_space import PRESETS, PUBLISHED, LowFormerConfig, SearchSpace, build_model, op_graph
 from torch.utils.flop_counter import FlopCounterMode
+
+from lownas.search_space import PRESETS, PUBLISHED, LowFormerConfig, SearchSpace, build_model, op_graph
 
 
 def torch_counts(config: LowFormerConfig) -> tuple[int, int]:

@@ -4,10 +4,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from torch import nn
+
 from lownas.search_space import PRESETS, SearchSpace, build_model
 from lownas.search_space.lowformer import folded_weights
 from lownas.search_space.onnx_graph import onnx_model
-from torch import nn
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
+from torch import nn
+
 from lownas.search_space import (
     PRESETS,
     LowFormerConfig,
@@ -20,8 +23,6 @@ from lownas.search_space import (
 )
 from lownas.search_space.graph import COLUMN, COLUMNS
 from lownas.search_space.onnx_graph import graph_from_model
-from onnx import TensorProto, helper
-from torch import nn
 
 COMPARED = [COLUMN[name] for name in COLUMNS if name != "params"]  # a file does not tell BatchNorm's parameters
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, build_model, op_graph
 
 SPACES = {name: SearchSpace.load(name) for name in ("default", "tiny")}
