@@ -217,7 +217,7 @@ def _print_dry_run(plan: Any, settings: SearchSettings, *, as_json: bool) -> Non
     from lownas.search.progress import duration
 
     share = f"{100 * plan.feasible_share:.0f} % of random samples are within {settings.latency_budget_ms:g} ms"
-    time = "unknown until a training was timed" if plan.expected_s is None else f"about {duration(plan.expected_s)}"
+    time = f"about {duration(plan.expected_s)}"
     print(f"target:    {settings.target}")
     print(f"space:     {settings.space}, {plan.size:.2e} combinations; {share}")
     extremes = f"{plan.fastest_ms:.3g} to {plan.slowest_ms:.3g} ms"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,15 +94,11 @@ def _write_config(config: LowFormerConfig, path: Path) -> None:
 def _write_onnx(config: LowFormerConfig, path: Path) -> None:
     from ..search_space.onnx_graph import write_onnx
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_onnx(config, temporary)
-        temporary.replace(path)
+        write_onnx(config, path)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 FORMATS: dict[str, tuple[str, Callable[[LowFormerConfig, Path], None]]] = {
