@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def test_ray_listens_on_loopback_only(pool: Pool) -> None:
         pytest.skip("nothing listens")
     addresses = set()
     for process in psutil.Process().children(recursive=True):
-        addresses |= {entry.laddr.ip for entry in process.net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
+        with suppress(psutil.NoSuchProcess):  # it may have ended
+            connections = process.net_connections("tcp")
+            addresses |= {entry.laddr.ip for entry in connections if entry.status == psutil.CONN_LISTEN}
     assert addresses
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
 
