@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import warnings
@@ -43,6 +44,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+REST_S = 8.0  # between two measurements of a finalist
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|µs|ms|s|m|min|h)")
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -139,7 +142,7 @@ def search(
     elif latency_budget is None:
         raise ValueError("--latency-budget is missing: how long may one image take? (2ms, 800us)")
     if latency_budget is not None:
-        budget_ms = 1e3 * parse_duration(latency_budget, "--latency-budget")
+        budget_ms = round(1e3 * parse_duration(latency_budget, "--latency-budget"), 9)
     full = _target(target)
     given = {name: value for name, value in given.items() if value is not None}
     given.setdefault("workers", _cores())
@@ -164,9 +167,10 @@ def _search(
         load_data(settings.data, 32, settings.seed, train_images=64, validation_images=64)
     if not dry_run:
         _check_run_folder(Path(settings.run), resume=resume)
-    predictor = _predictor(target, profiles, calibrate_if_missing=True)
+    predictor = _predictor(target, profiles, calibrate_if_missing=not dry_run)
     if dry_run:
-        _print_dry_run(describe(settings, predictor=predictor, space=space), settings, as_json=as_json)
+        plan = describe(settings, predictor=predictor, space=space)
+        _print_dry_run(plan, settings, as_json=as_json)
         return
 
     from lownas.search.export import export_outcome, outcome_to_dict
@@ -189,6 +193,7 @@ def _search(
             space=space,
             resume=resume,
             measure=measure,
+            rest_s=REST_S,
             progress=progress,
             about={"latency_profile": predictor.provenance},
         )
@@ -202,7 +207,8 @@ def _search(
         out.print(outcome_table(outcome, published))
         for note in outcome.notes:
             out.print(f"- {note}", highlight=False, soft_wrap=True)
-        out.print(f"run folder: {outcome.run} (front/, best.json, best.onnx, report.html)", soft_wrap=True)
+        left = [name for name in ("front/", "best.json", "best.onnx", "report.html") if (outcome.run / name).exists()]
+        out.print(f"run folder: {outcome.run} ({', '.join(left)})", soft_wrap=True)
     if outcome.answer is None:
         raise RuntimeError("the search found no answer: see the notes above and log.txt in the run folder")
 
@@ -229,10 +235,10 @@ def _check_run_folder(run: Path, *, resume: bool) -> None:
     """Refuses early what the search would refuse after calibrating."""
     if (run / "run.json").exists() and not resume:
         raise ValueError(f"there is already a run in {run}: go on with it (--resume) or name another folder (--run)")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write the run folder {run}: {error.strerror}") from None
+    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "is not a folder" if not nearest.is_dir() else "is not writable"
+        raise OSError(f"cannot write the run folder {run}: {nearest} {what}")
 
 
 def _new_run(target: Target, budget_ms: float) -> Path:
@@ -393,11 +399,13 @@ def measure(
     limit_s = parse_duration(time_limit, "--time-limit")
     items = _items(config, preset, onnx)
     check_measurable(full)
-    found = []
-    for name, item in items:
-        measurement = measure_latency(item, full, time_limit_s=limit_s)
-        found.append((name, measurement))
-        if as_json:
+    found: list[tuple[str, LatencyMeasurement]] = []
+    try:
+        for name, item in items:
+            measurement = measure_latency(item, full, time_limit_s=limit_s)
+            found.append((name, measurement))
+            if not as_json:
+                continue
             _print_json(
                 {
                     "input": name,
@@ -410,11 +418,15 @@ def measure(
                     "noisy": measurement.noisy,
                 }
             )
-    if as_json:
-        return
+    finally:  # also of what was measured before an interrupt or a model that cannot run
+        if found and not as_json:
+            _print_measured(full, found)
+
+
+def _print_measured(target: Target, found: list[tuple[str, LatencyMeasurement]]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"measured latency on {full}")
+    table = Table(title=f"measured latency on {target}")
     table.add_column("model")
     for column in ("median ms", "IQR ms", "p90 ms", "p99 ms", "runs"):
         table.add_column(column, justify="right")
@@ -471,7 +483,8 @@ def targets(profiles: Profiles = None, as_json: Json = False) -> None:
 
     table = Table(title="targets")
     for column in ("name", "setting", "measured", "held-out error", "MACs alone", "source"):
-        table.add_column(column, justify="right" if column in ("measured", "held-out error", "MACs alone") else "left")
+        numeric = column in ("measured", "held-out error", "MACs alone")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=column in ("name", "setting"))
     for entry in entries:
         errors = [entry["held_out_error"], entry["macs_only_error"]]
         table.add_row(
@@ -498,6 +511,8 @@ def export(
 
     if (run is None) == (preset is None):
         raise ValueError("export: name either a run (--run) or a published model (--preset)")
+    if preset is not None and (trial is not None or preset == "all"):
+        raise ValueError("export: --preset names one published model, and has no trials")
     if run is not None:
         chosen = run_config(run, trial)
     else:
@@ -542,7 +557,7 @@ def doctor(profiles: Profiles = None, as_json: Json = False) -> None:
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load": psutil.getloadavg()[0],
+        "load": round(psutil.getloadavg()[0], 2),
         "versions": versions(),
         "devices": measurable,
         "profiles": usable,
@@ -554,7 +569,7 @@ def doctor(profiles: Profiles = None, as_json: Json = False) -> None:
         if isinstance(value, dict):
             print(f"{name}:")
             for key, text in value.items():
-                print(f"  {key:<14} {text or 'not installed'}")
+                print(f"  {key:<16} {text or 'not installed'}")
         else:
             print(f"{name:<16} {', '.join(value) if isinstance(value, list) else value}")
 
@@ -581,7 +596,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _plain_warnings():
             result = app(words, prog_name="lownas", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        return _fail("interrupted", code) if code == INTERRUPTED else code
     except TyperException as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
         if not text:  # the help was asked for
@@ -592,7 +608,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError, MemoryError) as error:
         return _fail(str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> int:

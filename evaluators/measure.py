@@ -262,6 +262,13 @@ def measure_onnx(
         optimized = Path(folder) / "optimized.onnx" if kernels and target.runtime == "onnxruntime" else None
         session = _session(model, target, optimized)
         feeds = _random_feeds(session, target)
+        try:
+            session.run(None, feeds)
+        except Exception as error:  # onnxruntime's own, which share no public base class
+            if not type(error).__module__.startswith("onnxruntime"):
+                raise
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{what} does not run in onnxruntime: {reason[:200]}") from None
 
         def run() -> None:
             session.run(None, feeds)

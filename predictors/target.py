@@ -18,7 +18,6 @@ from .fusion import RUNTIMES
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
         "cpu": "cpu/onnxruntime/fp32/b1/t1",
-        "cpu:int8": "cpu/onnxruntime/int8/b1/t1",
         "cpu:torch": "cpu/torch/fp32/b1/t1",
         "cuda": "cuda/torch-graph/fp16/b1/t1",
         "cuda:onnxruntime": "cuda/onnxruntime-cuda/fp32/b1/t1",

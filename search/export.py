@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..search_space.config import LowFormerConfig
-from .run import read_results, write_text
+from .run import read_about, read_results, write_text
 from .study import Candidate, SearchOutcome
 
 
@@ -78,6 +78,9 @@ def export_outcome(outcome: SearchOutcome) -> list[Path]:
     path = outcome.run / "outcome.json"
     write_text(path, _json(outcome_to_dict(outcome)))
     written.append(path)
+    for old in (outcome.run / "best.json", outcome.run / "best.onnx"):
+        if outcome.answer is None:
+            old.unlink(missing_ok=True)
     if outcome.answer is not None:
         written += export_config(outcome.answer.config, outcome.run / "best", formats=("config", "onnx"))
     return written
@@ -123,6 +126,7 @@ def export_config(config: LowFormerConfig, stem: Path, *, formats: Sequence[str]
 def run_config(run: str | Path, trial: int | None = None) -> LowFormerConfig:
     """The answer of a finished run, or the configuration of one of its trials."""
     run = Path(run)
+    read_about(run)  # raises if it is no run
     if trial is not None:
         results = {result.trial: result for result in read_results(run)}
         if trial not in results:
@@ -131,7 +135,10 @@ def run_config(run: str | Path, trial: int | None = None) -> LowFormerConfig:
     best = run / "best.json"
     if not best.exists():
         raise ValueError(f"{run} has no answer (best.json); name a trial (--trial) or go on searching (--resume)")
-    return LowFormerConfig.from_json(best.read_text(encoding="utf-8"))
+    try:
+        return LowFormerConfig.from_json(best.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{best}: {error}") from None
 
 
 def _span(trials: Sequence[int]) -> str:

@@ -187,8 +187,8 @@ def _exists(path: Path) -> ValueError:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The content of run.json. Raises ValueError if there is none or it is not ours."""
-    file = path / "run.json"
+    """The content of a run's run.json, or of that file itself. Raises ValueError if there is none or it is not ours."""
+    file = path if path.is_file() else path / "run.json"
     if not file.exists():
         raise ValueError(f"{path} is not a run: it has no run.json")
     try:
@@ -203,9 +203,8 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def read_settings(path: str | Path) -> SearchSettings:
-    """The settings of the run in `path`, or in the run.json `path`."""
-    path = Path(path)
-    return SearchSettings.from_dict(read_about(path.parent if path.name == "run.json" else path)["settings"])
+    """The settings of the run in `path`, or in the run.json that `path` is."""
+    return SearchSettings.from_dict(read_about(Path(path))["settings"])
 
 
 def read_results(path: str | Path) -> list[EvaluationResult]:

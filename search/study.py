@@ -19,7 +19,8 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.trial import TrialState
-from sqlalchemy import event
+from sqlalchemy import event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from ..predictors.accuracy import AccuracyPrior
 from ..search_space.config import LowFormerConfig
@@ -199,6 +200,7 @@ def search(
     plan: Plan = plan_proxy,
     prior: AccuracyPrior | None = None,
     measure: Measure | None = None,
+    rest_s: float = 0.0,
     progress: Progress | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> SearchOutcome:
@@ -213,6 +215,7 @@ def search(
         plan: chooses the proxy training once per run, given a few candidates from small to large: JSON values, kept in
             run.json and handed to every task. Default: the proxy's own.
         measure: measures the latency of a finalist, where the target is at hand.
+        rest_s: seconds between two measurements of a finalist; a machine's speed drifts over some seconds.
         about: further facts for run.json, as JSON values (the predictor's provenance, say).
 
     Raises:
@@ -228,6 +231,7 @@ def search(
         report("propose")
         began = "resumed" if resume else "started"
         logger.info("%s: %s within %g ms", began, settings.target, settings.latency_budget_ms)
+        _check_storage(settings.storage)
         check_budget(
             space, predictor, settings.latency_budget_ms, _rng(settings, "fastest"), confidence=settings.confidence
         )
@@ -253,14 +257,29 @@ def search(
         driver = _Driver(settings, run, space, predictor, prior, front, report, started)
         driver.reconcile()
         interrupted = driver.train(evaluate, proxy)
-        outcome = driver.conclude(measure, interrupted=interrupted)
+        outcome = driver.conclude(measure, rest_s=rest_s, interrupted=interrupted)
         report("done", driver.results.values())
         return outcome
 
 
+def _check_storage(url: str | None) -> None:
+    """Raises ValueError for a URL that no database driver here understands, without the password that it may hold."""
+    if url is None:
+        return
+    try:
+        make_url(url).get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        scheme = url.partition("://")[0]
+        raise ValueError(
+            f"storage {scheme + '://...'!r}: not a database URL that can be opened here: {reason}"
+        ) from None
+
+
 def dry_run(settings: SearchSettings, *, predictor: Predictor, space: SearchSpace) -> DryRun:
-    """What `search` would do, without training or writing anything."""
+    """What `search` would do, without training or writing anything. Raises ValueError if not even one model fits."""
     rng = _rng(settings, "dry run")
+    check_budget(space, predictor, settings.latency_budget_ms, rng, confidence=settings.confidence)
     trainings = settings.trials + settings.repeats
     return DryRun(
         size=space.size,
@@ -758,7 +777,7 @@ class _Driver:
 
     # --- the answer
 
-    def conclude(self, measure: Measure | None, *, interrupted: bool) -> SearchOutcome:
+    def conclude(self, measure: Measure | None, *, rest_s: float, interrupted: bool) -> SearchOutcome:
         """Ranks what was trained, measures finalists where possible, and chooses the answer."""
         objective = self._objective(self.results)
         ranked = self._ranked(objective)
@@ -793,7 +812,7 @@ class _Driver:
         if measure is not None and candidates:
             self.report("measure", self.results.values())
             try:
-                candidates, answer, remark = self._measured(candidates, measure)
+                candidates, answer, remark = self._measured(candidates, measure, rest_s)
                 notes.append(remark)
             except KeyboardInterrupt:
                 interrupted = True
@@ -818,7 +837,7 @@ class _Driver:
                         f"Nothing in the space {self.space.name!r} exceeds the budget: its slowest model takes "
                         f"{largest:.3g} ms."
                     )
-            if answer.extrapolated:
+            if answer.extrapolated and self.settings.data is None:
                 notes.append(
                     "The answer lies outside the published models in size or resolution: its prior is extrapolated."
                 )
@@ -848,7 +867,9 @@ class _Driver:
             notes.append(f"{len(failed)} trials failed; most often: {reasons[0]}")
         return notes
 
-    def _measured(self, candidates: list[Candidate], measure: Measure) -> tuple[list[Candidate], Candidate | None, str]:
+    def _measured(
+        self, candidates: list[Candidate], measure: Measure, rest_s: float
+    ) -> tuple[list[Candidate], Candidate | None, str]:
         """The candidates with the finalists' latencies measured, and the best one measured within the budget.
 
         Measures the best ones; where they turn out slower than predicted, the next are chosen by the ratio seen so far.
@@ -860,10 +881,17 @@ class _Driver:
         for entry in self.run.load_measured():
             rounds.setdefault(entry["config_id"], []).append(entry)
 
-        def time_rounds(candidate: Candidate, count: int) -> None:
+        def time_rounds(candidate: Candidate, count: int) -> bool:
+            """Measures until there are `count` rounds; whether that worked."""
             entries = rounds.setdefault(candidate.config.id, [])
             while len(entries) < count:
-                measurement = measure(candidate.config)
+                if entries:
+                    time.sleep(rest_s)
+                try:
+                    measurement = measure(candidate.config)
+                except (RuntimeError, OSError, ValueError) as error:  # what was trained must not be lost to it
+                    logger.warning("measuring %s failed: %s", candidate.config.id, error)
+                    return False
                 entry = {
                     "trial": candidate.trial,
                     "config_id": candidate.config.id,
@@ -876,6 +904,7 @@ class _Driver:
                 entries.append(entry)
                 said = f"{entry['median_ms']:.3f} ms, predicted {candidate.predicted_ms:.3f}"
                 logger.info("measured %s, round %d: %s", candidate.config.id, entry["round"], said)
+            return True
 
         def slowest_round_ms(candidate: Candidate) -> float:
             return max(float(entry["median_ms"]) for entry in rounds[candidate.config.id])
@@ -893,22 +922,19 @@ class _Driver:
             candidate = fitting[0] if fitting else min(left, key=lambda c: c.predicted_ms)
             if not fitting and within:
                 break
-            try:
-                time_rounds(candidate, ROUNDS)
-            except (RuntimeError, OSError) as error:
-                logger.warning("measuring %s failed: %s", candidate.config.id, error)
+            if time_rounds(candidate, ROUNDS):
+                done.append(candidate)
+            else:
                 rejected.add(candidate.config.id)
-                continue
-            done.append(candidate)
         if not done:
             return candidates, candidates[0], "No finalist could be measured: the answer's latency is predicted."
         answer = None
         for candidate in sorted(done, key=candidates.index):
+            if slowest_round_ms(candidate) > budget or not time_rounds(candidate, ROUNDS + 1):
+                continue
             if slowest_round_ms(candidate) <= budget:
-                time_rounds(candidate, ROUNDS + 1)
-                if slowest_round_ms(candidate) <= budget:
-                    answer = candidate.config.id
-                    break
+                answer = candidate.config.id
+                break
         measured = {c.config.id: _with_rounds(c, rounds[c.config.id]) for c in done}
         candidates = [measured.get(candidate.config.id, candidate) for candidate in candidates]
         if answer is not None:

@@ -460,7 +460,7 @@ class _Reader:
         pads = list(self.attribute(node, "pads", [0, 0, 0, 0]))
         if len(weight) != 4:
             raise UnreadableModel(f"{node.op_type} with weights of {list(weight)}: only two-dimensional ones are read")
-        if str(self.attribute(node, "auto_pad", b"NOTSET")) not in ("b'NOTSET'", "NOTSET"):
+        if self.attribute(node, "auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER"):
             pads = [weight[2] // 2] * 4
         pads = [p + e for p, e in zip(pads, extra, strict=True)]
         elements = int(np.prod(weight))
@@ -698,7 +698,6 @@ class _Reader:
             source = self.activations(node)[0]
             params = 0
             if kind in ("group_norm", "layer_norm"):
-                source = self._norm_source(nodes[0]) or source
                 params = sum(
                     int(np.prod(self.shapes.get(name, ())))
                     for step in nodes
@@ -709,9 +708,6 @@ class _Reader:
             self.done.update(self.nodes.index(step) for step in nodes[1:])
             return self.build.pointwise(kind, [self.rows[source]], self.map_shape(out), params=params), out
         return None
-
-    def _norm_source(self, node: onnx.NodeProto) -> str | None:
-        return node.input[0] if node.input[0] in self.rows else None
 
     def _follow(self, first: onnx.NodeProto, chain: tuple[str, ...]) -> tuple[list[onnx.NodeProto], str] | None:
         """The nodes of `chain` starting at `first`, each reading the one before; all must stay inside the pattern."""
@@ -745,7 +741,7 @@ _CHAINS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 
 
 def _with_batch_one(model: onnx.ModelProto, constants: dict[str, TensorProto]) -> onnx.ModelProto:
-    """A copy whose network inputs have batch size 1 and whose large constants are dropped to their shapes."""
+    """A copy in which symbolic batch sizes are 1 and large constants are dropped to their shapes."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     kept = [t for t in copy.graph.initializer if np.prod(t.dims, initial=1.0) <= _SMALL]
@@ -759,9 +755,14 @@ def _with_batch_one(model: onnx.ModelProto, constants: dict[str, TensorProto]) -
             continue
         dims = info.type.tensor_type.shape.dim
         for place, dim in enumerate(dims):
-            if dim.HasField("dim_param") or not dim.dim_value or place == 0:
-                if place > 0:
-                    raise UnreadableModel(f"input {info.name!r} has a symbolic size; export with a fixed input size")
+            symbolic = dim.HasField("dim_param") or not dim.dim_value
+            if symbolic and place > 0:
+                raise UnreadableModel(f"input {info.name!r} has a symbolic size; export with a fixed input size")
+            if place == 0 and len(dims) == 4 and not symbolic and dim.dim_value != 1:
+                raise UnreadableModel(
+                    f"input {info.name!r} has a fixed batch of {dim.dim_value}; export with batch 1 or a symbolic one"
+                )
+            if symbolic:
                 dim.Clear()
                 dim.dim_value = 1
     del copy.graph.value_info[:]  # written for another batch size, perhaps

@@ -61,6 +61,9 @@ WRONG: dict[str, tuple[Words, str]] = {
     "impossible confidence": (lambda p: [*SEARCH, "2ms", "--confidence", "2"], "confidence"),
     "unknown space": (lambda p: [*SEARCH, "2ms", "--space", "defalt"], "default"),
     "impossible resolution": (lambda p: [*SEARCH, "2ms", "--resolution", "3"], "resolution"),
+    "unknown storage": (lambda p: [*SEARCH, "2ms", "--storage", "foo://a:secret@b/c"], "foo://..."),
+    "a budget too small, dry": (lambda p: [*SEARCH, "1us", "--dry-run"], "fastest"),
+    "all presets as one": (lambda p: ["export", "--preset", "all"], "one published model"),
     "unknown data": (lambda p: [*SEARCH, "2ms", "--data", "imagnet"], "imagnet"),
     "missing data": (lambda p: [*SEARCH, "2ms", "--data", f"imagefolder:{p / 'none'}"], "none"),
     "one class": (lambda p: [*SEARCH, "2ms", "--data", one_class(p)], "class"),
@@ -100,7 +103,7 @@ WRONG: dict[str, tuple[Words, str]] = {
         "profile",
     ),
     "export nothing": (lambda p: ["export"], "--run"),
-    "export no run": (lambda p: ["export", "--run", str(p)], "no answer"),
+    "export no run": (lambda p: ["export", "--run", str(p)], "run.json"),
     "unknown format": (lambda p: ["export", "--preset", "lowformer_b0", "--format", "pickle"], "pickle"),
 }
 
@@ -198,3 +201,28 @@ def test_search_resume_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads((tmp_path / "chosen.json").read_text()) == results[1]["config"]
     assert main(["predict", "--target", "rtx3090", "--onnx", str(tmp_path / "chosen.onnx")]) == 0
     assert "<html" in (run / "report.html").read_text().lower()
+
+
+def test_a_search_that_cannot_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--target", "jetson/tensorrt/fp16/b1/t1", "--latency-budget", "2ms"]) == 2
+    assert main(["--target", "cpu", "--latency-budget", "20ms", "--dry-run", "--profiles", str(tmp_path)]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_cannot_run_is_said_and_the_others_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.zeros((4, 3, 3, 3), np.float32), "w")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 5, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    words = ["measure", "--preset", "cpubone_nano", "--onnx", str(tmp_path / "bad.onnx"), "--time-limit", "1s"]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert "bad.onnx" in err.splitlines()[-1] and "cpubone_nano" in out

@@ -119,7 +119,7 @@ def test_torch_module_is_measured():
         ("cpu/torch-graph/fp32/b1/t1", "CUDA"),
         ("cpu/onnxruntime/fp32/bmax/t1", "batch size"),
         ("cpu/tensorrt/fp16/b1/t1", "cannot be measured"),
-        ("cpu:int8", "fp32, not int8"),
+        ("cpu/onnxruntime/int8/b1/t1", "fp32, not int8"),
     ],
 )
 def test_what_cannot_be_measured_here_is_said(target, says):

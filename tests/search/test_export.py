@@ -72,7 +72,7 @@ def test_config_of_a_trial(outcome, tmp_path) -> None:
     assert run_config(outcome.run, 0).id
     with pytest.raises(ValueError, match=r"has no trial 99; it has 4 \(0 to 3\)"):
         run_config(outcome.run, 99)
-    with pytest.raises(ValueError, match="has no answer"):
+    with pytest.raises(ValueError, match="is not a run"):
         run_config(tmp_path)
 
 

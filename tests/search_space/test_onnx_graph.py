@@ -112,6 +112,11 @@ def test_a_symbolic_image_size_is_refused() -> None:
         graph_from_model(one_op("Relu", [["n", 8, "h", "w"]]))
 
 
+def test_a_fixed_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="fixed batch of 8"):
+        graph_from_model(one_op("Relu", [[8, 3, 4, 4]]))
+
+
 def test_absurd_sizes_allocate_nothing() -> None:
     with pytest.raises(ValueError, match="too large"):
         graph_from_model(one_op("Relu", [[1, 1 << 30, 1 << 30, 4]]))
