@@ -942,9 +942,9 @@ class _Driver:
             candidates,
             None,
             (
-                f"None of the {len(done)} finalists measured stays within the budget in all of {ROUNDS} rounds but one: "
-                f"the fastest took {quickest:.3g} ms. The predictor is off on this machine, or the machine is "
-                "not at rest: calibrate it again."
+                f"None of the {len(done)} finalists measured is within the budget in all of {ROUNDS} rounds but one: "
+                f"the fastest took {quickest:.3g} ms. The predictor is off on this machine, or it is not at rest: "
+                "calibrate it again."
             ),
         )
 
