@@ -19,6 +19,7 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.trial import TrialState
+from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
 from sqlalchemy import event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -873,8 +874,9 @@ class _Driver:
         """The candidates with the finalists' latencies measured, and the best one measured within the budget.
 
         Measures the best ones; where they turn out slower than predicted, the next are chosen by the ratio seen so far.
-        A finalist is within the budget if all its rounds but one are: being chosen for a good measurement must not be
-        luck, and a single bad one may be a disturbance.
+        A finalist is within the budget if a further round would be, with probability `settings.confidence` by the scatter
+        of its rounds (Student's t): being chosen for a good measurement must not be luck. The worst round is left out,
+        since it may be a disturbance.
         """
         budget = self.settings.latency_budget_ms
         rounds: dict[str, list[Mapping[str, Any]]] = {}
@@ -907,7 +909,9 @@ class _Driver:
             return True
 
         def dependable_ms(candidate: Candidate) -> float:
-            return sorted(float(entry["median_ms"]) for entry in rounds[candidate.config.id])[-2]
+            kept = np.sort([float(entry["median_ms"]) for entry in rounds[candidate.config.id]])[:-1]
+            spread = np.std(kept, ddof=1) * np.sqrt(1 + 1 / len(kept))
+            return float(np.mean(kept) + stdtrit(len(kept) - 1, self.settings.confidence) * spread)
 
         done: list[Candidate] = []
         rejected: set[str] = set()
@@ -934,7 +938,7 @@ class _Driver:
         if answer is not None:
             remark = (
                 f"{len(done)} finalists were measured, {ROUNDS} times each; the answer is the best one within the "
-                "budget in all rounds but one, or in all."
+                f"budget at confidence {self.settings.confidence:g}, the worst round left out."
             )
             return candidates, measured[answer], remark
         quickest = min(dependable_ms(candidate) for candidate in done)
@@ -942,8 +946,8 @@ class _Driver:
             candidates,
             None,
             (
-                f"None of the {len(done)} finalists measured is within the budget in all of {ROUNDS} rounds but one: "
-                f"the fastest took {quickest:.3g} ms. The predictor is off on this machine, or it is not at rest: "
+                f"None of the {len(done)} finalists measured is within the budget at confidence "
+                f"{self.settings.confidence:g}: the fastest takes {quickest:.3g} ms at that. The predictor is off on this machine, or it is not at rest: "
                 "calibrate it again."
             ),
         )
