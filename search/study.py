@@ -874,8 +874,8 @@ class _Driver:
         """The candidates with the finalists' latencies measured, and the best one measured within the budget.
 
         Measures the best ones; where they turn out slower than predicted, the next are chosen by the ratio seen so far.
-        A finalist is within the budget if a further round would be, with probability `settings.confidence` by the scatter
-        of its rounds (Student's t): being chosen for a good measurement must not be luck. The worst round is left out,
+        A finalist is within the budget if a further round would be, with probability `settings.confidence` by the
+        scatter of its rounds (Student's t): being chosen for a good measurement must not be luck. The worst round is left out,
         since it may be a disturbance.
         """
         budget = self.settings.latency_budget_ms
@@ -947,7 +947,8 @@ class _Driver:
             None,
             (
                 f"None of the {len(done)} finalists measured is within the budget at confidence "
-                f"{self.settings.confidence:g}: the fastest takes {quickest:.3g} ms at that. The predictor is off on this machine, or it is not at rest: "
+                f"{self.settings.confidence:g}: the fastest takes {quickest:.3g} ms at that. "
+                "The predictor is off on this machine, or it is not at rest: "
                 "calibrate it again."
             ),
         )
