@@ -874,9 +874,9 @@ class _Driver:
         """The candidates with the finalists' latencies measured, and the best one measured within the budget.
 
         Measures the best ones; where they turn out slower than predicted, the next are chosen by the ratio seen so far.
-        A finalist is within the budget if a further round would be, with probability `settings.confidence` by the
-        scatter of its rounds (Student's t): being chosen for a good measurement must not be luck. The worst round is left out,
-        since it may be a disturbance.
+        A finalist is within the budget if a further round would be, with probability `settings.confidence`
+        by the scatter of its rounds (Student's t): being chosen for a good measurement must not be luck.
+        The worst round is left out, since it may be a disturbance.
         """
         budget = self.settings.latency_budget_ms
         rounds: dict[str, list[Mapping[str, Any]]] = {}
