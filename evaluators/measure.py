@@ -182,7 +182,7 @@ def measure_latency(
             raise ValueError(f"{target} measures torch models: give a config, not {network!r:.60}")
         from ..search_space import build_model
 
-        measurement = measure_torch(
+        return measure_torch(
             build_model(network),
             (3, network.resolution, network.resolution),
             target,
@@ -190,7 +190,6 @@ def measure_latency(
             time_limit_s=time_limit_s,
             min_runs=min_runs,
         )
-        return measurement
     if isinstance(network, str | Path):
         if not Path(network).is_file():
             raise ValueError(f"no such ONNX file: {network}")
