@@ -365,6 +365,7 @@ def fit_kernels(
     block: int = 0,
     sharpness: float = 1.0,
     slowdowns: Array | None = None,
+    totals_ms: Array | None = None,
     prior_strength: float = 4.0,
 ) -> KernelModel:
     """Coefficients of every class from the times of single kernels.
@@ -374,12 +375,14 @@ def fit_kernels(
         times_ms: for each graph the times of its kernels, NaN where unknown.
         runtime, block, sharpness: of the model.
         slowdowns: (graphs,) factor by which the machine was slower than usual during each; 1 by default.
+        totals_ms: (graphs,) times that a kernel's weight, its share, refers to; the sum of its graph's by default.
         prior_strength: weight of the pooled fit of related classes, in kernels.
     """
     table = np.concatenate([graph.table for graph in graphs])
     times = np.concatenate(times_ms)
     slow = np.ones(len(graphs)) if slowdowns is None else slowdowns
-    share = np.concatenate([t / np.nansum(t) for t in times_ms])
+    totals = [np.nansum(t) for t in times_ms] if totals_ms is None else totals_ms
+    share = np.concatenate([t / total for t, total in zip(times_ms, totals, strict=True)])
     times = times / np.repeat(slow, [len(graph) for graph in graphs])
     known = np.isfinite(times) & (times > 0)
     everything = Kernels(table[known])

@@ -6,18 +6,23 @@ import pytest
 
 from lownas.predictors import LatencyPredictor, Target
 from lownas.predictors.calibrate import (
-    Sample,
-    blocked_channels,
     calibrate,
-    fit_samples,
-    less_disturbed,
-    quiet_factor,
     sentinel_config,
     spread_sample,
 )
+from lownas.predictors.fit import (
+    Probe,
+    Sample,
+    blocked_channels,
+    fit_samples,
+    held_out_bound,
+    merged,
+    profiling_ms,
+    quiet_factor,
+)
 from lownas.predictors.fusion import KERNEL_CLASSES, fuse
 from lownas.predictors.kernel_model import COEFFICIENTS, KernelModel
-from lownas.search_space import PRESETS, SearchSpace, op_graph
+from lownas.search_space import PRESETS, OpGraph, SearchSpace, op_graph
 
 
 @dataclass
@@ -32,27 +37,30 @@ class Reading:
 class MadeUpDevice:
     """Measures by a formula; breaks after `breaks_after` measurements."""
 
-    def __init__(self, block=8, kernels=True, noise=0.03, breaks_after=None):
+    def __init__(self, block=8, kernels=True, noise=0.03, breaks_after=None, profiling_ms=0.0):
         rng = np.random.default_rng(3)
         coefficients = np.zeros((len(KERNEL_CLASSES), len(COEFFICIENTS)))
         for term, value in {"launch": 0.003, "macs": 0.02, "macs_per_cin": 0.05, "inputs": 0.1, "outputs": 0.1}.items():
             coefficients[:, COEFFICIENTS.index(term)] = value * rng.uniform(0.5, 2, len(KERNEL_CLASSES))
         self.model = KernelModel("onnxruntime", block, coefficients)
-        self.kernels, self.noise, self.breaks_after = kernels, noise, breaks_after
+        self.kernels, self.noise, self.breaks_after, self.profiling_ms = kernels, noise, breaks_after, profiling_ms
         self.rng = np.random.default_rng(4)
         self.measured = []
 
-    def __call__(self, config, target):
+    def __call__(self, network, target):
         if len(self.measured) == self.breaks_after:
             raise KeyboardInterrupt
-        self.measured.append(config)
-        graph = fuse(op_graph(config), "onnxruntime", self.model.block)
+        self.measured.append(network)
+        graph = network if isinstance(network, OpGraph) else op_graph(network)
+        graph = fuse(graph, "onnxruntime", self.model.block)
         disturbance = self.rng.exponential(0.02)  # of the whole measurement, as by other work on the machine
         times = self.model.kernel_ms(graph)
         noisy = times * (1 + disturbance / 2) * np.exp(self.rng.normal(0, self.noise, len(times)))
+        noisy += self.profiling_ms
         named = {f"{row}:{role}": float(t) for (row, role), t in zip(graph.keys, noisy, strict=True)}
         clean = float(times.sum()) * np.exp(self.rng.normal(0, 0.005))
-        return Reading(clean * (1 + disturbance), clean, named if self.kernels else None)
+        host = target.fingerprint() if target else {}
+        return Reading(clean * (1 + disturbance), clean, named if self.kernels else None, host)
 
 
 def test_calibration_gives_a_profile_that_predicts_the_device(tmp_path):
@@ -69,7 +77,8 @@ def test_calibration_gives_a_profile_that_predicts_the_device(tmp_path):
     assert provenance["held_out_error"] < 0.04 < provenance["macs_only_error"]
     assert loaded.model.block == 8
     assert steps[-1].done == 16 and "held-out error" in steps[-1].message
-    assert not {config.id for config in device.measured} & {config.id for config in PRESETS.values()}
+    configs = {network.id for network in device.measured if not isinstance(network, OpGraph)}
+    assert len(configs) == 17 and not configs & {config.id for config in PRESETS.values()}
 
 
 def test_broken_calibration_resumes(tmp_path):
@@ -85,14 +94,15 @@ def test_broken_calibration_resumes(tmp_path):
     sentinel = sentinel_config().id
 
     def configs(*devices):
-        return [c.id for device in devices for c in device.measured if c.id != sentinel]
+        networks = [network for device in devices for network in device.measured]
+        return [n.id for n in networks if not isinstance(n, OpGraph) and n.id != sentinel]
 
     assert set(configs(first, second)) == set(configs(whole))
-    assert len(configs(second)) < 8
+    assert len(configs(second)) < 16
     # A finished calibration is not resumed: the next one measures anew, into the same file.
     third = MadeUpDevice()
     calibrate("cpu", third, samples=8, profiles=tmp_path)
-    assert len(configs(third)) == 8
+    assert len(configs(third)) == 16
     complete = [line for line in file.read_text().splitlines() if line.startswith("{") and "complete" in line]
     assert len(complete) == 2
 
@@ -119,6 +129,46 @@ def test_errors_are_those_of_samples_left_out():
     fit = fit_samples(samples, "onnxruntime", 8)
     assert fit.held_out_error > 0.12
     assert len(fit.log_errors) == 12
+
+
+def test_what_the_profiler_adds_is_taken_off():
+    device = MadeUpDevice(profiling_ms=0.004)
+    configs = spread_sample(SearchSpace.load("default"), 16, seed=0)
+    readings = [device(config, None) for config in configs]
+    kernel_times = [np.array(list(reading.kernel_ms.values())) for reading in readings]
+    times = np.array([reading.undisturbed_ms for reading in readings])
+    assert 0.003 < profiling_ms(kernel_times, times) < 0.005
+    assert profiling_ms(kernel_times, np.array([t.sum() for t in kernel_times])) < 0.0015
+    samples = [Sample(c, r.undisturbed_ms, 0.0, r.kernel_ms) for c, r in zip(configs, readings, strict=True)]
+    assert fit_samples(samples, "onnxruntime", 8).held_out_error < 0.02
+
+
+def test_calibration_stops_once_the_error_is_reached(tmp_path):
+    device = MadeUpDevice(noise=0.01)
+    says = []
+    predictor = calibrate("cpu", device, until=0.04, probes={}, profiles=tmp_path, progress=lambda p: says.append(p))
+    assert 12 <= predictor.provenance["samples"] < 40
+    assert predictor.provenance["held_out_error"] < 0.04
+    assert any("held-out error below" in p.message for p in says)
+
+
+def test_bound_is_above_the_error():
+    device = MadeUpDevice()
+    configs = spread_sample(SearchSpace.load("default"), 12, seed=0)
+    samples = [Sample(c, (r := device(c, None)).undisturbed_ms, 0.0, r.kernel_ms) for c in configs]
+    assert held_out_bound(samples, "onnxruntime", 8) > 1.05 * fit_samples(samples, "onnxruntime", 8).held_out_error
+
+
+def test_probes_teach_kernels_that_the_samples_lack(tmp_path):
+    """Networks without attention, and one probe that has some: its classes are inside afterwards."""
+    device = MadeUpDevice(noise=0.0)
+    configs = [PRESETS[name].replace(classes=10) for name in ("cpubone_nano", "lowformer_b0")]
+    probe = op_graph(configs[1])
+    samples = [Sample(c, (r := device(c, None)).undisturbed_ms, 0.0, r.kernel_ms) for c in configs[:1] * 8]
+    alone = fit_samples(samples, "onnxruntime", 8).model
+    taught = fit_samples(samples, "onnxruntime", 8, probes=[Probe(probe, device(probe, None).kernel_ms)]).model
+    kernels = fuse(probe, "onnxruntime", 8)
+    assert alone.outside(kernels) and not taught.outside(kernels)
 
 
 def test_spread_sample_spreads():
@@ -153,7 +203,7 @@ def test_layout_is_recognized_from_kernel_names(block):
     ("arguments", "says"),
     [
         ({"target": "cpu", "samples": 3}, "at least 8"),
-        ({"target": "cuda:tensorrt"}, "no fusion rules"),
+        ({"target": "cpu", "until": 3.0}, "between 0 and 100 %"),
         ({"target": "gpu0"}, "unknown target"),
     ],
 )
@@ -167,29 +217,32 @@ def test_measurements_are_json_lines(tmp_path):
     calibrate("cpu", MadeUpDevice(), samples=8, profiles=tmp_path)
     lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
     assert lines[0]["calibration"] == str(Target.parse("cpu"))
-    assert sum("config" in line for line in lines) == 8
+    assert sum("config" in line for line in lines) == 16
     assert lines[-1]["complete"]
 
 
-def test_disturbed_machine_is_looked_at_twice(tmp_path):
-    """A busy device lengthens a measurement by up to a half; of two looks at each config the better one counts."""
+def test_disturbed_machine_is_looked_at_again(tmp_path):
+    """A busy device lengthens a measurement by up to a half; of three looks at each config the best one counts."""
 
     class Busy(MadeUpDevice):
         def __call__(self, config, target):
             reading = super().__call__(config, target)
             factor = 1 + 0.5 * self.rng.random()
             kernels = {name: factor * t for name, t in reading.kernel_ms.items()}
-            return Reading(2 * factor * reading.median_ms, factor * reading.undisturbed_ms, kernels)
+            return Reading(2 * factor * reading.median_ms, factor * reading.undisturbed_ms, kernels, reading.host)
 
     device = Busy()
-    predictor = calibrate("cpu", device, samples=8, profiles=tmp_path)
+    predictor = calibrate("cpu", device, samples=8, probes={}, profiles=tmp_path)
     assert predictor.provenance["samples"] == 8
-    assert predictor.provenance["measurements"] == 16
+    assert predictor.provenance["measurements"] == 24
     assert predictor.provenance["quiet_factor"] < 1
 
 
-def test_the_less_disturbed_of_two_looks_counts():
+def test_looks_are_merged():
     config = sentinel_config()
-    one, other = Sample(config, 5.0, 0.3, {"0:op": 4.0}), Sample(config, 4.0, 0.5, {"0:op": 4.5})
-    assert less_disturbed(one, other) == Sample(config, 4.0, 0.3, {"0:op": 4.0})
-    assert less_disturbed(one, Sample(config, 4.0, 0.1, None)).kernel_ms == {"0:op": 4.0}
+    quiet = [Sample(config, 4.0, 0.01, {"0:op": 2.0}), Sample(config, 9.0, 0.03, {"0:op": 8.0})]
+    assert merged(quiet) == Sample(config, pytest.approx(6.0), 0.02, {"0:op": pytest.approx(4.0)})
+    disturbed = [Sample(config, 5.0, 0.3, {"0:op": 4.0}), Sample(config, 4.0, 0.5, {"0:op": 4.5})]
+    assert merged(disturbed) == Sample(config, 4.0, 0.3, {"0:op": 4.0})
+    assert merged([quiet[0], *disturbed]) == merged(quiet[:1])
+    assert merged([Sample(config, 4.0, 0.5, None)]).kernel_ms is None
