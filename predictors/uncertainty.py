@@ -1,7 +1,7 @@
 """How far predictions are off: a predictive distribution on a log scale, from errors on graphs held out of fitting.
 
 Conformal: with n held-out errors, the q-quantile of a new one is the error of rank q * (n + 1) (CV+ with the errors of
-all folds pooled; Barber et al. 2021). Ranks beyond the errors at hand, which small n asks for, come from normal tails
+all folds pooled; Barber et al. 2021). Ranks beyond the errors at hand, which small n asks for, come from Student's tails
 with their robust spread, so that 90 % may be asked of ten errors.
 """
 
@@ -65,13 +65,15 @@ class LogErrors:
 
     @cached_property
     def _steps(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(levels, values): the errors at their ranks, and normal tails outside of them."""
+        """(levels, values): the errors at their ranks, and Student's tails outside of them."""
         n = len(self._sorted)
         levels = np.arange(1, n + 1) / (n + 1)
         normal = NormalDist()
         far = np.array([z for z in np.arange(0.0, 6.01, 0.25) if z > normal.inv_cdf(levels[-1])])
-        upper = np.maximum(self._center + far * self._spread, self._sorted[-1])
-        lower = np.minimum(self._center - far * self._spread, self._sorted[0])
+        # Quantiles of Student's t from normal ones (first term of Cornish and Fisher), and of a new observation.
+        reach = (far + (far**3 + far) / (4 * (n - 1))) * np.sqrt(1 + 1 / n) * self._spread
+        upper = np.maximum(self._center + reach, self._sorted[-1])
+        lower = np.minimum(self._center - reach, self._sorted[0])
         tail = np.array([normal.cdf(z) for z in far])
         tail = np.minimum(tail, 1 - 1e-12)
         values = np.concatenate([lower[::-1], self._sorted, upper])
