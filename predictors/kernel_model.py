@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from .fusion import KERNEL_CLASS, KERNEL_CLASSES, KERNEL_COLUMN, Kernels
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 COMPUTE_TERMS: tuple[str, ...] = ("macs", "macs_per_cin", "macs_per_cout", "macs_per_column", "tail", "macs_per_output")
 MEMORY_TERMS: tuple[str, ...] = ("inputs", "outputs", "weights")
@@ -165,18 +166,22 @@ class KernelModel:
         """Time of a whole graph."""
         return self.overhead_ms + self.scale * float(self.kernel_ms(kernels).sum())
 
-    def outside(self, kernels: Kernels, margin: float = np.log(2.0) + 1e-6) -> list[str]:
-        """Kernel classes that were not fitted on, and those more than a factor of two beyond the shapes fitted on."""
+    def beyond(self, kernels: Kernels, margin: float = np.log(2.0) + 1e-6) -> tuple[Flags, Flags]:
+        """(K,) whether a kernel's class was not fitted on, and whether its shape is a factor of two beyond those."""
         codes = kernels.column("class")
         features = shape_features(kernels, self.block)
-        below, above = features < self.low[codes] - margin, features > self.high[codes] + margin
-        beyond = np.any(below | above, axis=1)
+        low, high = self.low[codes] - margin, self.high[codes] + margin
+        unseen = self.counts[codes] == 0
+        return unseen, ~unseen & np.any((features < low) | (features > high), axis=1)
+
+    def outside(self, kernels: Kernels) -> list[str]:
+        """Kernel classes that were not fitted on, and those more than a factor of two beyond the shapes fitted on."""
+        codes = kernels.column("class")
+        unseen, shape = self.beyond(kernels)
         result = []
-        for code in np.unique(codes):
-            if self.counts[code] == 0:
-                result.append(KERNEL_CLASSES[code])
-            elif beyond[codes == code].any():
-                result.append(f"{KERNEL_CLASSES[code]} (shape)")
+        for code in np.unique(codes[unseen | shape]).tolist():
+            name = KERNEL_CLASSES[code]
+            result.append(name if self.counts[code] == 0 else f"{name} (shape)")
         return result
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..search_space.config import LowFormerConfig
 from ..search_space.graph import OpGraph, Unit, units
-from .fusion import PLAIN, Kernels, fuse, fuse_config, fuse_unit
+from .fusion import KERNEL_CLASSES, PLAIN, Kernels, fuse, fuse_config, fuse_unit
 from .kernel_model import KernelModel
 from .target import ALIASES, Target, profile_folders, user_profiles
 from .uncertainty import LogErrors
@@ -82,8 +84,11 @@ class LatencyPredictor:
         self.provenance = provenance
         self.fingerprint = fingerprint or {}
         self.allowed = frozenset(allowed)
-        # By layout of the input: unit -> (its cost, layout of its output, whether it is outside of what was fitted on).
-        self._unit_costs: tuple[dict[Unit, tuple[float, int, bool]], ...] = ({}, {})
+        # By layout of the input: unit -> (its row in what follows, layout of its output).
+        self._known_units: tuple[dict[Unit, tuple[int, int]], ...] = ({}, {})
+        self._unit_ms = np.empty(0)
+        self._unit_outside = np.empty(0, dtype=np.bool_)
+        self._new_units: list[Kernels] = []
 
     # --- profiles ---------------------------------------------------------------------------------------------------
 
@@ -228,29 +233,61 @@ class LatencyPredictor:
 
     def _model_ms(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """(n,) times by the model, and whether each is outside of what it was fitted on."""
-        costs = self._unit_costs
-        sums = np.empty(len(configs))
-        outside = np.zeros(len(configs), dtype=np.bool_)
-        for index, config in enumerate(configs):
-            layout, total, beyond = PLAIN, 0.0, False
-            for unit in units(config):
-                known = costs[layout].get(unit)
-                if known is None:
-                    known = self._unit_cost(unit, layout)
-                cost, layout, unknown = known
-                total += cost
-                beyond |= unknown
-            sums[index] = total
-            outside[index] = beyond
+        known = self._known_units
+        rows: list[int] = []
+        starts: list[int] = []
+        with _collector_at_rest():
+            for config in configs:
+                layout = PLAIN
+                starts.append(len(rows))
+                for unit in units(config):
+                    entry = known[layout].get(unit)
+                    if entry is None:
+                        entry = self._add_unit(unit, layout)
+                    row, layout = entry
+                    rows.append(row)
+        if not configs:
+            return np.empty(0), np.empty(0, dtype=np.bool_)
+        self._cost_new_units()
+        sums = np.add.reduceat(self._unit_ms[rows], starts)
+        outside = np.logical_or.reduceat(self._unit_outside[rows], starts)
         return self.model.overhead_ms + self.model.scale * sums, outside
 
-    def _unit_cost(self, unit: Unit, layout: int) -> tuple[float, int, bool]:
-        """(ms before scaling, layout of the output, whether outside) of a unit whose input arrives in `layout`."""
+    def _add_unit(self, unit: Unit, layout: int) -> tuple[int, int]:
+        """(its row, layout of its output) for a unit not known yet, whose input arrives in `layout`."""
         kernels, after = fuse_unit(unit, self.model.runtime, self.model.block, layout)
-        outside = bool(set(self.model.outside(kernels)) - self.allowed)
-        entry = float(self.model.kernel_ms(kernels).sum()), after, outside
-        self._unit_costs[layout][unit] = entry
+        entry = len(self._unit_ms) + len(self._new_units), after
+        self._known_units[layout][unit] = entry
+        self._new_units.append(kernels)
         return entry
+
+    def _cost_new_units(self) -> None:
+        """Costs of all units added since the last time, at once: that is what makes bulk prediction fast."""
+        if not self._new_units:
+            return
+        new, self._new_units = self._new_units, []
+        kernels = Kernels(np.concatenate([unit.table for unit in new]))
+        owner = np.repeat(np.arange(len(new)), [len(unit) for unit in new])
+        codes = kernels.column("class")
+        unseen, shape = self.model.beyond(kernels)
+        allowed = np.array([name in self.allowed for name in KERNEL_CLASSES])
+        allowed_shape = np.array([f"{name} (shape)" in self.allowed for name in KERNEL_CLASSES])
+        flagged = (unseen & ~allowed[codes]) | (shape & ~allowed_shape[codes])
+        times = np.bincount(owner, self.model.kernel_ms(kernels), minlength=len(new))
+        self._unit_ms = np.append(self._unit_ms, times)
+        self._unit_outside = np.append(self._unit_outside, np.bincount(owner, flagged, minlength=len(new)) > 0)
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Keeps the garbage collector from searching, again and again, what bulk prediction allocates and keeps."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _calibrate_command(target: Target, profiles: str | Path | None) -> str:
