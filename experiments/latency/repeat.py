@@ -4,7 +4,8 @@
     python experiments/latency/repeat.py report --rows rows.jsonl      # writes repeat.json
 
 A sitting measures six published models with `lownas measure`, each command a process of its own, three times over,
-interleaved. Reported is how far the medians lie apart: within a sitting, and between sittings.
+interleaved. Reported is how far the medians lie apart: within a sitting, between sittings, and between sittings when each
+is divided by the same sitting's median of `REFERENCE`, which takes out what the machine itself was faster or slower.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MODELS = ("cpubone_nano", "cpubone_s0", "lowformer_b0", "lowformer_e1", "lowformer_b15", "lowformer_b3")
+REFERENCE = "lowformer_b0"
 REPEATS = 3
 
 
@@ -42,15 +44,20 @@ def report(rows: Path, out: Path) -> None:
     taken = [json.loads(line) for line in rows.read_text().splitlines()]
     sittings = sorted({row["sitting"] for row in taken})
     table = {}
-    within, between = [], []
+    within, between, relative = [], [], []
+    centers: dict[str, list[float]] = {}
     for model in MODELS:
         medians = {
             s: [row["median_ms"] for row in taken if row["sitting"] == s and row["input"] == model] for s in sittings
         }
         table[model] = {str(s - sittings[0]): values for s, values in medians.items()}
         within += [abs(a / b - 1) for values in medians.values() for a, b in combinations(values, 2)]
-        centers = [float(np.median(values)) for values in medians.values()]
-        between += [abs(a / b - 1) for a, b in combinations(centers, 2)]
+        centers[model] = [float(np.median(values)) for values in medians.values()]
+        between += [abs(a / b - 1) for a, b in combinations(centers[model], 2)]
+    for model in MODELS:
+        if model != REFERENCE:
+            ratios = np.array(centers[model]) / np.array(centers[REFERENCE])
+            relative += [abs(a / b - 1) for a, b in combinations(ratios.tolist(), 2)]
     result = {
         "seconds_between_sittings": [s - sittings[0] for s in sittings],
         "medians_ms_by_sitting": table,
@@ -58,9 +65,10 @@ def report(rows: Path, out: Path) -> None:
         "measurements": len(taken),
         "within_a_sitting": _summary(within),
         "between_sittings": _summary(between),
+        "between_sittings_relative": _summary(relative),
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("within_a_sitting", "between_sittings")}, indent=1))
+    print(json.dumps({key: value for key, value in result.items() if "sitting" in key}, indent=1))
 
 
 def _summary(differences: list[float]) -> dict[str, float | int]:
