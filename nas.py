@@ -12,10 +12,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 try:
     import typer
@@ -59,6 +59,15 @@ def parse_duration(text: str, what: str) -> float:
     return seconds
 
 
+def parse_percentage(text: str, what: str) -> float:
+    """A percentage such as "3%", as a fraction."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*%", text.strip())
+    share = float(match[1]) / 100 if match else math.nan
+    if not 0 < share < 1:
+        raise ValueError(f"{what}: a percentage such as 3% or 2.5%, given {text!r}")
+    return share
+
+
 def _stderr() -> Console:
     from rich.console import Console
 
@@ -76,11 +85,16 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, allow_nan=False), flush=True)
 
 
-Target_ = Annotated[str | None, typer.Option("--target", help="Device and setting: rtx3090, cpu (`lownas targets`).")]
+Target_ = Annotated[
+    str | None, typer.Option("--target", help="Device and setting: rtx3090, cpu (`lownas targets`), or a YAML file.")
+]
 Profiles = Annotated[Path | None, typer.Option("--profiles", help="Folder of your own target profiles.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
 Configs = Annotated[list[Path] | None, typer.Option("--config", help="A config file (JSON); may be repeated.")]
 Presets = Annotated[list[str] | None, typer.Option("--preset", help="A published model, or `all`; may be repeated.")]
+Timm = Annotated[
+    list[str] | None, typer.Option("--timm", help="A model of timm (extra [timm]), by name; may be repeated.")
+]
 Onnx = Annotated[list[Path] | None, typer.Option("--onnx", help="An ONNX file; may be repeated.")]
 
 
@@ -111,7 +125,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search for the most accurate backbone within a latency budget on a device."""
-    from lownas.search.run import read_settings
+    from lownas.search.run import read_about, read_settings
 
     given: dict[str, Any] = {
         "space": space,
@@ -133,8 +147,10 @@ def search(
         raise ValueError("--resume and --replay: one or the other")
     if resume or replay:
         assert run is not None or replay is not None
-        base = read_settings(replay or run)  # type: ignore[arg-type]
-        target = target or base.target
+        earlier: Path = replay or run  # type: ignore[assignment]
+        base = read_settings(earlier)
+        file = read_about(earlier).get("target_file")
+        target = target or (file if isinstance(file, str) and Path(file).is_file() else base.target)
         budget_ms = base.latency_budget_ms
         given = {**base.to_dict(), **{name: value for name, value in given.items() if value is not None}}
     elif target is None:
@@ -179,14 +195,19 @@ def _search(
 
     console = _stderr()
     console.print(f"target {target}: {predictor.source}", highlight=False)
-    measure = None
-    if target.is_local:
-        from lownas.evaluators.measure import measure_latency
+    about: dict[str, Any] = {"latency_profile": predictor.provenance}
+    if target.box is not None:
+        about["target_file"] = str(Path(target.box.file or "").absolute())
+    with ExitStack() as stack:
+        measure = None
+        if target.can_be_measured:
+            meter = stack.enter_context(_meter(target))
+            _check_same_box(meter.target, predictor.fingerprint, profiles)
 
-        def measure(config: LowFormerConfig) -> LatencyMeasurement:
-            return measure_latency(config, target)
+            def measure(config: LowFormerConfig) -> LatencyMeasurement:
+                return meter.measure(config, meter.target)
 
-    with SearchProgress(console) as progress:
+        progress = stack.enter_context(SearchProgress(console))
         outcome = run_search(
             settings,
             predictor=predictor,
@@ -195,7 +216,7 @@ def _search(
             measure=measure,
             rest_s=REST_S,
             progress=progress,
-            about={"latency_profile": predictor.provenance},
+            about=about,
         )
     export_outcome(outcome)
     published = published_rows(predictor)
@@ -260,7 +281,45 @@ def _target(name: str | None) -> Target:
 
     if name is None:
         raise ValueError("--target is missing: which device? (rtx3090, cpu, ...; `lownas targets` lists them)")
-    return Target.parse(name)
+    return Target.load(name)
+
+
+class _Meter(NamedTuple):
+    """What measures a target, and the target with what was found out about the device."""
+
+    target: Target
+    measure: Callable[..., LatencyMeasurement]
+    measure_for_calibration: Callable[[LowFormerConfig, Target], LatencyMeasurement]
+
+
+@contextmanager
+def _meter(target: Target) -> Iterator[_Meter]:
+    """This machine, or a box over SSH. Raises ValueError or OSError if it cannot measure `target`."""
+    from lownas.evaluators.measure import check_measurable, measure_for_calibration, measure_latency
+
+    if target.box is None:
+        check_measurable(target)
+        yield _Meter(target, measure_latency, measure_for_calibration)
+        return
+    from dataclasses import replace
+
+    from lownas.evaluators.remote import RemoteBox
+
+    with RemoteBox(target.box) as box:
+        known = replace(target.box, fingerprint=box.fingerprint(target))
+        yield _Meter(replace(target, box=known), box.measure_latency, box.measure_for_calibration)
+
+
+def _check_same_box(target: Target, known: Mapping[str, str], profiles: Path | None) -> None:
+    """Raises ValueError if a box is not the machine that its profile's fingerprint names."""
+    from lownas.predictors.target import profile_folders
+
+    if target.box is not None and known and known != (here := target.fingerprint()):
+        differing = "; ".join(f"{key} {known.get(key)!r} there, {here[key]!r} on {target.box.host}" for key in here)
+        path = profile_folders(profiles)[0] / target.file_name
+        raise ValueError(
+            f"the profile of {target} is another machine's ({differing}): name this device otherwise, or remove {path}"
+        )
 
 
 def _predictor(target: Target, profiles: Path | None, *, calibrate_if_missing: bool = False) -> LatencyPredictor:
@@ -268,9 +327,12 @@ def _predictor(target: Target, profiles: Path | None, *, calibrate_if_missing: b
     from lownas.predictors.target import profile_folders
 
     known = any((folder / target.file_name).is_file() for folder in profile_folders(profiles))
-    if known or not calibrate_if_missing or not target.is_local:
+    if not known and not calibrate_if_missing and target.box is not None:
+        raise ValueError(f"no profile of {target} yet: make one with `lownas calibrate --target {target.box.file}`")
+    if known or not calibrate_if_missing or not target.can_be_measured:
         return LatencyPredictor.load(target, profiles)
-    said = f"no profile of {target} on this machine yet: calibrating (at most 4 minutes, once)"
+    where = "on this machine " if target.is_local else ""
+    said = f"no profile of {target} {where}yet: calibrating (at most 4 minutes, once)"
     _stderr().print(said, highlight=False)
     return _calibrate(target, profiles)
 
@@ -279,18 +341,22 @@ def _calibrate(target: Target, profiles: Path | None, **options: Any) -> Latency
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    from lownas.evaluators.measure import check_measurable, measure_for_calibration
+    from lownas.predictors import LatencyPredictor
     from lownas.predictors.calibrate import Progress, calibrate
+    from lownas.predictors.target import profile_folders
 
-    check_measurable(target)
     columns = (TextColumn("measuring"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, TimeElapsedColumn(), console=_stderr()) as bar:
+    with _meter(target) as meter, Bar(*columns, TimeElapsedColumn(), console=_stderr()) as bar:
+        known: Mapping[str, str] = {}
+        with suppress(ValueError):  # of a broken profile another may be made
+            known = LatencyPredictor.read(profile_folders(profiles)[0] / target.file_name).fingerprint
+        _check_same_box(meter.target, known, profiles)
         task = bar.add_task("", total=None)
 
         def show(progress: Progress) -> None:
             bar.update(task, completed=progress.done, total=progress.samples, description=progress.message)
 
-        return calibrate(target, measure_for_calibration, profiles=profiles, progress=show, **options)
+        return calibrate(meter.target, meter.measure_for_calibration, profiles=profiles, progress=show, **options)
 
 
 def _items(
@@ -316,6 +382,27 @@ def _items(
     if not items:
         raise ValueError("nothing to do: name models with --preset, --config or --onnx")
     return items
+
+
+def _timm_graph(name: str) -> OpGraph:
+    """A model of timm at its own input size, traced without weights."""
+    import difflib
+
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"--timm needs timm (pip install 'lownas[timm]'): {error}") from None
+    import torch
+
+    from lownas.search_space import op_graph_from_torch
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+        raise ValueError(f"--timm: unknown model {name!r}: {hint}")
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False)
+    return op_graph_from_torch(model, tuple(model.pretrained_cfg["input_size"]))
 
 
 def _read_config(path: Path) -> LowFormerConfig:
@@ -392,17 +479,13 @@ def measure(
     time_limit: Annotated[str, typer.Option(help="Warm-up and runs of one model end by then.")] = "10s",
     as_json: Json = False,
 ) -> None:
-    """Measure latency on this machine."""
-    from lownas.evaluators.measure import check_measurable, measure_latency
-
+    """Measure latency on this machine, or on the one that a target's file names."""
     full = _target(target)
     limit_s = parse_duration(time_limit, "--time-limit")
     items = _items(config, preset, onnx)
-    check_measurable(full)
     found: list[tuple[str, LatencyMeasurement]] = []
     try:
-        for name, item in items:
-            measurement = measure_latency(item, full, time_limit_s=limit_s)
+        for name, measurement in _measured(full, items, limit_s):
             found.append((name, measurement))
             if not as_json:
                 continue
@@ -423,6 +506,14 @@ def measure(
             _print_measured(full, found)
 
 
+def _measured(
+    target: Target, items: Sequence[tuple[str, LowFormerConfig | Path]], limit_s: float
+) -> Iterator[tuple[str, LatencyMeasurement]]:
+    with _meter(target) as meter:
+        for name, item in items:
+            yield name, meter.measure(item, meter.target, time_limit_s=limit_s)
+
+
 def _print_measured(target: Target, found: list[tuple[str, LatencyMeasurement]]) -> None:
     from rich.table import Table
 
@@ -440,18 +531,21 @@ def _print_measured(target: Target, found: list[tuple[str, LatencyMeasurement]])
 @app.command()
 def calibrate(
     target: Target_ = "cpu",
-    samples: Annotated[int | None, typer.Option(help="Configs to measure.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Configs to measure (40; with --until at most 200).")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop once the held-out error is surely below this: 3%.")] = None,
     space: Annotated[str, typer.Option(help="What to draw them from.")] = "default",
     time_limit: Annotated[str | None, typer.Option(help="No measurement begins later.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     profiles: Profiles = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a sample of the space on this machine, fit a latency model, report its held-out error, save a profile."""
+    """Measure a sample of the space on a device, fit a latency model, report its held-out error, save a profile."""
     full = _target(target)
     options: dict[str, Any] = {"space": space, "seed": seed}
     if samples is not None:
         options["samples"] = samples
+    if until is not None:
+        options["until"] = parse_percentage(until, "--until")
     if time_limit is not None:
         options["time_limit_s"] = parse_duration(time_limit, "--time-limit")
     predictor = _calibrate(full, profiles, **options)

@@ -6,24 +6,27 @@ spread, drift from the first to the last third, other work on the machine.
 
 from __future__ import annotations
 
-import gc
+import logging
 import math
-import tempfile
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from ..search_space import LowFormerConfig, OpGraph, op_graph
+from ..search_space import LowFormerConfig, OpGraph
+from .agent import Job, Node, Timed, alone, time_model, time_runs
+from .kernel_times import kernel_times_ms
 
 if TYPE_CHECKING:
-    import onnxruntime
     import torch
+
+    from ..search_space.onnx_graph import Weights
+
+logger = logging.getLogger("lownas.evaluators")
 
 NOISY_SPREAD = 0.10
 """IQR over median above which a measurement is called noisy."""
@@ -38,7 +41,7 @@ _PROVIDERS = {
     "onnxruntime-tensorrt": "TensorrtExecutionProvider",
 }
 _PRECISIONS = {
-    "onnxruntime": ("fp32",),
+    "onnxruntime": ("fp32", "int8"),
     "onnxruntime-cuda": ("fp32",),
     "onnxruntime-tensorrt": ("fp32", "fp16"),
 }
@@ -190,36 +193,59 @@ def measure_latency(
             time_limit_s=time_limit_s,
             min_runs=min_runs,
         )
-    if isinstance(network, str | Path):
-        if not Path(network).is_file():
-            raise ValueError(f"no such ONNX file: {network}")
-        return measure_onnx(
-            network, target, what=Path(network).name, time_limit_s=time_limit_s, min_runs=min_runs, kernels=kernels
-        )
-    what = network.id if isinstance(network, LowFormerConfig) else "graph"
-    from ..search_space.onnx_graph import onnx_model
-
-    graph = op_graph(network) if isinstance(network, LowFormerConfig) else network
-    model = onnx_model(graph, batch=target.batch or 1).SerializeToString()
+    what, model = onnx_source(network, target)
     return measure_onnx(model, target, what=what, time_limit_s=time_limit_s, min_runs=min_runs, kernels=kernels)
 
 
-def measure_for_calibration(config: LowFormerConfig, target: Setting) -> LatencyMeasurement:
+def onnx_source(
+    network: LowFormerConfig | OpGraph | str | Path, target: Setting, weights: Weights | None = None
+) -> tuple[str, bytes | Path]:
+    """A name for `network`, and the model to time: serialized, or its file.
+
+    `weights` are those of a config or graph; random ones if None. For an int8 target the model is quantized, unless a
+    file holds one that already is.
+    """
+    if isinstance(network, str | Path):
+        if not Path(network).is_file():
+            raise ValueError(f"no such ONNX file: {network}")
+        if target.precision == "int8":
+            from .quantize import quantized_file
+
+            return Path(network).name, quantized_file(Path(network))
+        return Path(network).name, Path(network)
+    from ..search_space.onnx_graph import onnx_model
+
+    what = network.id if isinstance(network, LowFormerConfig) else "graph"
+    model = onnx_model(network, weights, batch=target.batch or 1)
+    if target.precision == "int8":
+        from .quantize import quantized
+
+        model = quantized(model)
+    return what, model.SerializeToString()
+
+
+def measure_for_calibration(
+    config: LowFormerConfig, target: Setting, measure: Callable[..., LatencyMeasurement] = measure_latency
+) -> LatencyMeasurement:
     """What `predictors.calibrate.calibrate` is handed: a short measurement, with kernel times where there are any.
 
     Its doubts are kept in the measurement but not given as warnings: calibration deals with them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return measure_latency(config, target, time_limit_s=3.0, min_runs=12, kernels=True)
+        return measure(config, target, time_limit_s=3.0, min_runs=12, kernels=True)
 
 
 def check_measurable(target: Setting) -> None:
     """Raises ValueError, in one line, if this machine cannot measure `target`."""
     if target.device not in ("cpu", "cuda"):
-        raise ValueError(f"{target} is not this machine: only cpu and cuda targets can be measured here")
-    if target.batch is None:
-        raise ValueError(f"{target} has no fixed batch size: give one (b1, b8, ...) to measure")
+        raise ValueError(
+            f"{target} is not this machine: measured are cpu, cuda, and devices whose target file names a host"
+        )
+    import psutil
+
+    if target.device == "cpu" and target.threads > (cores := psutil.cpu_count(logical=False) or 1):
+        raise ValueError(f"{target} asks for {target.threads} threads, and this machine has {cores} cores")
     if target.runtime.startswith("torch"):
         import torch
 
@@ -227,20 +253,39 @@ def check_measurable(target: Setting) -> None:
             raise ValueError(f"{target} needs a CUDA device that torch can use, and there is none")
         if target.runtime == "torch-graph" and target.device != "cuda":
             raise ValueError(f"{target}: CUDA graphs need a CUDA device; use cpu/torch/... or cpu/torch-compile/...")
+        _check_batch(target)
         return
+    if (target.device == "cpu") != (_PROVIDERS.get(target.runtime) in (None, "CPUExecutionProvider")):
+        known = "cpu/onnxruntime/..., cuda/onnxruntime-cuda/... and cuda/onnxruntime-tensorrt/..."
+        raise ValueError(f"{target}: this runtime is not that device's; known are {known}")
+    import onnxruntime
+
+    check_onnx_setting(target)
+    check_onnx_provider(target, onnxruntime.get_available_providers(), onnxruntime.__version__)
+
+
+def _check_batch(target: Setting) -> None:
+    if target.batch is None:
+        raise ValueError(f"{target} has no fixed batch size: give one (b1, b8, ...) to measure")
+
+
+def check_onnx_setting(target: Setting) -> None:
+    """Raises ValueError, in one line, if no onnxruntime can measure `target`."""
+    _check_batch(target)
     if target.runtime not in _PROVIDERS:
-        known = [*_PROVIDERS, "torch", "torch-compile", "torch-graph"]
+        known = [*_PROVIDERS, *(("torch", "torch-compile", "torch-graph") if target.device in ("cpu", "cuda") else ())]
         raise ValueError(f"{target}: runtime {target.runtime!r} cannot be measured; known are {', '.join(known)}")
     if target.precision not in _PRECISIONS[target.runtime]:
         allowed = ", ".join(_PRECISIONS[target.runtime])
         raise ValueError(f"{target}: {target.runtime} measures {allowed}, not {target.precision} yet")
-    import onnxruntime
 
-    provider = _PROVIDERS[target.runtime]
-    if provider not in onnxruntime.get_available_providers():
+
+def check_onnx_provider(target: Setting, providers: Sequence[str], version: str) -> None:
+    """Raises ValueError, in one line, if an onnxruntime with these execution providers cannot measure `target`."""
+    if (provider := _PROVIDERS[target.runtime]) not in providers:
         raise ValueError(
-            f"{target} needs onnxruntime's {provider}, and this onnxruntime {onnxruntime.__version__} has "
-            f"{', '.join(onnxruntime.get_available_providers())} (pip install lownas[gpu] where there is an NVIDIA GPU)"
+            f"{target} needs onnxruntime's {provider}, and this onnxruntime {version} has {', '.join(providers)} "
+            "(pip install lownas[gpu] where there is an NVIDIA GPU)"
         )
 
 
@@ -253,43 +298,56 @@ def measure_onnx(
     min_runs: int = 30,
     kernels: bool = False,
 ) -> LatencyMeasurement:
-    """Times an ONNX model (serialized, or a file) through onnxruntime with all graph optimizations."""
+    """Times an ONNX model (serialized, or a file) through onnxruntime with all graph optimizations.
+
+    No two measurements run at once on this machine; a second one waits for the first.
+    """
     check_measurable(target)
     import onnxruntime
 
-    with tempfile.TemporaryDirectory(prefix="lownas-") as folder:
-        optimized = Path(folder) / "optimized.onnx" if kernels and target.runtime == "onnxruntime" else None
-        session = _session(model, target, optimized)
-        feeds = _random_feeds(session, target)
-        try:
-            session.run(None, feeds)
-        except Exception as error:  # onnxruntime's own, which share no public base class
-            if not type(error).__module__.startswith("onnxruntime"):
-                raise
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{what} does not run in onnxruntime: {reason[:200]}") from None
+    source = model if isinstance(model, bytes) else str(model)
+    timed, nodes = time_model(source, onnx_job(target, what, time_limit_s, min_runs, kernels), logger.warning)
+    versions = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    return latency_measurement(target, what, timed, nodes, target.fingerprint(), versions)
 
-        def run() -> None:
-            session.run(None, feeds)
 
-        timed = _time_runs(run, time_limit_s, min_runs, one_thread=target.device == "cpu" and target.threads == 1)
-        kernel_ms = None
-        if optimized is not None:
-            del session  # its arena would only crowd the caches
-            from .kernel_times import kernel_times_ms
+def onnx_job(target: Setting, what: str, time_limit_s: float, min_runs: int, kernels: bool) -> Job:
+    """What measuring an ONNX model in the setting `target` means to onnxruntime."""
+    provider = _PROVIDERS[target.runtime]
+    options = {"trt_fp16_enable": str(target.precision == "fp16")} if provider == "TensorrtExecutionProvider" else {}
+    return Job(
+        what=what,
+        target=str(target),
+        provider=provider,
+        provider_options=options,
+        batch=target.batch or 1,
+        threads=target.threads,
+        time_limit_s=time_limit_s,
+        min_runs=min_runs,
+        kernels=kernels and target.runtime == "onnxruntime",
+    )
 
-            kernel_ms = kernel_times_ms(optimized, feeds, target.threads, Path(folder))
+
+def latency_measurement(
+    target: Setting,
+    what: str,
+    timed: Timed,
+    nodes: Sequence[Node] | None,
+    host: Mapping[str, str],
+    versions: Mapping[str, str],
+) -> LatencyMeasurement:
+    """The record of what was timed; its doubts are also given as warnings."""
     return LatencyMeasurement(
         target=str(target),
         what=what,
-        times_ms=timed.times_ms,
-        cpu_times_ms=timed.cpu_times_ms,
-        host=target.fingerprint(),
-        versions={"onnxruntime": onnxruntime.__version__, "numpy": np.__version__},
+        times_ms=tuple(timed.times_ms),
+        cpu_times_ms=tuple(timed.cpu_times_ms),
+        host=host,
+        versions=versions,
         warmup_runs=timed.warmup_runs,
         busy_cores=timed.busy_cores,
         notes=_doubts(timed),
-        kernel_ms=kernel_ms,
+        kernel_ms=None if nodes is None else kernel_times_ms(nodes),
     )
 
 
@@ -321,29 +379,20 @@ def measure_torch(
     call: Callable[[], object] = lambda: module(images)  # noqa: E731
     try:
         torch.set_num_threads(target.threads)
-        with torch.inference_mode():
+        with alone(logger.warning), torch.inference_mode():
             if target.runtime == "torch-compile":
                 compiled = torch.compile(module)
                 call = lambda: compiled(images)  # noqa: E731
             elif target.runtime == "torch-graph":
                 call = _captured(module, images)
             if device.type == "cuda":
-                timed = _time_runs(call, time_limit_s, min_runs, _cuda_clock())
+                timed = time_runs(call, time_limit_s, min_runs, _cuda_clock())
             else:
-                timed = _time_runs(call, time_limit_s, min_runs, one_thread=target.threads == 1)
+                timed = time_runs(call, time_limit_s, min_runs, one_thread=target.threads == 1)
     finally:
         torch.set_num_threads(threads)
-    return LatencyMeasurement(
-        target=str(target),
-        what=what,
-        times_ms=timed.times_ms,
-        cpu_times_ms=timed.cpu_times_ms,
-        host=target.fingerprint(),
-        versions={"torch": torch.__version__},
-        warmup_runs=timed.warmup_runs,
-        busy_cores=timed.busy_cores,
-        notes=_doubts(timed),
-    )
+    versions = {"torch": torch.__version__}
+    return latency_measurement(target, what, timed, None, target.fingerprint(), versions)
 
 
 def _captured(module: torch.nn.Module, images: torch.Tensor) -> Callable[[], object]:
@@ -376,123 +425,7 @@ def _cuda_clock() -> Callable[[Callable[[], object]], float]:
     return clock
 
 
-def _wall_clock(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return (time.perf_counter() - begin) * 1e3
-
-
-def _session(model: bytes | str | Path, target: Setting, optimized: Path | None) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = target.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if target.threads > 1 else "0")
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    provider: Any = _PROVIDERS[target.runtime]
-    if provider == "TensorrtExecutionProvider":
-        provider = (provider, {"trt_fp16_enable": target.precision == "fp16"})
-    source = model if isinstance(model, bytes) else str(model)
-    try:
-        return onnxruntime.InferenceSession(source, options, providers=[provider])
-    except Exception as error:  # onnxruntime's exceptions share no narrower base class than this
-        raise ValueError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]:.200}") from None
-
-
-_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
-
-
-def _random_feeds(session: onnxruntime.InferenceSession, target: Setting, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs of the declared shapes; a symbolic first size is the target's batch, other symbolic ones are 1."""
-    rng = np.random.default_rng(seed)
-    feeds: dict[str, np.ndarray] = {}
-    for node in session.get_inputs():
-        if node.type not in _DTYPES:
-            raise ValueError(f"input {node.name!r} is {node.type}; measured are {', '.join(_DTYPES)}")
-        batch = target.batch or 1
-        shape = [size if isinstance(size, int) and size > 0 else 1 for size in node.shape]
-        if node.shape and not isinstance(node.shape[0], int):
-            shape[0] = batch
-        elif len(shape) == 4 and shape[0] != batch:
-            raise ValueError(
-                f"{target} is of batch {batch}, and the model's input {node.name!r} is of batch {shape[0]}"
-            )
-        feeds[node.name] = rng.standard_normal(shape).astype(_DTYPES[node.type])
-    return feeds
-
-
-class _Timed(NamedTuple):
-    times_ms: tuple[float, ...]
-    cpu_times_ms: tuple[float, ...]
-    warmup_runs: int
-    busy_cores: float
-
-
-def _time_runs(
-    run: Callable[[], object],
-    time_limit_s: float,
-    min_runs: int,
-    clock: Callable[[Callable[[], object]], float] = _wall_clock,
-    one_thread: bool = False,
-) -> _Timed:
-    """Warms up, then times. With `one_thread` the calling thread does all the work, and its CPU time is noted too."""
-    import psutil
-
-    deadline = time.perf_counter() + time_limit_s
-    warmup = _warm_up(run, clock, time_limit_s / 4)
-    process = psutil.Process()
-    psutil.cpu_percent(None)
-    own = process.cpu_times()
-    begin = time.perf_counter()
-    # Enough runs for a stable median; short ones are repeated for at least a twentieth of the limit.
-    least = begin + time_limit_s / 20
-    times: list[float] = []
-    cpu_times: list[float] = []
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        while not times or (time.perf_counter() < deadline and (len(times) < min_runs or time.perf_counter() < least)):
-            cpu_begin = time.thread_time()
-            times.append(clock(run))
-            cpu_times.append((time.thread_time() - cpu_begin) * 1e3)
-    finally:
-        if collecting:
-            gc.enable()
-    elapsed = time.perf_counter() - begin
-    total = psutil.cpu_percent(None) / 100 * (psutil.cpu_count() or 1)
-    now = process.cpu_times()
-    ours = (now.user + now.system - own.user - own.system) / elapsed
-    busy = max(0.0, total - ours) if elapsed > 0.2 else 0.0  # the kernel counts in steps of 10 ms
-    return _Timed(tuple(times), tuple(cpu_times) if one_thread else (), warmup, busy)
-
-
-def _warm_up(run: Callable[[], object], clock: Callable[[Callable[[], object]], float], limit_s: float) -> int:
-    """Runs until the medians of two successive windows of five agree within 3 %, for at most `limit_s`."""
-    window = 5
-    times: list[float] = []
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < limit_s:
-        times.append(clock(run))
-        if len(times) >= 2 * window and len(times) % window == 0:
-            before, after = np.median(times[-2 * window : -window]), np.median(times[-window:])
-            if abs(after / before - 1) < 0.03:
-                break
-    return len(times)
-
-
-def _doubts(timed: _Timed) -> tuple[str, ...]:
+def _doubts(timed: Timed) -> tuple[str, ...]:
     """What makes these times doubtful, each also given as a warning."""
     times, busy = timed.times_ms, timed.busy_cores
     median = float(np.median(times))
@@ -508,5 +441,5 @@ def _doubts(timed: _Timed) -> tuple[str, ...]:
     if busy > BUSY:
         notes.append(f"busy machine: other processes kept {busy:.1f} cores busy")
     for note in notes:
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(note, stacklevel=4)
     return tuple(notes)

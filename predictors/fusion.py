@@ -4,8 +4,13 @@ Rules per runtime, each held against the real thing where a test can:
 - "onnxruntime": its CPU provider, as `sess_options.optimized_model_filepath` shows for version 1.32: convolutions run
   in a blocked layout (NCHWc, `block` channels: 16 with AVX-512, 8 with AVX2) where their channels allow it, with
   activation and residual addition merged, and reorders stand wherever the layout changes.
-- "tensorrt" (and "torch-compile"): convolutions and matrix products take the pointwise chain that follows them along;
-  remaining chains run as one kernel.
+- "onnxruntime-int8": the same provider with models quantized as `evaluators.quantize` does it: integer convolutions are
+  channels-last and merge nothing, transpositions stand wherever the layout changes, and operators in float convert what
+  they read and write.
+- "tensorrt" (and "onnxruntime-tensorrt", "torch-compile"): convolutions and matrix products take the pointwise chain
+  that follows them along; remaining chains run as one kernel.
+- "onnxruntime-cuda": every operator is a kernel, in NCHW, but a ReLU after a convolution. From onnxruntime's source;
+  neither this nor "onnxruntime-tensorrt" was ever held against a GPU.
 - "torch" (and "torch-graph"): every operator is a kernel, BatchNorm one of its own.
 
 Fusion never reaches across a unit's end (`search_space.graph.units`) except through the layout of the tensor handed on,
@@ -48,6 +53,13 @@ KERNEL_CLASSES: tuple[str, ...] = (
     "reorder_in",
     "reorder_out",
     "other",
+    # onnxruntime tells these apart from their likes above:
+    "linear_tokens",  # one weight for many tokens, where "linear" has a single one
+    "transpose",  # between maps and tokens
+    "silu",
+    "sigmoid",
+    "broadcast",  # sums and products of operands that differ in size
+    "pool_local",  # over windows, where "pool" is over the whole map
 )
 KERNEL_CLASS: dict[str, int] = {name: code for code, name in enumerate(KERNEL_CLASSES)}
 
@@ -72,13 +84,22 @@ KERNEL_COLUMNS: tuple[str, ...] = (
 )
 KERNEL_COLUMN: dict[str, int] = {name: index for index, name in enumerate(KERNEL_COLUMNS)}
 
-RUNTIMES: tuple[str, ...] = ("onnxruntime", "tensorrt", "torch", "torch-graph", "torch-compile")
+RUNTIMES: tuple[str, ...] = (
+    "onnxruntime",
+    "onnxruntime-int8",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+    "torch",
+    "torch-graph",
+    "torch-compile",
+)
 
-PLAIN, BLOCKED = 0, 1
-"""Layouts of a tensor: NCHW, and onnxruntime's NCHWc."""
+PLAIN, BLOCKED, LAST, EITHER = 0, 1, 2, 3
+"""Layouts of a tensor: NCHW, and onnxruntime's own of convolutions: NCHWc, of int8 ones NHWC; tokens, whose channels
+come last; and what an attention gives, whose own transposition serves maps and tokens alike."""
 
 _ACTIVATIONS = frozenset({"hardswish", "gelu", "relu", "sigmoid", "silu", "hardsigmoid", "tanh"})
-_BLOCKED_ACTIVATIONS = frozenset({"gelu", "relu", "sigmoid", "hardsigmoid", "tanh"})
 _MERGED_ACTIVATIONS = frozenset({"hardswish", "relu", "sigmoid", "hardsigmoid", "tanh"})
 _MERGED_UNBLOCKED = frozenset({"relu", "sigmoid", "hardsigmoid", "tanh"})
 _POINTWISE = _ACTIVATIONS | {"add", "mul", "batch_norm"}
@@ -103,6 +124,13 @@ _OTHER_CLASSES = {
     "move": "move",
     "other": "other",
 } | {name: "activation" for name in _ACTIVATIONS - {"gelu"}}
+_CPU_CLASSES = _OTHER_CLASSES | {
+    "silu": "silu",
+    "sigmoid": "sigmoid",
+    "tanh": "sigmoid",
+    "max_pool": "pool_local",
+    "avg_pool": "pool_local",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +162,8 @@ class Kernels:
 
     @property
     def keys(self) -> list[tuple[int, str]]:
-        """One name per kernel, (row, "op" | "reorder_in" | "reorder_out"), unique within a graph."""
-        roles = {KERNEL_CLASS["reorder_in"]: "reorder_in", KERNEL_CLASS["reorder_out"]: "reorder_out"}
+        """One name per kernel, (row, "op" | "reorder_in" | "reorder_out" | "transpose")."""
+        roles = {KERNEL_CLASS[name]: name for name in ("reorder_in", "reorder_out", "transpose")}
         codes, rows = self.column("class").tolist(), self.column("row").tolist()
         return [(row, roles.get(code, "op")) for code, row in zip(codes, rows, strict=True)]
 
@@ -172,7 +200,11 @@ def fuse_unit(unit: Unit, runtime: str, block: int, layout: int) -> tuple[Kernel
 def _fuse(graph: OpGraph, runtime: str, block: int, layout: int) -> tuple[Kernels, int]:
     if runtime == "onnxruntime":
         return _OnnxRuntime(graph, block, layout).run()
-    if runtime in ("tensorrt", "torch-compile"):
+    if runtime == "onnxruntime-int8":
+        return _OnnxRuntimeInt8(graph, layout).run()
+    if runtime == "onnxruntime-cuda":
+        return _onnxruntime_cuda(graph), PLAIN
+    if runtime in ("tensorrt", "onnxruntime-tensorrt", "torch-compile"):
         return _merge_chains(graph), PLAIN
     if runtime in ("torch", "torch-graph"):
         return _eager(graph), PLAIN
@@ -198,6 +230,7 @@ def _class_of(op: list[int]) -> str:
 _COPIED = [COLUMN[name] for name in ("cin", "hin", "win", "cout", "hout", "wout", "kh", "kw", "stride", "groups")]
 _COUNTED = [COLUMN[name] for name in ("macs", "inputs", "outputs", "weights")]
 _OUTPUTS = COLUMN["outputs"]
+_ROW = KERNEL_COLUMN["row"]
 _INPUTS, _WEIGHTS, _TAIL = KERNEL_COLUMN["inputs"], KERNEL_COLUMN["weights"], KERNEL_COLUMN["tail"]
 
 
@@ -234,19 +267,26 @@ class _Fuser:
 
 
 class _OnnxRuntime(_Fuser):
-    """The CPU provider's layout transformation (nchwc_transformer.cc) and fusions, replayed in the graph's order."""
+    """The CPU provider's layout transformation (nchwc_transformer.cc) and fusions, replayed in the graph's order.
+
+    Graphs leave out the transpositions between maps and tokens, so these follow from what each operator works on:
+    convolutions, pooling and GroupNorm on maps, matrix products and LayerNorm on tokens, the others on what they get.
+    """
 
     def __init__(self, graph: OpGraph, block: int, layout: int) -> None:
         super().__init__(graph)
         self.block = block
         self.layouts: dict[int, set[int]] = {GRAPH_INPUT: {layout}}  # tensor (by producing row) -> where it exists
         self.native: dict[int, int] = {GRAPH_INPUT: layout}
+        self.sizes: dict[int, tuple[int, int]] = {}  # tensor -> (channels, pixels or tokens)
+        self.open: dict[int, int] = {}  # tensor -> the convolution that gives it and can take an activation
+        self.summed: set[int] = set()  # those that already take a sum
 
     def need(self, source: int, layout: int, consumer: int) -> None:
-        """Makes sure that the output of `source` exists in `layout`, by a reorder if it does not."""
-        if layout in self.layouts[source]:
+        """Makes sure that the output of `source` exists in `layout`, by a reorder or transposition if it does not."""
+        known = self.layouts[source]
+        if layout in known:
             return
-        self.layouts[source].add(layout)
         if source == GRAPH_INPUT:
             op = self.ops[consumer]
             shape = [op[COLUMN[name]] for name in ("cin", "hin", "win")]
@@ -254,8 +294,19 @@ class _OnnxRuntime(_Fuser):
             op = self.ops[source]
             shape = [op[COLUMN[name]] for name in ("cout", "hout", "wout")]
         elements = shape[0] * shape[1] * shape[2]
-        name = "reorder_in" if layout == BLOCKED else "reorder_out"
-        self.rows.append([KERNEL_CLASS[name], source, *shape, *shape, 1, 1, 1, 1, 0, elements, elements, 0, 0])
+        if BLOCKED in known and len(known) == 1:
+            # Straight to channels-last, unless height and width become one dimension in between.
+            names = ["reorder_out"]
+            if layout == LAST and shape[2] > 1 and self.ops[consumer][COLUMN["win"]] == 1:
+                names.append("transpose")
+                known.add(PLAIN)
+        elif layout == BLOCKED:
+            names = ["reorder_in"]
+        else:
+            names = ["transpose"]
+        known.add(layout)
+        for name in names:
+            self.rows.append([KERNEL_CLASS[name], source, *shape, *shape, 1, 1, 1, 1, 0, elements, elements, 0, 0])
 
     def is_blocked(self, source: int) -> bool:
         """Whether `source` was computed in the blocked layout; a reordered copy serves convolutions only."""
@@ -263,26 +314,63 @@ class _OnnxRuntime(_Fuser):
 
     def run(self) -> tuple[Kernels, int]:
         for row, op in enumerate(self.ops):
-            kind = KINDS[op[0]]
-            if kind == "conv":
-                layout = self.conv(row, op)
-            elif kind in _ACTIVATIONS:
-                layout = self.activation(row, kind)
-            elif kind in ("add", "mul"):
-                layout = self.binary(row, kind)
-            elif kind in ("resize", "global_pool", "max_pool", "avg_pool", "batch_norm"):
-                layout = self.follow(row, _class_of(op))
-            elif kind == "concat":
-                aligned = all(
-                    self.is_blocked(s) and s != GRAPH_INPUT and self.ops[s][COLUMN["cout"]] % self.block == 0
-                    for s in self.sources[row]
-                )
-                layout = self.plain(row, "move") if not aligned else self.follow(row, "move")
-            else:
-                layout = self.plain(row, _class_of(op))
-            self.layouts[row] = {layout}
+            layout = self.operator(row, op)
+            self.layouts[row] = {PLAIN, LAST} if layout == EITHER else {layout}
             self.native[row] = layout
+            if row not in self.sizes:
+                self.sizes[row] = self._size(row, op)
         return self.kernels(), self.native[len(self.ops) - 1]
+
+    def _size(self, row: int, op: list[int]) -> tuple[int, int]:
+        size = (op[COLUMN["cout"]], op[COLUMN["hout"]] * op[COLUMN["wout"]])
+        if KINDS[op[0]] in _POINTWISE:  # tables do not say which dimension of a pointwise operator the channels are
+            for source in self.sources[row]:
+                before = self.sizes.get(source, size)
+                if before[0] * before[1] == size[0] * size[1]:
+                    return before
+        return size
+
+    def operator(self, row: int, op: list[int]) -> int:
+        """Emits the kernels of `row` and gives the layout of its output."""
+        kind = KINDS[op[0]]
+        if kind == "conv":
+            return self.conv(row, op)
+        if kind in _ACTIVATIONS:
+            return self.activation(row, kind)
+        if kind in ("add", "mul"):
+            return self.binary(row, kind)
+        if kind in ("max_pool", "avg_pool"):
+            return self.pool(row, op, kind)
+        if kind == "global_pool":
+            # A gate's pooling is a mean, which has no blocked form.
+            gates = self.sources[row][0] != GRAPH_INPUT and self.uses[self.sources[row][0]] > 1
+            return self.plain(row, "reduce") if gates else self.follow(row, "pool")
+        if kind == "batch_norm":
+            layout = self.follow(row, kind)
+            if layout == BLOCKED:  # it becomes a depthwise 1x1 convolution
+                self.open[row] = self.kernel_of[row]
+            return layout
+        if kind == "resize":
+            return self.follow(row, kind)
+        if kind == "linear":
+            return self.linear(row, op)
+        if kind == "layer_norm" and op[COLUMN["hin"]] * op[COLUMN["win"]] > 1:
+            self.need(self.sources[row][0], LAST, row)
+            self.emit(row, kind)
+            return LAST
+        if kind in ("matmul", "softmax"):
+            return self.settled(row, kind)
+        if kind == "concat":
+            aligned = not op[COLUMN["weights"]] and all(
+                self.is_blocked(s) and s != GRAPH_INPUT and self.ops[s][COLUMN["cout"]] % self.block == 0
+                for s in self.sources[row]
+            )
+            return self.follow(row, "move") if aligned else self.tokens_or_plain(row, "move")
+        if kind == "move":
+            return self.move(row, op)
+        if kind in ("reduce", "other", "layer_norm"):
+            return self.tokens_or_plain(row, _OTHER_CLASSES[kind])
+        return self.plain(row, _class_of(op))
 
     def plain(self, row: int, class_name: str) -> int:
         for source in dict.fromkeys(self.sources[row]):
@@ -295,7 +383,73 @@ class _OnnxRuntime(_Fuser):
         if self.is_blocked(self.sources[row][0]):
             self.emit(row, class_name)
             return BLOCKED
-        return self.plain(row, class_name)
+        return self.tokens_or_plain(row, class_name)
+
+    def tokens_or_plain(self, row: int, class_name: str) -> int:
+        """An operator on tokens if its inputs are tokens or it makes such of a map, and on plain maps otherwise."""
+        if self.makes_tokens(row):
+            for source in dict.fromkeys(self.sources[row]):
+                self.need(source, LAST, row)
+            self.emit(row, class_name)
+            return LAST
+        natives = {self.native[source] for source in self.sources[row]}
+        if not natives or natives - {LAST, EITHER}:
+            return self.plain(row, class_name)
+        self.emit(row, class_name)
+        return LAST if LAST in natives else EITHER
+
+    def makes_tokens(self, row: int) -> bool:
+        """Whether some input is a map and the output one row of its pixels, with the same channels."""
+        op = self.ops[row]
+        if op[COLUMN["wout"]] > 1 or op[COLUMN["hout"]] == 1:
+            return False
+        for source in self.sources[row]:
+            before = self.ops[source] if source != GRAPH_INPUT else None
+            if before and before[COLUMN["wout"]] > 1 and before[COLUMN["cout"]] == op[COLUMN["cout"]]:
+                return self.native[source] in (PLAIN, BLOCKED)
+        return False
+
+    def move(self, row: int, op: list[int]) -> int:
+        """A rearrangement: slices keep the layout, and permutations give what is asked for next."""
+        source = self.sources[row][0]
+        self.settled(row, "move")
+        before, after = op[COLUMN["cin"] : COLUMN["win"] + 1], op[COLUMN["cout"] : COLUMN["wout"] + 1]
+        if op[COLUMN["inputs"]] == op[_OUTPUTS] and before != after:
+            return EITHER
+        return PLAIN if self.is_blocked(source) else self.native[source]
+
+    def settled(self, row: int, class_name: str) -> int:
+        """An operator whose inputs only must not be blocked."""
+        for source in dict.fromkeys(self.sources[row]):
+            if self.is_blocked(source):
+                self.need(source, PLAIN, row)
+        self.emit(row, class_name)
+        return EITHER
+
+    def linear(self, row: int, op: list[int]) -> int:
+        cin, tokens = op[COLUMN["cin"]] // op[COLUMN["groups"]], op[COLUMN["hin"]] * op[COLUMN["win"]]
+        source = self.sources[row][0]
+        if tokens == 1:
+            self.settled(row, "linear")
+            return PLAIN
+        channels, pixels = self.sizes.get(source, (cin, tokens))
+        if channels != cin and pixels == cin:  # it mixes tokens, not channels
+            self.need(source, PLAIN, row)
+            self.emit(row, "linear_tokens")
+            self.sizes[row] = (tokens, op[COLUMN["cout"]])
+            return PLAIN
+        if channels != pixels or self.native[source] == BLOCKED:
+            self.need(source, LAST, row)
+        self.emit(row, "linear_tokens")
+        return LAST
+
+    def pool(self, row: int, op: list[int], kind: str) -> int:
+        """Pooling over windows: blocked wherever the channels allow it."""
+        blocked = self.block > 0 and op[COLUMN["cin"]] % self.block == 0
+        self.need(self.sources[row][0], BLOCKED if blocked else PLAIN, row)
+        kernel = self.emit(row, _CPU_CLASSES[kind])
+        self.rows[kernel][KERNEL_COLUMN["macs"]] = op[_OUTPUTS] * op[COLUMN["kh"]] * op[COLUMN["kw"]]
+        return BLOCKED if blocked else PLAIN
 
     def conv(self, row: int, op: list[int]) -> int:
         source = self.sources[row][0]
@@ -313,18 +467,15 @@ class _OnnxRuntime(_Fuser):
             blocked_in = BLOCKED if cin % 4 == 0 else None
         if blocked_in is None:
             self.need(source, PLAIN, row)
-            self.emit(row, "conv_unblocked" if self.block else _class_of(op))
+            self.open[row] = self.emit(row, "conv_unblocked" if self.block else _class_of(op))
             return PLAIN
         self.need(source, blocked_in, row)
-        self.emit(row, "conv_first" if blocked_in == PLAIN else _conv_class(op))
+        self.open[row] = self.emit(row, "conv_first" if blocked_in == PLAIN else _conv_class(op))
         return BLOCKED
 
     def merges_into(self, source: int) -> int | None:
-        """The convolution without a tail that computes `source` for one consumer alone, or None."""
-        if source == GRAPH_INPUT or self.uses[source] != 1 or KINDS[self.ops[source][0]] != "conv":
-            return None
-        kernel = self.kernel_of[source]
-        return kernel if self.rows[kernel][_TAIL] == 0 else None
+        """The convolution whose output `source` is, for one consumer alone and without an activation yet, or None."""
+        return self.open.get(source) if source != GRAPH_INPUT and self.uses[source] == 1 else None
 
     def activation(self, row: int, kind: str) -> int:
         source = self.sources[row][0]
@@ -333,31 +484,143 @@ class _OnnxRuntime(_Fuser):
         if kernel is not None and kind in (_MERGED_ACTIVATIONS if blocked else _MERGED_UNBLOCKED):
             self.merge(row, kernel)
             return BLOCKED if blocked else PLAIN
-        if kind in _BLOCKED_ACTIVATIONS:
-            return self.follow(row, _OTHER_CLASSES[kind])
-        return self.plain(row, _OTHER_CLASSES[kind])
+        return self.follow(row, _CPU_CLASSES[kind])
 
     def binary(self, row: int, kind: str) -> int:
-        sources = self.sources[row]
-        same_shape = self.ops[row][COLUMN["inputs"]] == len(sources) * self.ops[row][COLUMN["outputs"]]
-        if kind == "add" and same_shape and len(sources) == 2:
-            for source in sources:  # im2col convolutions add into their output, whatever the layout of the other one
-                kernel = self.merges_into(source)
-                if kernel is not None and self.rows[kernel][0] == KERNEL_CLASS["conv_unblocked"]:
-                    for other in sources:
-                        self.need(other, PLAIN, row)
-                    self.merge(row, kernel)
-                    return PLAIN
-        if not same_shape or not all(self.is_blocked(source) for source in sources):
+        sources, op = self.sources[row], self.ops[row]
+        same_shape = op[COLUMN["inputs"]] == len(sources) * op[_OUTPUTS]
+        kernels = {source: self.merges_into(source) for source in sources}
+        if self.makes_tokens(row):
+            return self.tokens_or_plain(row, "add" if same_shape and len(sources) > 1 else "broadcast")
+        if len(sources) == 1:
+            kernel = kernels[sources[0]]
+            if kernel is not None and kernel not in self.summed and op[COLUMN["weights"]] in (0, op[COLUMN["cout"]]):
+                # A factor or bias per channel becomes part of the weights.
+                self.kernel_of[row] = self.open[row] = kernel
+                return self.native[sources[0]]
+            if kind == "mul" and self.is_blocked(sources[0]) and op[COLUMN["weights"]] == op[COLUMN["cout"]]:
+                self.open[row] = self.emit(row, "batch_norm")  # as above
+                return BLOCKED
+            return self.tokens_or_plain(row, "broadcast")
+        if not same_shape or self.native[sources[0]] in (LAST, EITHER) or len(sources) != 2:
+            return self.tokens_or_plain(row, "add" if same_shape else "broadcast")
+        if kind == "add":
+            for kernel in kernels.values():
+                # im2col convolutions add into their output, whatever the layout of the other one
+                if kernel is None or kernel in self.summed or self.rows[kernel][0] != KERNEL_CLASS["conv_unblocked"]:
+                    continue
+                for other in sources:
+                    self.need(other, PLAIN, row)
+                return self.add_into(row, kernel, PLAIN)
+        if not all(self.is_blocked(source) for source in sources):
             return self.plain(row, "add")
         if kind == "add":
-            for source in sources:
-                kernel = self.merges_into(source)
-                if kernel is not None:
-                    self.merge(row, kernel)
-                    return BLOCKED
+            for kernel in kernels.values():
+                if kernel is not None and kernel not in self.summed:
+                    return self.add_into(row, kernel, BLOCKED)
         self.emit(row, "add")
         return BLOCKED
+
+    def add_into(self, row: int, kernel: int, layout: int) -> int:
+        self.merge(row, kernel)
+        self.summed.add(kernel)
+        self.open[row] = kernel
+        return layout
+
+
+_INTEGER = frozenset(
+    {
+        "conv",
+        "linear",
+        "matmul",
+        "add",
+        "relu",
+        "global_pool",
+        "max_pool",
+        "avg_pool",
+        "resize",
+        "concat",
+        "crop",
+        "move",
+    }
+)
+"""What int8 models compute in integers, or move as such."""
+_FOLLOWING = _POINTWISE | {"resize", "max_pool", "avg_pool", "concat", "crop"}
+
+
+class _OnnxRuntimeInt8(_Fuser):
+    """Integer convolutions are channels-last (`BLOCKED` here), and so is what lies between them; the rest is plain.
+
+    Operators in float count the conversions of what they read and write as their tail. A ReLU is no operator: it is
+    the range of the tensor before it.
+    """
+
+    def __init__(self, graph: OpGraph, layout: int) -> None:
+        super().__init__(graph)
+        self.layouts: dict[int, set[int]] = {GRAPH_INPUT: {layout}}
+        self.native: dict[int, int] = {GRAPH_INPUT: layout}
+        self.integer = [KINDS[op[0]] in _INTEGER for op in self.ops] + [True]  # the last is the graph's input, -1
+        self.consumers: list[list[int]] = [[] for _ in self.ops]
+        for row, sources in enumerate(self.sources):
+            for source in sources:
+                if source != GRAPH_INPUT:
+                    self.consumers[source].append(row)
+
+    def run(self) -> tuple[Kernels, int]:
+        for row, op in enumerate(self.ops):
+            kind, sources = KINDS[op[0]], self.sources[row]
+            if kind == "relu" and sources[0] in self.kernel_of and self.integer[sources[0]]:
+                self.kernel_of[row] = self.kernel_of[sources[0]]
+                self.layouts[row], self.native[row] = self.layouts[sources[0]], self.native[sources[0]]
+                continue
+            last = kind == "conv" or (kind in _FOLLOWING and self.stays_last(row))
+            self.native[row] = BLOCKED if last else PLAIN
+            self.layouts[row] = {self.native[row]}
+            for source in dict.fromkeys(sources):
+                self.need(source, self.native[row], row)
+            kernel = self.emit(row, _class_of(op))
+            if not self.integer[row]:
+                read = sum(self.integer[source] for source in set(sources))
+                readers = self.consumers[row]  # none at the end of a unit, which a convolution follows
+                self.rows[kernel][_TAIL] = read + (not readers or any(self.integer[reader] for reader in readers))
+        return self.kernels(), self.native[len(self.ops) - 1]
+
+    def stays_last(self, row: int) -> bool:
+        """Whether all inputs are channels-last, and not nothing but pooling to one pixel reads the output."""
+        readers = {KINDS[self.ops[consumer][0]] for consumer in self.consumers[row]}
+        return all(self.native[source] == BLOCKED for source in self.sources[row]) and readers != {"global_pool"}
+
+    def need(self, source: int, layout: int, consumer: int) -> None:
+        """Makes sure that the output of `source` exists in `layout`, by a transposition if it does not."""
+        if layout in self.layouts[source]:
+            return
+        self.layouts[source].add(layout)
+        op = self.ops[consumer if source == GRAPH_INPUT else source]
+        names = ("cin", "hin", "win") if source == GRAPH_INPUT else ("cout", "hout", "wout")
+        shape = [op[COLUMN[name]] for name in names]
+        elements = shape[0] * shape[1] * shape[2]
+        name = "reorder_in" if layout == BLOCKED else "reorder_out"
+        self.rows.append([KERNEL_CLASS[name], source, *shape, *shape, 1, 1, 1, 1, 0, elements, elements, 0, 0])
+
+
+def _onnxruntime_cuda(graph: OpGraph) -> Kernels:
+    """The CUDA provider (conv_activation_fusion.cc): a ReLU, alone or after a sum, joins the convolution before it."""
+    fuser = _Fuser(graph)
+    kinds = graph.kinds
+    summed = {sources[0] for row, sources in enumerate(fuser.sources) if kinds[row] == "relu"}
+    for row, op in enumerate(fuser.ops):
+        if kinds[row] == "relu":  # after a convolution, or after a sum that one has taken
+            alone = [s for s in fuser.sources[row] if s != GRAPH_INPUT and fuser.uses[s] == 1]
+            heads = [s for s in alone if kinds[fuser.rows[fuser.kernel_of[s]][_ROW]] == "conv"]
+        elif kinds[row] == "add" and row in summed and fuser.uses[row] == 1:
+            heads = [s for s in fuser.sources[row] if s != GRAPH_INPUT and fuser.uses[s] == 1 and kinds[s] == "conv"]
+        else:
+            heads = []
+        if heads:
+            fuser.merge(row, fuser.kernel_of[heads[0]])
+        else:
+            fuser.emit(row, _class_of(op))
+    return fuser.kernels()
 
 
 def _merge_chains(graph: OpGraph) -> Kernels:

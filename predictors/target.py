@@ -6,18 +6,22 @@ import difflib
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Literal, Self
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..search_space.config import one_line
 from .fusion import RUNTIMES
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
         "cpu": "cpu/onnxruntime/fp32/b1/t1",
+        "cpu:int8": "cpu/onnxruntime/int8/b1/t1",
         "cpu:torch": "cpu/torch/fp32/b1/t1",
         "cuda": "cuda/torch-graph/fp16/b1/t1",
         "cuda:onnxruntime": "cuda/onnxruntime-cuda/fp32/b1/t1",
@@ -28,7 +32,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 """Short names. "bmax" is the largest batch that fits: ms per image."""
 
-TARGET_RUNTIMES: tuple[str, ...] = (*RUNTIMES, "onnxruntime-cuda", "onnxruntime-tensorrt")
+TARGET_RUNTIMES: tuple[str, ...] = tuple(runtime for runtime in RUNTIMES if runtime != "onnxruntime-int8")
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16", "amp", "int8")
 LOCAL_DEVICES: tuple[str, ...] = ("cpu", "cuda")
 
@@ -36,6 +40,31 @@ _FORM = "device/runtime/precision/bBATCH/tTHREADS (cpu/onnxruntime/fp32/b1/t1)"
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _BATCH = re.compile(r"b([1-9]\d{0,5}|max)")
 _THREADS = re.compile(r"t([1-9]\d{0,3})")
+_HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+-]*@)?[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
+_MAX_FILE_BYTES = 10_000
+
+
+@dataclass(frozen=True)
+class Box:
+    """The machine that a target is measured on over SSH.
+
+    Attributes:
+        host: "user@box", or a name from the user's SSH configuration.
+        python: interpreter there, with numpy and onnxruntime; a relative path begins in the home folder there.
+        file: the YAML file that names it.
+        fingerprint: what a profile of it belongs to, once the box was asked.
+    """
+
+    host: str
+    python: str = "python3"
+    file: Path | None = None
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _HOST.fullmatch(self.host):
+            raise ValueError(f"host: user@box or a name from your SSH configuration, given {self.host!r:.80}")
+        if not self.python or self.python.startswith("-") or not self.python.isprintable():
+            raise ValueError(f"python: an interpreter on the box, python3 or a path, given {self.python!r:.80}")
 
 
 @dataclass(frozen=True, order=True)
@@ -48,6 +77,7 @@ class Target:
         precision: one of `PRECISIONS`.
         batch: images at a time; None is "max", the largest batch that fits, and means ms per image.
         threads: computation threads.
+        box: where it is measured, if that is over SSH; no part of the name.
     """
 
     device: str
@@ -55,6 +85,7 @@ class Target:
     precision: str
     batch: int | None
     threads: int
+    box: Box | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -65,6 +96,47 @@ class Target:
             raise ValueError(f"target precision: known are {', '.join(PRECISIONS)}, given {self.precision!r}")
         if (self.batch is not None and self.batch < 1) or self.threads < 1:
             raise ValueError(f"target batch and threads are at least 1, given {self.batch} and {self.threads}")
+        if self.box is not None and self.is_local:
+            raise ValueError(
+                f"device: {self.device!r} is this machine's; give the device on {self.box.host} another name"
+            )
+
+    @classmethod
+    def load(cls, name: str | Path | Target) -> Self:
+        """A target by name, as `parse` takes it, or from the user's own YAML file (`read`)."""
+        if isinstance(name, Path) or (isinstance(name, str) and name.endswith((".yaml", ".yml"))):
+            return cls.read(name)
+        return cls.parse(name)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """A target from a YAML file with the keys of `TargetFile`.
+
+        Raises ValueError, in one line: a file that cannot be read, an unknown key or an impossible value.
+        """
+        import yaml
+
+        path = Path(path)
+        try:
+            if path.stat().st_size > _MAX_FILE_BYTES:
+                raise ValueError(f"target {path}: more than {_MAX_FILE_BYTES} bytes")
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"target {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"target {path}: broken YAML: {' '.join(str(error).split()):.200}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"target {path}: a target is a mapping with keys {', '.join(TargetFile.model_fields)}")
+        try:
+            given = TargetFile.model_validate(data)
+            box = None if given.host is None else Box(given.host, given.python, path)
+            batch = None if given.batch == "max" else given.batch
+            return cls(given.device.lower(), given.runtime, given.precision, batch, given.threads, box)
+        except ValidationError as error:
+            hint = f" (keys are {', '.join(TargetFile.model_fields)})" if "unknown key" in one_line(error) else ""
+            raise ValueError(f"target {path}: {one_line(error)}{hint}") from None
+        except ValueError as error:
+            raise ValueError(f"target {path}: {error}") from None
 
     @classmethod
     def parse(cls, name: str | Target) -> Self:
@@ -94,21 +166,45 @@ class Target:
         return next((alias for alias, name in ALIASES.items() if name == str(self)), None)
 
     @property
+    def kernels(self) -> str:
+        """As whose kernels a network runs there, one of `fusion.RUNTIMES`."""
+        return f"{self.runtime}-int8" if (self.runtime, self.precision) == ("onnxruntime", "int8") else self.runtime
+
+    @property
     def is_local(self) -> bool:
         """Whether it is a device of this machine; its profiles belong to that device model and runtime version."""
         return self.device in LOCAL_DEVICES
+
+    @property
+    def can_be_measured(self) -> bool:
+        """Whether it is at hand: a device of this machine, or one on a box that is reached over SSH."""
+        return self.is_local or self.box is not None
 
     @property
     def file_name(self) -> str:
         return str(self).replace("/", "__") + ".json"
 
     def fingerprint(self) -> dict[str, str]:
-        """What a profile of a local device belongs to: device model and runtime version; empty for other devices."""
+        """What a profile of a device at hand belongs to: device model and runtime version; empty for other devices."""
         if not self.is_local:
-            return {}
+            return {} if self.box is None else dict(self.box.fingerprint)
         device = {"cpu": cpu_name()} if self.device == "cpu" else {"gpu": gpu_name()}
         library = "torch" if self.runtime.startswith("torch") else "onnxruntime"
         return {**device, library: library_version(library)}
+
+
+class TargetFile(BaseModel):
+    """What the YAML file of a target holds; see `Target` and `Box`. Only "device" must be there."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    device: str
+    runtime: str = "onnxruntime"
+    precision: str = "fp32"
+    batch: int | Literal["max"] = 1
+    threads: int = 1
+    host: str | None = None
+    python: str = "python3"
 
 
 @cache

@@ -1,8 +1,8 @@
 """How far predictions are off: a predictive distribution on a log scale, from errors on graphs held out of fitting.
 
-Conformal: with n held-out errors, the q-quantile of a new one is the error of rank q * (n + 1) (CV+ with the errors of
-all folds pooled; Barber et al. 2021). Ranks beyond the errors at hand, which small n asks for, come from Student's tails
-with their robust spread, so that 90 % may be asked of ten errors.
+Conformal: with n held-out errors, the q-quantile of a new one is the error of rank q * (n + 1) (CV+ with the errors
+of all folds pooled; Barber et al. 2021). Ranks beyond the errors at hand, which small n asks for, come from Student's
+tails with their robust spread, so that 90 % may be asked of ten errors.
 """
 
 from __future__ import annotations

@@ -249,15 +249,15 @@ class GraphBuilder:
         )
         return row, out
 
-    def linear(self, source: int, fan_in: int, fan_out: int, *, bias: bool) -> int:
+    def linear(self, source: int, fan_in: int, fan_out: int, *, bias: bool, tokens: int = 1) -> int:
         weight = fan_in * fan_out
         return self.add_op(
             "linear",
             [source],
-            shape_in=(fan_in, 1, 1),
-            shape_out=(fan_out, 1, 1),
+            shape_in=(fan_in, tokens, 1),
+            shape_out=(fan_out, tokens, 1),
             bias=bias,
-            macs=weight,
+            macs=weight * tokens,
             weights=weight + fan_out * bias,
             params=weight + fan_out * bias,
         )

@@ -1,6 +1,6 @@
 """What it costs to use a latency profile on its own: import and load in a fresh process, and predictions a second.
 
-    python experiments/latency/speed.py       # writes speed.json; one core
+python experiments/latency/speed.py       # writes speed.json; one core
 """
 
 from __future__ import annotations

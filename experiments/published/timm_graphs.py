@@ -21,7 +21,14 @@ import numpy as np
 
 from lownas.search_space.graph import OpGraph
 
-BENCHMARKS = ("rtx3090-amp-nhwc.csv", "rtx3090-amp-nchw.csv")
+BENCHMARKS = (
+    "rtx3090-amp-nhwc.csv",
+    "rtx3090-amp-nchw.csv",
+    "rtx4090-amp-nhwc.csv",
+    "rtx5090-amp-nchw.csv",
+    "i7_12700h-fp32-batch1.csv",
+    "i9_10940x-fp32-batch1.csv",
+)
 ANCHORS = "rtx3090-tensorrt-fp16-batch1.csv"
 
 

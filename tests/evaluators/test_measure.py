@@ -4,7 +4,8 @@ import warnings
 import numpy as np
 import pytest
 
-from lownas.evaluators import measure
+from lownas.evaluators import agent, measure
+from lownas.evaluators.agent import Timed
 from lownas.evaluators.measure import LatencyMeasurement, measure_for_calibration, measure_latency, measure_torch
 from lownas.predictors import Target
 from lownas.predictors.fusion import fuse
@@ -89,17 +90,17 @@ def test_time_limit_bounds_the_work():
 
 
 def test_noise_drift_and_busy_machine_are_said():
-    timed = measure._Timed(tuple([1.0] * 10 + [1.5] * 10 + [2.0] * 10), (), 5, 1.5)
+    timed = Timed([1.0] * 10 + [1.5] * 10 + [2.0] * 10, [], 5, 1.5)
     with pytest.warns(UserWarning, match="noisy"):
         notes = measure._doubts(timed)
     assert [note.split(":")[0] for note in notes] == ["noisy", "drift", "busy machine"]
-    assert measure._doubts(measure._Timed((1.0,) * 30, (), 5, 0.0)) == ()
+    assert measure._doubts(Timed([1.0] * 30, [], 5, 0.0)) == ()
     assert LatencyMeasurement(str(CPU), "x", (1.0,), notes=notes).noisy
 
 
 def test_warm_up_ends_once_times_settle():
     times = iter([10.0, 8.0, 6.0, 5.0, 4.0, *[2.0] * 1000])
-    assert measure._warm_up(lambda: None, lambda run: next(times), limit_s=60.0) == 15
+    assert agent._warm_up(lambda: None, lambda run: next(times), limit_s=60.0) == 15
 
 
 def test_torch_module_is_measured():
@@ -119,7 +120,9 @@ def test_torch_module_is_measured():
         ("cpu/torch-graph/fp32/b1/t1", "CUDA"),
         ("cpu/onnxruntime/fp32/bmax/t1", "batch size"),
         ("cpu/tensorrt/fp16/b1/t1", "cannot be measured"),
-        ("cpu/onnxruntime/int8/b1/t1", "fp32, not int8"),
+        ("cpu/onnxruntime/fp16/b1/t1", "fp32, int8, not fp16"),
+        ("cpu/torch/int8/b1/t1", "torch measures fp32, fp16, bf16, not"),
+        ("cpu/onnxruntime/fp32/b1/t4096", "4096 threads"),
     ],
 )
 def test_what_cannot_be_measured_here_is_said(target, says):

@@ -83,14 +83,14 @@ def test_calibration_gives_a_profile_that_predicts_the_device(tmp_path):
 
 def test_broken_calibration_resumes(tmp_path):
     whole = MadeUpDevice()
-    calibrate("cpu", whole, samples=8, profiles=tmp_path / "whole")
+    calibrate("cpu", whole, samples=8, probes={}, profiles=tmp_path / "whole")
     first = MadeUpDevice(breaks_after=6)
     with pytest.raises(KeyboardInterrupt):
-        calibrate("cpu", first, samples=8, profiles=tmp_path)
+        calibrate("cpu", first, samples=8, probes={}, profiles=tmp_path)
     file = next(tmp_path.glob("*.jsonl"))
     file.write_bytes(file.read_bytes()[:-40])  # the last line was cut off as well
     second = MadeUpDevice()
-    calibrate("cpu", second, samples=8, profiles=tmp_path)
+    calibrate("cpu", second, samples=8, probes={}, profiles=tmp_path)
     sentinel = sentinel_config().id
 
     def configs(*devices):
@@ -101,7 +101,7 @@ def test_broken_calibration_resumes(tmp_path):
     assert len(configs(second)) < 16
     # A finished calibration is not resumed: the next one measures anew, into the same file.
     third = MadeUpDevice()
-    calibrate("cpu", third, samples=8, profiles=tmp_path)
+    calibrate("cpu", third, samples=8, probes={}, profiles=tmp_path)
     assert len(configs(third)) == 16
     complete = [line for line in file.read_text().splitlines() if line.startswith("{") and "complete" in line]
     assert len(complete) == 2

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from lownas.evaluators.kernel_times import kernel_names
-from lownas.predictors.calibrate import BLOCKS, Sample, blocked_channels
+from lownas.predictors.fit import BLOCKS, Sample, blocked_channels
 from lownas.predictors.fusion import (
     KERNEL_CLASS,
     RUNTIMES,
@@ -26,7 +26,7 @@ def executed_kernels(config, tmp_path) -> set[str]:
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(onnx_model(config).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return set(kernel_names(onnx.load(tmp_path / "optimized.onnx")))
+    return set(kernel_names(onnx.load(tmp_path / "optimized.onnx").graph.node))
 
 
 def names(kernels: Kernels) -> set[str]:
@@ -104,6 +104,24 @@ def test_tensorrt_takes_activation_and_residual_along():
     # The residual is read by the kernel that adds it.
     assert kernels.column("inputs").tolist() == [32 * 64, 2 * 32 * 64]
     assert fuse(build.build(), "torch").classes.count("batch_norm") == 2
+
+
+def test_cuda_provider_takes_only_relu_along():
+    build = GraphBuilder()
+    row, shape = build.conv(-1, (32, 8, 8), 32, 3, norm=True)
+    first = build.pointwise("relu", [row], shape)
+    row, shape = build.conv(first, shape, 32, norm=True)
+    row = build.pointwise("add", [row, first], shape)
+    summed = build.pointwise("relu", [row], shape)
+    row, shape = build.conv(summed, shape, 32, norm=True)
+    row = build.pointwise("hardswish", [row], shape)
+    row, shape = build.conv(row, shape, 32, norm=True)
+    build.pointwise("add", [row, summed], shape)
+    kernels = fuse(build.build(), "onnxruntime-cuda")
+    convs = ["conv_dense", "conv_pointwise", "conv_pointwise"]
+    assert kernels.classes == [*convs, "activation", "conv_pointwise", "add"]
+    assert kernels.column("tail").tolist() == [1, 2, 0, 0, 0, 0]
+    assert fuse(build.build(), "onnxruntime-tensorrt").column("tail").tolist() == [1, 2, 1, 1]
 
 
 def test_blocked_layout_depends_on_channels():

@@ -1,0 +1,195 @@
+"""How well a calibration predicts the rest of its space in other settings of `cpu`: int8, two threads, a batch of four.
+
+    python experiments/latency/cpu_settings.py measure --rows rows.jsonl    # resumable; about ten minutes a pass
+    python experiments/latency/cpu_settings.py report --rows rows.jsonl     # writes cpu_settings.json
+
+Measured are, interleaved and in random order, the configurations that a calibration would choose (`spread_sample`, seed
+0), random ones of the default space, which no fit and no choice sees, and the published models, those also in fp32 on
+one thread. Of several passes the less disturbed look at a configuration counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from lownas.evaluators.measure import measure_for_calibration
+from lownas.predictors import Target
+from lownas.predictors.calibrate import spread_sample
+from lownas.predictors.fit import FOLDS, Sample, fit_samples, less_disturbed
+from lownas.predictors.fusion import fuse
+from lownas.predictors.uncertainty import LogErrors
+from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
+
+REFERENCE = "cpu"
+SETTINGS = ("cpu:int8", "cpu/onnxruntime/fp32/b1/t2", "cpu/onnxruntime/fp32/b4/t1")
+CALIBRATION = 40
+RANDOM = 30
+LIMIT_MACS = 2.0**33
+"""What `calibrate` can afford in its three minutes on a CPU like this (it works the limit out from the sentinel)."""
+LEAST_RUNS = 8
+BOOTSTRAPS = 2000
+
+
+def configs(calibration: int, random: int) -> dict[str, LowFormerConfig]:
+    """By role: "spread:7" is the eighth calibration configuration, "random:3" the fourth test configuration."""
+    space = SearchSpace.load("default")
+    roles = {f"spread:{i}": c for i, c in enumerate(spread_sample(space, calibration, 0, LIMIT_MACS))}
+    rng = np.random.default_rng(54321)
+    known = {config.id for config in (*roles.values(), *PRESETS.values())}
+    while len(roles) < calibration + random:
+        config = space.sample(rng)
+        if config.id not in known:
+            roles[f"random:{len(roles) - calibration}"] = config
+            known.add(config.id)
+    return roles
+
+
+def measure(rows: Path, settings: list[str], passes: int, calibration: int, random: int) -> None:
+    done: set[tuple[int, str, str]] = set()
+    if rows.exists():
+        for line in rows.read_text().splitlines():
+            row = json.loads(line)
+            done.add((row["pass"], row["role"], row["setting"]))
+    roles = configs(calibration, random) | PRESETS
+    with rows.open("a") as file:
+        for number in range(passes):
+            for role in np.random.default_rng(number).permutation(list(roles)).tolist():
+                for setting in [*settings, *([REFERENCE] if role in PRESETS else [])]:
+                    if (number, role, setting) in done:
+                        continue
+                    m = measure_for_calibration(roles[role], Target.parse(setting))
+                    while m.runs < LEAST_RUNS:  # something held the process up
+                        m = measure_for_calibration(roles[role], Target.parse(setting))
+                    row = {
+                        "pass": number,
+                        "role": role,
+                        "setting": setting,
+                        "id": roles[role].id,
+                        "median_ms": round(m.median_ms, 5),
+                        "undisturbed_ms": round(m.undisturbed_ms, 5),
+                        "runs": m.runs,
+                        "notes": list(m.notes),
+                        "host": dict(m.host),
+                        "kernel_ms": {key: round(value, 5) for key, value in (m.kernel_ms or {}).items()},
+                    }
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    print(number, role, setting, round(m.median_ms, 2), flush=True)
+
+
+def samples_of(rows: list[dict], setting: str, roles: dict[str, LowFormerConfig]) -> dict[str, Sample]:
+    """By role, of several looks the less disturbed one."""
+    result: dict[str, Sample] = {}
+    for row in rows:
+        if row["setting"] != setting or row["role"] not in roles:
+            continue
+        disturbance = max(0.0, row["median_ms"] / row["undisturbed_ms"] - 1)
+        sample = Sample(roles[row["role"]], row["undisturbed_ms"], disturbance, row["kernel_ms"])
+        known = result.get(row["role"])
+        result[row["role"]] = sample if known is None else less_disturbed(known, sample)
+    return result
+
+
+def held_out(setting: str, samples: dict[str, Sample]) -> dict[str, object]:
+    """Fits the calibration configurations, and compares with the random ones."""
+    kernels = Target.parse(setting).kernels
+    block = 16 if kernels == "onnxruntime" else 0
+    train = [sample for role, sample in samples.items() if role.startswith("spread")]
+    test = [sample for role, sample in samples.items() if role.startswith("random")]
+    fit = fit_samples(train, kernels, block)
+    errors = LogErrors.from_errors(fit.log_errors)
+    center = float(errors.quantile(0.5))
+    graphs = [fuse(op_graph(sample.config), kernels, block) for sample in test]
+    predicted = np.array([fit.model.graph_ms(graph) for graph in graphs]) * np.exp(center)
+    measured = np.array([sample.latency_ms for sample in test])
+    low, high = np.exp(np.array(errors.interval(0.9)) - center)
+    line = np.polyfit(
+        np.log([op_graph(sample.config).macs for sample in train]), np.log([s.latency_ms for s in train]), 1
+    )
+    macs_only = np.exp(np.polyval(line, np.log([op_graph(sample.config).macs for sample in test])))
+    return {
+        "setting": str(Target.parse(setting)),
+        "calibration": len(train),
+        "test": len(test),
+        "model": metrics(predicted, measured),
+        "macs_only": metrics(macs_only, measured),
+        "within_90_percent_interval": round(
+            float(np.mean((low * predicted <= measured) & (measured <= high * predicted))), 4
+        ),
+        "interval_half_width": round(float((high - low) / 2), 4),
+        "cross_validated_error": round(fit.held_out_error, 4),
+        "folds": FOLDS,
+        "corrected": fit.corrected,
+        "overhead_ms": round(fit.model.overhead_ms, 4),
+        "scale": round(fit.model.scale, 4),
+        "disturbance": round(float(np.median([s.disturbance for s in (*train, *test)])), 4),
+        "kernel_sum_over_whole": round(float(np.median([sum(s.kernel_ms.values()) / s.latency_ms for s in train])), 4),
+    }
+
+
+def metrics(predicted: np.ndarray, measured: np.ndarray) -> dict[str, object]:
+    """Errors with 90 % bootstrap intervals over the test configurations."""
+    from scipy.stats import spearmanr
+
+    errors = np.abs(predicted / measured - 1)
+    again = np.random.default_rng(0).integers(0, len(errors), (BOOTSTRAPS, len(errors)))
+    return {
+        "mean_error": round(float(errors.mean()), 4),
+        "mean_error_90": [round(float(q), 4) for q in np.quantile(errors[again].mean(1), [0.05, 0.95])],
+        "median_error": round(float(np.median(errors)), 4),
+        "largest_error": round(float(errors.max()), 4),
+        "within_5_percent": round(float(np.mean(errors <= 0.05)), 4),
+        "spearman": round(float(spearmanr(predicted, measured).statistic), 4),
+    }
+
+
+def report(rows: Path, out: Path, calibration: int, random: int) -> None:
+    data = [json.loads(line) for line in rows.read_text().splitlines()]
+    settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in data)]
+    roles = configs(calibration, random)
+    reference = samples_of(data, REFERENCE, dict(PRESETS))
+    speedups = []
+    for name in reference:
+        entry: dict[str, object] = {"preset": name, "cpu_ms": round(reference[name].latency_ms, 3)}
+        for setting in settings:
+            sample = samples_of(data, setting, dict(PRESETS)).get(name)
+            if sample is not None:
+                images = Target.parse(setting).batch or 1
+                entry[f"{setting}_ms"] = round(sample.latency_ms, 3)
+                entry[f"{setting}_speedup"] = round(images * reference[name].latency_ms / sample.latency_ms, 2)
+        speedups.append(entry)
+    result = {
+        "host": data[0]["host"],
+        "passes": 1 + max(row["pass"] for row in data),
+        "held_out": [held_out(setting, samples_of(data, setting, roles)) for setting in settings],
+        "presets": speedups,
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("measure", "report"))
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS[:2]), choices=SETTINGS)
+    parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=CALIBRATION)
+    parser.add_argument("--random", type=int, default=RANDOM)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("cpu_settings.json"))
+    arguments = parser.parse_args()
+    if arguments.step == "measure":
+        measure(arguments.rows, arguments.settings, arguments.passes, arguments.samples, arguments.random)
+    else:
+        report(arguments.rows, arguments.out, arguments.samples, arguments.random)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""How well a calibrated `cpu` target predicts networks of other people: timm's efficient models, through ONNX files.
+
+    python experiments/latency/cpu_timm.py export --models FOLDER      # needs timm, torch, onnx, onnxscript
+    python experiments/latency/cpu_timm.py read --models FOLDER        # needs those and lownas: are the files read right
+    python experiments/latency/cpu_timm.py run --models FOLDER --rows ROWS.jsonl [--out cpu_timm.json]
+
+`export` writes the files (random weights, nothing is downloaded); `read` holds their graphs against those traced from
+torch; `run` calibrates on LowFormer configs and probes (`search_space.probes`), measures the files and compares. Every
+measurement is appended to ROWS at once, and a run that broke goes on from there.
+
+No file here is measured for fitting. Fusion rules, kernel classes and probes were chosen while looking at `DEVELOPMENT`
+alone; the figure is that of `TEST`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+CONFIGS = 40
+LIMIT_MACS = 2.0**31
+
+
+@dataclass(frozen=True)
+class Export:
+    """How one model becomes a file: by torch's newer exporter (`dynamo`) or the older one, and at which opset."""
+
+    name: str
+    dynamo: bool
+    opset: int
+    symbolic: bool = False
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.onnx"
+
+
+def _spread(names: str) -> list[Export]:
+    """Every third model by the newer exporter; opsets in turn; every fifth file with a symbolic batch."""
+    result = []
+    for index, name in enumerate(names.split()):
+        dynamo = index % 3 == 0
+        opset = (18, 20, 21, 22, 23, 24)[index // 3 % 6] if dynamo else (13, 14, 15, 16, 17, 18, 19, 20)[index % 8]
+        result.append(Export(name, dynamo, opset, symbolic=index % 5 == 0))
+    return result
+
+
+DEVELOPMENT = _spread(
+    "mobilenetv2_100 efficientnet_b0 convnext_atto deit_tiny_patch16_224 ghostnet_100 regnety_004 mobilevit_s "
+    "edgenext_x_small poolformer_s12 xcit_nano_12_p16_224 levit_128s mobilenetv4_hybrid_medium"
+)
+TEST = _spread(
+    # convolutional
+    "mobilenetv1_100 mobilenetv3_large_100 mobilenetv3_small_100 mobilenetv4_conv_small efficientnet_lite0 "
+    "tf_efficientnetv2_b0 mnasnet_100 semnasnet_100 spnasnet_100 fbnetc_100 fbnetv3_b hardcorenas_a lcnet_100 tinynet_c "
+    "mixnet_s regnetx_004 regnety_008 rexnet_100 repvgg_a0 repghostnet_100 mobileone_s0 starnet_s1 resnet18 resnet26d "
+    "dla34 hgnetv2_b0 inception_next_atto convnextv2_atto convnext_femto convnext_pico_ols ese_vovnet19b_dw gernet_s "
+    "mambaout_femto ghostnetv2_100 efficientnet_es res2net50_26w_4s densenet121 "
+    # with attention
+    "edgenext_small mobilevit_xs mobilevitv2_100 efficientvit_b1 efficientvit_m2 efficientformer_l1 "
+    "efficientformerv2_s0 fastvit_t8 repvit_m1_0 levit_128 shvit_s1 swiftformer_xs tiny_vit_5m_224 pvt_v2_b0 "
+    "coat_lite_tiny visformer_tiny vit_tiny_patch16_224 pit_ti_224 cait_xxs24_224 crossvit_9_240 "
+    # of tokens alone
+    "mixer_s32_224 resmlp_12_224 gmlp_ti16_224"
+)
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def export(folder: Path) -> None:
+    """Writes what `folder` lacks, and prints what could not be exported."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in [*DEVELOPMENT, *TEST]:
+        path = folder / entry.file
+        if path.exists():
+            continue
+        begin = time.monotonic()
+        try:
+            export_one(entry, path)
+        except Exception as error:  # exporters raise all kinds; a model that they cannot export is reported
+            print(f"{entry.name}: {type(error).__name__}: {str(error).splitlines()[0]:.160}", flush=True)
+            continue
+        kind = "newer" if entry.dynamo else "older"
+        print(f"{entry.name}: {kind} exporter, opset {entry.opset}, {time.monotonic() - begin:.1f} s", flush=True)
+
+
+def export_one(entry: Export, path: Path) -> None:
+    """Writes the model of `entry` in inference mode, at its own input size, with random weights."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    exportable = not entry.dynamo
+    model = timm.create_model(entry.name, pretrained=False, exportable=exportable).eval()
+    for parameter in [*model.parameters(), *model.buffers()]:
+        if parameter.dim() == 1 and parameter.is_floating_point():
+            # Norms and scales start as 0 or 1, which an optimizer would take out.
+            parameter.data.add_(0.1 * torch.rand_like(parameter))
+    size = model.pretrained_cfg["input_size"]
+    image = torch.randn(1, *size)
+    partial = path.with_name(f"{path.stem}.partial.onnx")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        if entry.dynamo:
+            shapes = ({0: torch.export.Dim.DYNAMIC},) if entry.symbolic else None
+            torch.onnx.export(
+                model,
+                (image.repeat(2, 1, 1, 1) if entry.symbolic else image,),
+                partial,
+                dynamo=True,
+                opset_version=entry.opset,
+                dynamic_shapes=shapes,
+                external_data=False,
+                verbose=False,
+            )
+        else:
+            torch.onnx.export(
+                model,
+                (image,),
+                partial,
+                dynamo=False,
+                opset_version=entry.opset,
+                input_names=["image"],
+                dynamic_axes={"image": {0: "batch"}} if entry.symbolic else None,
+            )
+    partial.rename(path)
+
+
+# --- read ------------------------------------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> list[dict]:
+    """MACs of every file beside those of the traced module and of torch's own counter."""
+    import timm
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from lownas.search_space import op_graph_from_onnx, op_graph_from_torch
+
+    rows = []
+    for entry in [*DEVELOPMENT, *TEST]:
+        with torch.device("meta"):
+            model = timm.create_model(entry.name, pretrained=False).eval().requires_grad_(False)
+        size = model.pretrained_cfg["input_size"]
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            model(torch.empty(1, *size, device="meta"))
+        begin = time.perf_counter()
+        file = op_graph_from_onnx(folder / entry.file)
+        seconds = time.perf_counter() - begin
+        traced = op_graph_from_torch(model, tuple(size))
+        row = {
+            "model": entry.name,
+            "exporter": "newer" if entry.dynamo else "older",
+            "opset": entry.opset,
+            "symbolic_batch": entry.symbolic,
+            "file_macs": file.macs,
+            "traced_macs": traced.macs,
+            "torch_macs": counter.get_total_flops() // 2,
+            "seconds": round(seconds, 3),
+            "kinds_that_differ": {
+                kind: [file.kinds.count(kind), traced.kinds.count(kind)]
+                for kind in sorted({*file.kinds, *traced.kinds})
+                if kind != "move" and file.kinds.count(kind) != traced.kinds.count(kind)
+            },
+            "other": file.kinds.count("other"),
+        }
+        rows.append(row)
+        equal = "" if row["file_macs"] == row["traced_macs"] == row["torch_macs"] else "MACs differ"
+        print(entry.name, equal, {k: v for k, v in row.items() if k not in ("model",)}, flush=True)
+    return rows
+
+
+# --- run -------------------------------------------------------------------------------------------------------------
+
+
+def measure(models: Path, rows_file: Path, rounds: int = 2) -> list[dict]:
+    """Measures the calibration's configs and probes, and the files, each `rounds` times in a shuffled order.
+
+    Every measurement is one line of `rows_file`; what it holds already is not measured again.
+    """
+    from lownas.evaluators.measure import measure_latency
+    from lownas.predictors import Target
+    from lownas.predictors.calibrate import spread_sample
+    from lownas.search_space import SearchSpace
+    from lownas.search_space.probes import probe_graphs
+
+    target = Target.parse("cpu")
+    configs = spread_sample(SearchSpace.load("default"), CONFIGS, seed=0, limit_macs=LIMIT_MACS)
+    tasks: dict[str, object] = {f"config:{config.id}": config for config in configs}
+    tasks |= {f"probe:{name}": graph for name, graph in probe_graphs().items()}
+    tasks |= {f"model:{entry.name}": models / entry.file for entry in [*DEVELOPMENT, *TEST]}
+    rows = _read_rows(rows_file)
+    done = {(row["what"], row["round"]) for row in rows}
+    for number in range(rounds):
+        order = list(tasks)
+        random.Random(number).shuffle(order)
+        for what in order:
+            item = tasks[what]
+            if (what, number) in done or (isinstance(item, Path) and not item.exists()):
+                continue
+            kernels = not isinstance(item, Path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                measured = measure_latency(item, target, time_limit_s=4.0, min_runs=15, kernels=kernels)
+            row = {
+                "what": what,
+                "round": number,
+                "median_ms": round(measured.median_ms, 5),
+                "undisturbed_ms": round(measured.undisturbed_ms, 5),
+                "iqr_ms": round(measured.iqr_ms, 5),
+                "runs": measured.runs,
+                "busy_cores": round(measured.busy_cores, 2),
+                "versions": dict(measured.versions),
+                "host": dict(measured.host),
+            }
+            if measured.kernel_ms is not None:
+                row["kernel_ms"] = {name: round(ms, 5) for name, ms in measured.kernel_ms.items()}
+            rows.append(row)
+            with rows_file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(row, separators=(",", ":")) + "\n")
+            print(f"{what} {measured.median_ms:.3f} ms, undisturbed {measured.undisturbed_ms:.3f}", flush=True)
+    return rows
+
+
+def _read_rows(file: Path) -> list[dict]:
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # cut off where a run broke; measured again
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("export", "read", "measure", "run"))
+    parser.add_argument("--models", type=Path, required=True, help="folder of the ONNX files")
+    parser.add_argument("--rows", type=Path, help="file of the measurements, appended to")
+    arguments = parser.parse_args()
+    if arguments.step == "export":
+        export(arguments.models)
+    elif arguments.step == "read":
+        read(arguments.models)
+    elif arguments.step == "measure":
+        measure(arguments.models, arguments.rows)
+
+
+if __name__ == "__main__":
+    main()
