@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lownas.evaluators.measure import LatencyMeasurement
     from lownas.predictors import LatencyPredictor, Target
     from lownas.search.settings import SearchSettings
-    from lownas.search_space import LowFormerConfig
+    from lownas.search_space import LowFormerConfig, OpGraph
 
 app = typer.Typer(
     name="lownas",
@@ -150,7 +150,9 @@ def search(
         earlier: Path = replay or run  # type: ignore[assignment]
         base = read_settings(earlier)
         file = read_about(earlier).get("target_file")
-        target = target or (file if isinstance(file, str) and Path(file).is_file() else base.target)
+        if target is None and isinstance(file, str) and not Path(file).is_file():
+            raise ValueError(f"the run's target file {file} is gone: name it, or {base.target}, with --target")
+        target = target or file or base.target
         budget_ms = base.latency_budget_ms
         given = {**base.to_dict(), **{name: value for name, value in given.items() if value is not None}}
     elif target is None:

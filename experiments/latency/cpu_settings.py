@@ -5,7 +5,7 @@
 
 Measured are, interleaved and in random order, the configurations that a calibration would choose (`spread_sample`, seed
 0), random ones of the default space, which no fit and no choice sees, and the published models, those also in fp32 on
-one thread. Of several passes the less disturbed look at a configuration counts.
+one thread. Several passes are merged as a calibration's looks are. Not run yet: no results are committed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from lownas.evaluators.measure import measure_for_calibration
 from lownas.predictors import Target
 from lownas.predictors.calibrate import spread_sample
-from lownas.predictors.fit import FOLDS, Sample, fit_samples, less_disturbed
+from lownas.predictors.fit import FOLDS, Sample, fit_samples, merged
 from lownas.predictors.fusion import fuse
 from lownas.predictors.uncertainty import LogErrors
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
@@ -85,16 +85,14 @@ def measure(rows: Path, settings: list[str], passes: int, calibration: int, rand
 
 
 def samples_of(rows: list[dict], setting: str, roles: dict[str, LowFormerConfig]) -> dict[str, Sample]:
-    """By role, of several looks the less disturbed one."""
-    result: dict[str, Sample] = {}
+    """By role, the looks at a configuration merged as a calibration does."""
+    looks: dict[str, list[Sample]] = {}
     for row in rows:
-        if row["setting"] != setting or row["role"] not in roles:
-            continue
-        disturbance = max(0.0, row["median_ms"] / row["undisturbed_ms"] - 1)
-        sample = Sample(roles[row["role"]], row["undisturbed_ms"], disturbance, row["kernel_ms"])
-        known = result.get(row["role"])
-        result[row["role"]] = sample if known is None else less_disturbed(known, sample)
-    return result
+        if row["setting"] == setting and row["role"] in roles:
+            disturbance = max(0.0, row["median_ms"] / row["undisturbed_ms"] - 1)
+            sample = Sample(roles[row["role"]], row["undisturbed_ms"], disturbance, row["kernel_ms"])
+            looks.setdefault(row["role"], []).append(sample)
+    return {role: merged(several) for role, several in looks.items()}
 
 
 def held_out(setting: str, samples: dict[str, Sample]) -> dict[str, object]:

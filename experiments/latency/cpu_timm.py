@@ -1,7 +1,7 @@
 """How well a calibrated `cpu` target predicts networks of other people: timm's efficient models, through ONNX files.
 
     python experiments/latency/cpu_timm.py export --models FOLDER      # needs timm, torch, onnx, onnxscript
-    python experiments/latency/cpu_timm.py read --models FOLDER        # needs those and lownas: are the files read right
+    python experiments/latency/cpu_timm.py read --models FOLDER        # needs those and lownas: are files read right
     python experiments/latency/cpu_timm.py run --models FOLDER --rows ROWS.jsonl [--out cpu_timm.json]
 
 `export` writes the files (random weights, nothing is downloaded); `read` holds their graphs against those traced from
@@ -61,9 +61,9 @@ DEVELOPMENT = _spread(
 TEST = _spread(
     # convolutional
     "mobilenetv1_100 mobilenetv3_large_100 mobilenetv3_small_100 mobilenetv4_conv_small efficientnet_lite0 "
-    "tf_efficientnetv2_b0 mnasnet_100 semnasnet_100 spnasnet_100 fbnetc_100 fbnetv3_b hardcorenas_a lcnet_100 tinynet_c "
-    "mixnet_s regnetx_004 regnety_008 rexnet_100 repvgg_a0 repghostnet_100 mobileone_s0 starnet_s1 resnet18 resnet26d "
-    "dla34 hgnetv2_b0 inception_next_atto convnextv2_atto convnext_femto convnext_pico_ols ese_vovnet19b_dw gernet_s "
+    "tf_efficientnetv2_b0 mnasnet_100 semnasnet_100 spnasnet_100 fbnetc_100 fbnetv3_b hardcorenas_a lcnet_100 "
+    "tinynet_c mixnet_s regnetx_004 regnety_008 rexnet_100 repvgg_a0 repghostnet_100 mobileone_s0 starnet_s1 resnet18 "
+    "resnet26d dla34 hgnetv2_b0 inception_next_atto convnextv2_atto convnext_femto convnext_pico_ols ese_vovnet19b_dw gernet_s "
     "mambaout_femto ghostnetv2_100 efficientnet_es res2net50_26w_4s densenet121 "
     # with attention
     "edgenext_small mobilevit_xs mobilevitv2_100 efficientvit_b1 efficientvit_m2 efficientformer_l1 "

@@ -4,8 +4,8 @@
     python experiments/latency/repeat.py report --rows rows.jsonl      # writes repeat.json
 
 A sitting measures six published models with `lownas measure`, each command a process of its own, three times over,
-interleaved. Reported is how far the medians lie apart: within a sitting, between sittings, and between sittings when each
-is divided by the same sitting's median of `REFERENCE`, which takes out what the machine itself was faster or slower.
+interleaved. Reported is how far the medians lie apart: within a sitting, between sittings, and between sittings when
+each is divided by the same sitting's median of `REFERENCE`, which takes out what the machine itself was faster or slower.
 """
 
 from __future__ import annotations

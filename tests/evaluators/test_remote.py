@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from lownas.evaluators import agent, remote
+from lownas.evaluators.measure import measure_latency
 from lownas.evaluators.remote import RemoteBox
 from lownas.nas import main
 from lownas.predictors import LatencyPredictor, Target
@@ -217,16 +218,21 @@ def test_agent_ends_with_whoever_asked(loopback, monkeypatch):
         assert loopback.is_clean()
 
 
-def test_two_drivers_never_measure_at_once(loopback):
-    def measure(_):
+def test_drivers_never_measure_at_once(loopback):
+    """Two over SSH and one on the machine itself, each for a second and more: none begins before another ended."""
+
+    def over_ssh(_):
         with loopback.box() as box:
             return box.measure_latency(SMALL, TARGET, time_limit_s=1.0, min_runs=10**6)
 
+    def here():
+        return measure_latency(SMALL, Target.parse("cpu"), time_limit_s=1.0, min_runs=10**6)
+
     with ThreadPoolExecutor() as pool:
         begin = time.monotonic()
-        records = list(pool.map(measure, range(3)))
+        records = [pool.submit(over_ssh, 0), pool.submit(here), pool.submit(over_ssh, 1)]
+        assert all(record.result().runs > 10 for record in records)
     assert time.monotonic() - begin > 3.0
-    assert all(record.runs > 10 for record in records)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +246,7 @@ def test_two_drivers_never_measure_at_once(loopback):
         ({"runtime": "onnxruntime-cuda"}, ValueError, "CUDAExecutionProvider"),
         ({"runtime": "torch"}, ValueError, "cannot be measured"),
         ({"batch": "max"}, ValueError, "no fixed batch size"),
+        ({"threads": 1000}, ValueError, "asks for 1000 threads, and mybox has"),
     ],
 )
 def test_what_stands_in_the_way_is_said_in_one_line(loopback, changes, error, says):
@@ -253,10 +260,28 @@ def test_what_stands_in_the_way_is_said_in_one_line(loopback, changes, error, sa
 
 def test_box_without_onnxruntime(loopback, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
-    box = loopback.box(python=str(tmp_path / "bare/bin/python"))
-    with box, pytest.raises(ValueError, match="has no numpy: run `pip install numpy onnxruntime`") as raised:
-        box.measure_latency(SMALL, TARGET)
-    assert "\n" not in str(raised.value)
+    for missing in ("numpy", "onnxruntime"):
+        box = loopback.box(python=str(tmp_path / "bare/bin/python"))
+        with box, pytest.raises(ValueError, match=f"has no {missing}: run `pip install numpy onnxruntime`") as raised:
+            box.measure_latency(SMALL, TARGET)
+        assert "\n" not in str(raised.value)
+        (next((tmp_path / "bare/lib").glob("python3*/site-packages")) / "numpy.py").write_text(
+            "def __getattr__(name): pass"
+        )
+
+
+def test_box_whose_key_is_not_known(loopback, monkeypatch):
+    """It is never accepted unseen, and one that has changed is told from one that is new."""
+    known = loopback.folder / "known_hosts"
+    strict = f"{loopback.client} -o StrictHostKeyChecking=yes -o UserKnownHostsFile={known}"
+    monkeypatch.setenv("LOWNAS_SSH", f"{strict}.none")
+    with loopback.box() as box, pytest.raises(ConnectionError, match="to accept its key"):
+        box.fingerprint(TARGET)
+    key = (loopback.folder / "user_key.pub").read_text()
+    Path(f"{known}.other").write_text(f"[127.0.0.1]:{loopback.port} {key}")
+    monkeypatch.setenv("LOWNAS_SSH", f"{strict}.other")
+    with loopback.box() as box, pytest.raises(ConnectionError, match="host key has changed"):
+        box.fingerprint(TARGET)
 
 
 def test_model_that_does_not_run_is_refused_and_the_connection_kept(loopback, tmp_path):
@@ -298,13 +323,40 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_what_a_shell_prints_first_is_passed_over(stand_in):
-    with stand_in('echo "Welcome to mybox"; echo; eval "$command"') as box:
+    with stand_in('echo "Welcome to mybox"; echo; printf "mybox> "; eval "$command"') as box:
         assert box.fingerprint(TARGET)["onnxruntime"]
+
+
+def test_agent_that_hears_nothing_gives_up(stand_in, monkeypatch, tmp_path):
+    """A connection may break without either end being told."""
+    source = tmp_path / "agent.py"
+    source.write_text(Path(agent.__file__).read_text().replace("SILENCE_S = 60", "SILENCE_S = 1"))
+    monkeypatch.setattr(agent, "__file__", str(source))
+    monkeypatch.setattr(agent, "BEAT_S", 0.2)
+    with stand_in('eval "$command"') as box:
+        assert box.measure_latency(SMALL, TARGET, time_limit_s=2.0, min_runs=10**6).runs > 10
+        monkeypatch.setattr(agent, "BEAT_S", 60.0)
+        monkeypatch.setattr(remote, "LOSSES", 0)
+        begin = time.monotonic()
+        with pytest.raises(ConnectionError, match="lost the connection"):
+            box.measure_latency(SMALL, TARGET, time_limit_s=60.0, min_runs=10**6)
+    assert time.monotonic() - begin < 20
+
+
+def test_box_that_does_not_answer_in_time_is_not_asked_again(stand_in, monkeypatch, tmp_path):
+    monkeypatch.setattr(remote, "START_S", 0.5)
+    box = stand_in(f"echo >>{tmp_path}/runs; exec sleep 60")
+    with box, pytest.raises(ConnectionError, match="no answer within"):
+        box.fingerprint(TARGET)
+    assert len((tmp_path / "runs").read_text()) == 1
 
 
 def test_answers_that_make_no_sense_are_refused(stand_in):
     for line in (f"{agent.MARK} [", f'{agent.MARK} {{"cpu": 1}}', f"{agent.MARK} null"):
-        with stand_in(f"echo '{line}'") as box, pytest.raises(ValueError, match="cannot be read"):
+        with (
+            stand_in(f"echo '{line}'; cat >/dev/null") as box,
+            pytest.raises(ValueError, match="cannot be read|without a word"),
+        ):
             box.fingerprint(TARGET)
 
 
@@ -317,6 +369,20 @@ def test_losses_are_bounded(stand_in, monkeypatch, tmp_path):
     with box, pytest.raises(ConnectionError, match=r"4 times .*gone"):
         box.measure_latency(SMALL, TARGET)
     assert len((tmp_path / "runs").read_text()) == remote.LOSSES + 1
+
+
+def test_box_that_stays_away_is_waited_for_once(stand_in, monkeypatch, tmp_path):
+    """Ten finalists in a row must not each wait for a box that was switched off."""
+    monkeypatch.setattr(remote, "RETRY_S", (0.0, 0.0))
+    about = {"cpu": "x", "gpu": "", "cores": 1, "providers": ["CPUExecutionProvider"], "versions": {"onnxruntime": "1"}}
+    count = f"echo >>{tmp_path}/runs"
+    with stand_in(f"{count}; echo '{agent.MARK} {json.dumps(about)}'; sleep 0.1; exit 255") as box:
+        box.fingerprint(TARGET)
+        stand_in(f"{count}; echo gone >&2; exit 255")
+        for attempts in (1 + 3, 1 + 3 + 1):
+            with pytest.raises(ConnectionError, match="cannot reach mybox: gone"):
+                box.measure_latency(SMALL, TARGET)
+            assert len((tmp_path / "runs").read_text()) == attempts
 
 
 def test_another_machine_under_the_same_name_is_refused(stand_in, monkeypatch, tmp_path):
@@ -336,8 +402,9 @@ def test_missing_client_is_said(monkeypatch):
         box.fingerprint(TARGET)
 
 
-def test_one_measurement_at_a_time_on_this_machine(monkeypatch):
+def test_one_measurement_at_a_time_on_this_machine(monkeypatch, tmp_path):
     said: list[str] = []
+    monkeypatch.setattr(agent, "LOCK", tmp_path / "lock")
     monkeypatch.setattr(agent, "SAY_AFTER_S", 0.05)
     held, release = threading.Event(), threading.Event()
 
@@ -359,6 +426,19 @@ def test_one_measurement_at_a_time_on_this_machine(monkeypatch):
     other.join()
     assert not folder.exists()
     assert said == [f"waiting for another measurement on this machine to end (process {os.getpid()})"] * 2
+
+
+def test_lock_is_for_every_user(monkeypatch, tmp_path):
+    lock = tmp_path / "lock"
+    monkeypatch.setattr(agent, "LOCK", lock)
+    with agent.alone(print):
+        assert lock.stat().st_mode & 0o777 == 0o666
+    (tmp_path / "other").write_text("precious")
+    lock.unlink()
+    lock.symlink_to(tmp_path / "other")
+    with pytest.raises(RuntimeError, match="cannot open the lock"), agent.alone(print):
+        pass
+    assert (tmp_path / "other").read_text() == "precious"
 
 
 def test_what_a_killed_measurement_left_is_removed(tmp_path):
