@@ -291,7 +291,7 @@ class _Meter(NamedTuple):
 
     target: Target
     measure: Callable[..., LatencyMeasurement]
-    measure_for_calibration: Callable[[LowFormerConfig, Target], LatencyMeasurement]
+    measure_for_calibration: Callable[[LowFormerConfig | OpGraph, Target], LatencyMeasurement]
 
 
 @contextmanager

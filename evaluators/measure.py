@@ -225,7 +225,7 @@ def onnx_source(
 
 
 def measure_for_calibration(
-    config: LowFormerConfig, target: Setting, measure: Callable[..., LatencyMeasurement] = measure_latency
+    network: LowFormerConfig | OpGraph, target: Setting, measure: Callable[..., LatencyMeasurement] = measure_latency
 ) -> LatencyMeasurement:
     """What `predictors.calibrate.calibrate` is handed: a short measurement, with kernel times where there are any.
 
@@ -233,7 +233,7 @@ def measure_for_calibration(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return measure(config, target, time_limit_s=3.0, min_runs=12, kernels=True)
+        return measure(network, target, time_limit_s=3.0, min_runs=12, kernels=True)
 
 
 def check_measurable(target: Setting) -> None:

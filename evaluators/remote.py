@@ -165,9 +165,9 @@ class RemoteBox:
             raise RuntimeError(f"{self.host}: an answer that cannot be read: {_printable(str(answer))}") from None
         return latency_measurement(target, what, timed, nodes, host, self._about["versions"])
 
-    def measure_for_calibration(self, config: LowFormerConfig, target: Setting) -> LatencyMeasurement:
+    def measure_for_calibration(self, network: LowFormerConfig | OpGraph, target: Setting) -> LatencyMeasurement:
         """See `measure.measure_for_calibration`."""
-        return measure_for_calibration(config, target, self.measure_latency)
+        return measure_for_calibration(network, target, self.measure_latency)
 
     def _ask(self, job: Job, model: bytes) -> dict[str, Any]:
         """The agent's answer, asked again when the connection is lost."""

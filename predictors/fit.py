@@ -260,7 +260,7 @@ def _fit(data: _Data, train: NDArray[np.int64], corrected: bool) -> KernelModel:
     for _ in range(2):
         model = fit_kernels(graphs, kernel_times, data.runtime, block=data.block, slowdowns=slowdowns, totals_ms=totals)
         factors = [_common_factor(model, g, t) for g, t in zip(mine, kernel_times, strict=False)]
-        slowdowns[:networks] = factors / np.median(factors)
+        slowdowns[:networks] = np.array(factors) / np.median(factors)
     if corrected:
         model = fit_corrections(model, graphs, kernel_times, slowdowns=slowdowns)
     return fit_scale(model, mine, times, weights)
@@ -277,15 +277,16 @@ def profiling_ms(kernel_times: Sequence[Array], times_ms: Array) -> float:
     counts = np.array([float(np.isfinite(t).sum()) for t in kernel_times])
     # times = scale * sums - extra * counts, in relative errors, with what is expected of both as two more equations.
     error, expected, spread = 0.03, 0.002, 0.0015
-    design = np.stack([sums, -counts], axis=1) / times_ms[:, None] / error
-    prior = np.array([[1 / 0.02, 0.0], [0.0, 1 / spread]])
+    design: Array = np.stack([sums, -counts], axis=1) / times_ms[:, None] / error
+    prior = np.diag([1 / 0.02, 1 / spread])
     trust = np.ones(len(times_ms))
     solution = np.array([1.0, expected])
     for _ in range(20):
         root = np.sqrt(trust)
         matrix = np.concatenate([design * root[:, None], prior])
-        solution = np.linalg.lstsq(matrix, np.append(root / error, [1 / 0.02, expected / spread]), rcond=None)[0]
-        errors = np.abs(error * design @ solution - 1)
+        values = np.append(root / error, np.array([1 / 0.02, expected / spread]))
+        solution = np.linalg.lstsq(matrix, values, rcond=None)[0]
+        errors = np.abs(error * (design @ solution) - 1)
         trust = np.minimum(1, 2 * (np.median(errors) + 1e-4) / np.maximum(errors, 1e-12))
     return float(max(0.0, solution[1]))
 

@@ -170,10 +170,10 @@ class _Writer:
             return self.group_norm(row, op, inputs[0], name)
         if kind == "linear" and form != VECTOR:
             return self.linear_tokens(row, op, inputs[0], name)
-        constants = self.weights[row]
-        if kind in ("add", "mul") and constants:
-            constants = [constants[0].reshape(self.operand_shape(op, form))]
-        constants = [self.constant(f"{name}.{i}", value) for i, value in enumerate(constants)]
+        weights = self.weights[row]
+        if kind in ("add", "mul") and weights:
+            weights = [weights[0].reshape(self.operand_shape(op, form))]
+        constants = [self.constant(f"{name}.{i}", value) for i, value in enumerate(weights)]
         if kind in ("conv", "conv_transpose"):
             onnx_kind = "Conv" if kind == "conv" else "ConvTranspose"
             return self.node(onnx_kind, [*inputs, *constants], name, **self.window(op), group=op["groups"])[0]

@@ -63,8 +63,8 @@ TEST = _spread(
     "mobilenetv1_100 mobilenetv3_large_100 mobilenetv3_small_100 mobilenetv4_conv_small efficientnet_lite0 "
     "tf_efficientnetv2_b0 mnasnet_100 semnasnet_100 spnasnet_100 fbnetc_100 fbnetv3_b hardcorenas_a lcnet_100 "
     "tinynet_c mixnet_s regnetx_004 regnety_008 rexnet_100 repvgg_a0 repghostnet_100 mobileone_s0 starnet_s1 resnet18 "
-    "resnet26d dla34 hgnetv2_b0 inception_next_atto convnextv2_atto convnext_femto convnext_pico_ols ese_vovnet19b_dw gernet_s "
-    "mambaout_femto ghostnetv2_100 efficientnet_es res2net50_26w_4s densenet121 "
+    "resnet26d dla34 hgnetv2_b0 inception_next_atto convnextv2_atto convnext_femto convnext_pico_ols ese_vovnet19b_dw "
+    "gernet_s mambaout_femto ghostnetv2_100 efficientnet_es res2net50_26w_4s densenet121 "
     # with attention
     "edgenext_small mobilevit_xs mobilevitv2_100 efficientvit_b1 efficientvit_m2 efficientformer_l1 "
     "efficientformerv2_s0 fastvit_t8 repvit_m1_0 levit_128 shvit_s1 swiftformer_xs tiny_vit_5m_224 pvt_v2_b0 "

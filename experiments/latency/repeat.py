@@ -5,7 +5,7 @@
 
 A sitting measures six published models with `lownas measure`, each command a process of its own, three times over,
 interleaved. Reported is how far the medians lie apart: within a sitting, between sittings, and between sittings when
-each is divided by the same sitting's median of `REFERENCE`, which takes out what the machine itself was faster or slower.
+each is divided by the same sitting's median of `REFERENCE`, which takes out how fast the machine itself was.
 """
 
 from __future__ import annotations

@@ -355,7 +355,7 @@ def test_answers_that_make_no_sense_are_refused(stand_in):
     for line in (f"{agent.MARK} [", f'{agent.MARK} {{"cpu": 1}}', f"{agent.MARK} null"):
         with (
             stand_in(f"echo '{line}'; cat >/dev/null") as box,
-            pytest.raises(ValueError, match="cannot be read|without a word"),
+            pytest.raises(ValueError, match="cannot be read"),
         ):
             box.fingerprint(TARGET)
 
