@@ -2,11 +2,12 @@
 
     python experiments/latency/cpu_timm.py export --models FOLDER      # needs timm, torch, onnx, onnxscript
     python experiments/latency/cpu_timm.py read --models FOLDER        # needs those and lownas: are files read right
-    python experiments/latency/cpu_timm.py run --models FOLDER --rows ROWS.jsonl [--out cpu_timm.json]
+    python experiments/latency/cpu_timm.py measure --models FOLDER --rows ROWS.jsonl     # resumable; half an hour
+    python experiments/latency/cpu_timm.py compare --models FOLDER [--rows ROWS.jsonl]   # writes cpu_timm.json
 
 `export` writes the files (random weights, nothing is downloaded); `read` holds their graphs against those traced from
-torch; `run` calibrates on LowFormer configs and probes (`search_space.probes`), measures the files and compares. Every
-measurement is appended to ROWS at once, and a run that broke goes on from there.
+torch; `measure` times LowFormer configs, probes (`search_space.probes`) and the files, appending to ROWS; `compare` fits
+on the first two and predicts the third.
 
 No file here is measured for fitting. Fusion rules, kernel classes and probes were chosen while looking at `DEVELOPMENT`
 alone; the figure is that of `TEST`.
@@ -15,6 +16,7 @@ alone; the figure is that of `TEST`.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import random
@@ -26,6 +28,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+HERE = Path(__file__).parent
 CONFIGS = 40
 LIMIT_MACS = 2.0**31
 
@@ -181,7 +184,7 @@ def read(folder: Path) -> list[dict]:
     return rows
 
 
-# --- run -------------------------------------------------------------------------------------------------------------
+# --- measure and compare ---------------------------------------------------------------------------------------------
 
 
 def measure(models: Path, rows_file: Path, rounds: int = 2) -> list[dict]:
@@ -233,11 +236,124 @@ def measure(models: Path, rows_file: Path, rounds: int = 2) -> list[dict]:
     return rows
 
 
+def compare(models: Path, rows: list[dict]) -> dict[str, object]:
+    """Fits on the configs and probes of `rows` alone, and holds the predictions against the measured files."""
+    import numpy as np
+    from scipy.stats import binomtest
+
+    from lownas.predictors import LatencyPredictor, Target
+    from lownas.predictors.calibrate import spread_sample
+    from lownas.predictors.fit import Probe, Sample, blocked_channels, fit_samples, merged
+    from lownas.predictors.uncertainty import LogErrors
+    from lownas.search_space import SearchSpace, op_graph, op_graph_from_onnx
+    from lownas.search_space.probes import probe_graphs
+
+    looks: dict[str, list[dict]] = {}
+    for row in rows:
+        looks.setdefault(row["what"], []).append(row)
+    samples = []
+    for config in spread_sample(SearchSpace.load("default"), CONFIGS, seed=0, limit_macs=LIMIT_MACS):
+        mine = looks[f"config:{config.id}"]
+        samples.append(
+            merged(
+                [
+                    Sample(
+                        config,
+                        look["undisturbed_ms"],
+                        max(0.0, look["median_ms"] / look["undisturbed_ms"] - 1),
+                        look["kernel_ms"],
+                    )
+                    for look in mine
+                ]
+            )
+        )
+    probes = []
+    for name, graph in probe_graphs().items():
+        tables = [look["kernel_ms"] for look in looks[f"probe:{name}"]]
+        times = {key: float(np.exp(np.mean(np.log([t[key] for t in tables])))) for key in tables[0]}
+        probes.append(Probe(graph, times))
+    block = blocked_channels(samples)
+    host = rows[0]["host"]
+
+    def predictor(known: list[Probe]) -> LatencyPredictor:
+        fit = fit_samples(samples, "onnxruntime", block, probes=known)
+        return LatencyPredictor(Target.parse("cpu"), fit.model, LogErrors.from_errors(fit.log_errors), {}, host)
+
+    full, bare = predictor(probes), predictor([])
+    line = np.polyfit(
+        np.log([op_graph(sample.config).macs for sample in samples]), np.log([s.latency_ms for s in samples]), 1
+    )
+    table = []
+    for entry in [*DEVELOPMENT, *TEST]:
+        mine = looks.get(f"model:{entry.name}")
+        if not mine:
+            continue
+        graph = op_graph_from_onnx(models / entry.file)
+        (found,), (without,) = full.predict([graph]), bare.predict([graph])
+        measured = float(np.median([look["median_ms"] for look in mine]))
+        table.append(
+            {
+                "model": entry.name,
+                "set": "development" if entry in DEVELOPMENT else "test",
+                "measured_ms": round(measured, 4),
+                "measured_spread": round(max(look["median_ms"] for look in mine) / measured - 1, 4),
+                "predicted_ms": round(found.latency_ms, 4),
+                "low_ms": round(found.low_ms, 4),
+                "high_ms": round(found.high_ms, 4),
+                "error": round(found.latency_ms / measured - 1, 4),
+                "without_probes": round(without.latency_ms / measured - 1, 4),
+                "macs_only": round(float(np.exp(np.polyval(line, np.log(graph.macs)))) / measured - 1, 4),
+                "outside": list(found.outside),
+            }
+        )
+    result: dict[str, object] = {
+        "target": "cpu",
+        "host": host,
+        "versions": rows[0]["versions"],
+        "configs": len(samples),
+        "probes": len(probes),
+    }
+    for name in ("development", "test"):
+        part = [row for row in table if row["set"] == name]
+        measured = np.array([row["measured_ms"] for row in part])
+        inside = sum(row["low_ms"] <= row["measured_ms"] <= row["high_ms"] for row in part)
+        widths = [(row["high_ms"] - row["low_ms"]) / 2 / row["predicted_ms"] for row in part]
+        bounds = binomtest(inside, len(part)).proportion_ci()
+        figures = {
+            key: _figures([row[key] for row in part], measured) for key in ("error", "without_probes", "macs_only")
+        }
+        result[name] = {
+            "models": len(part),
+            **figures,
+            "within_90_percent_interval": round(inside / len(part), 4),
+            "binomial_95": [round(bounds.low, 4), round(bounds.high, 4)],
+            "median_half_width": round(float(np.median(widths)), 4),
+        }
+    return result | {"table": table}
+
+
+def _figures(errors: list[float], measured_ms: object) -> dict[str, object]:
+    """Median and mean absolute error, with 95 % bootstrap intervals over models, and rank correlation."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
+    signed = np.array(errors)
+    size = np.abs(signed)
+    again = size[np.random.default_rng(0).integers(0, len(size), (2000, len(size)))]
+    result: dict[str, object] = {}
+    for name, statistic in (("median", np.median), ("mean", np.mean)):
+        low, high = np.quantile(statistic(again, axis=1), [0.025, 0.975])
+        result[name] = {"value": round(float(statistic(size)), 4), "low": round(low, 4), "high": round(high, 4)}
+    result["spearman"] = round(float(spearmanr((1 + signed) * measured_ms, measured_ms)[0]), 4)
+    return result
+
+
 def _read_rows(file: Path) -> list[dict]:
     if not file.exists():
         return []
+    opened = gzip.open(file, "rt") if file.suffix == ".gz" else file.open()  # noqa: SIM115
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in opened:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -247,9 +363,10 @@ def _read_rows(file: Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("export", "read", "measure", "run"))
+    parser.add_argument("step", choices=("export", "read", "measure", "compare"))
     parser.add_argument("--models", type=Path, required=True, help="folder of the ONNX files")
-    parser.add_argument("--rows", type=Path, help="file of the measurements, appended to")
+    parser.add_argument("--rows", type=Path, default=HERE / "cpu_timm_rows.jsonl.gz", help="the measurements")
+    parser.add_argument("--out", type=Path, default=HERE / "cpu_timm.json")
     arguments = parser.parse_args()
     if arguments.step == "export":
         export(arguments.models)
@@ -257,6 +374,12 @@ def main() -> None:
         read(arguments.models)
     elif arguments.step == "measure":
         measure(arguments.models, arguments.rows)
+    else:
+        result = compare(arguments.models, _read_rows(arguments.rows))
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        for row in result.pop("table"):
+            print(row)
+        print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
