@@ -365,6 +365,15 @@ def _items(
     configs: Sequence[Path] | None, presets: Sequence[str] | None, onnx: Sequence[Path] | None
 ) -> list[tuple[str, LowFormerConfig | Path]]:
     """What the user named, with the names to show."""
+    items = _given(configs, presets, onnx)
+    if not items:
+        raise ValueError("nothing to do: name models with --preset, --config or --onnx")
+    return items
+
+
+def _given(
+    configs: Sequence[Path] | None, presets: Sequence[str] | None, onnx: Sequence[Path] | None
+) -> list[tuple[str, LowFormerConfig | Path]]:
     import difflib
 
     from lownas.search_space import PRESETS
@@ -381,8 +390,6 @@ def _items(
             raise ValueError(f"--preset: unknown model {name!r}: {hint}")
     items.extend((str(path), _read_config(path)) for path in configs or ())
     items.extend((str(path), path) for path in onnx or ())
-    if not items:
-        raise ValueError("nothing to do: name models with --preset, --config or --onnx")
     return items
 
 
@@ -432,6 +439,7 @@ def predict(
     config: Configs = None,
     preset: Presets = None,
     onnx: Onnx = None,
+    timm: Timm = None,
     coverage: Annotated[float, typer.Option(help="Probability that the interval holds the measured latency.")] = 0.9,
     profiles: Profiles = None,
     as_json: Json = False,
@@ -440,7 +448,10 @@ def predict(
     full = _target(target)
     if not 0 < coverage < 1:
         raise ValueError(f"--coverage: between 0 and 1, given {coverage}")
-    items = _items(config, preset, onnx)
+    items: list[tuple[str, LowFormerConfig | OpGraph | Path]] = [*_given(config, preset, onnx)]
+    items += [(name, _timm_graph(name)) for name in timm or ()]
+    if not items:
+        raise ValueError("nothing to do: name models with --preset, --config, --onnx or --timm")
     predictor = _predictor(full, profiles)
     predictions = predictor.predict([item for _, item in items], coverage=coverage)
     if as_json:

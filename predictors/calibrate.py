@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..search_space import PRESETS, LowFormerConfig, OpGraph, SearchSpace, op_graph
-from .fit import FOLDS, QUIET, Probe, Sample, blocked_channels, fit_samples, held_out_bound, merged
+from .fit import FOLDS, QUIET, Fit, Probe, Sample, blocked_channels, fit_samples, held_out_bound, merged
 from .fusion import KERNEL_CLASSES, fuse_config
 from .latency import LatencyPredictor
-from .target import Target, user_profiles
+from .target import Target, profile_folders, user_profiles
+from .transfer import MIN_MEASUREMENTS, Part, StackedModel, fit_transfer, leave_one_out
 from .uncertainty import LogErrors
 
 Array = NDArray[np.float64]
@@ -37,6 +39,8 @@ SENTINEL_EVERY = 4
 SWING = 0.1
 """Swing of the sentinel, from its fastest to its slowest look, above which a machine counts as disturbed."""
 POOL = 1500
+WORTH_BORROWING = 0.95
+"""Held-out error with known devices over that without, up to which a profile leans on them."""
 
 
 class Measured(Protocol):
@@ -176,13 +180,17 @@ def calibrate(
     say("fitting")
     known, runtime, block, probed = taken.to_fit(target, probes)
     fit = fit_samples(known, runtime, block, probes=probed)
+    borrowed = borrow(fit, known, str(target), _other_profiles(target, profiles))
+    model, log_errors, held_out_error = fit.model, fit.log_errors, fit.held_out_error
+    if borrowed is not None:
+        model, log_errors, held_out_error = borrowed
     provenance: dict[str, Any] = {
         "source": f"measured on {'this machine' if target.is_local else target.device} with {target.runtime}",
         "samples": len(known),
         "probes": len(probed),
         "space": space.name,
         "seed": seed,
-        "held_out_error": round(fit.held_out_error, 5),
+        "held_out_error": round(held_out_error, 5),
         "macs_only_error": round(fit.macs_only_error, 5),
         "folds": min(FOLDS, len(known)),
         "corrected": fit.corrected,
@@ -196,11 +204,72 @@ def calibrate(
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(elapsed(), 1),
     }
-    predictor = LatencyPredictor(target, fit.model, LogErrors.from_errors(fit.log_errors), provenance, dict(first.host))
+    if isinstance(model, StackedModel):
+        shares = {part.name: part.share for part in model.parts}
+        provenance["borrowed"] = {"shares": shares, "held_out_error_without": round(fit.held_out_error, 5)}
+        leans = [f"{name} ({share:.0%})" for name, share in shares.items() if name != str(target)]
+        provenance["source"] += f", leaning on known devices: {', '.join(leans)}"
+    predictor = LatencyPredictor(target, model, LogErrors.from_errors(log_errors), provenance, dict(first.host))
     predictor.save(profiles)
-    taken.complete(fit.held_out_error)
-    say(f"held-out error {fit.held_out_error:.1%} (MACs alone {fit.macs_only_error:.1%})")
+    taken.complete(held_out_error)
+    say(f"held-out error {held_out_error:.1%} (MACs alone {fit.macs_only_error:.1%})")
     return predictor
+
+
+def borrow(
+    fit: Fit, samples: Sequence[Sample], own: str, known: Mapping[str, LatencyPredictor]
+) -> tuple[StackedModel, Array, float] | None:
+    """The device's own model stacked with those of known devices, if that predicts better what was left out.
+
+    Few measurements fit a device's own coefficients badly; known devices' predictions then carry part of the weight.
+
+    Args:
+        fit: of the device alone.
+        samples: what it was fitted on.
+        own: name of the device.
+        known: predictors of other devices, by name.
+
+    Returns:
+        The model, the (samples,) log errors of stacks fitted without each sample, and their mean absolute relative
+        error; None where the device's own model alone is as good.
+    """
+    times_ms = np.array([sample.latency_ms for sample in samples])
+    if not known or len(times_ms) <= MIN_MEASUREMENTS:
+        return None
+    configs = [sample.config for sample in samples]
+    predicted = {own: times_ms / np.exp(fit.log_errors)}
+    predicted |= {name: predictor.latency_ms(configs) for name, predictor in known.items()}
+    log_errors = leave_one_out(predicted, times_ms)
+    error = float(np.mean(np.abs(np.expm1(-log_errors))))
+    if error > WORTH_BORROWING * fit.held_out_error:
+        return None
+    transfer = fit_transfer(predicted, times_ms)
+    overhead_ms, parts = fit.typical * transfer.overhead_ms, []
+    for name, weight in transfer.weights.items():
+        if name == own:  # its model predicts typical times already
+            parts.append(Part(own, weight, transfer.shares[own], fit.model))
+            continue
+        lent = known[name].model
+        lent = lent if isinstance(lent, StackedModel) else StackedModel.of(lent)
+        # What a predictor gives is the median of its errors about its model.
+        factor = fit.typical * weight * float(np.exp(known[name].errors.quantile(0.5)))
+        overhead_ms += factor * lent.overhead_ms
+        parts += [
+            Part(name, factor * part.weight, transfer.shares[name] * part.share, part.model) for part in lent.parts
+        ]
+    return StackedModel(overhead_ms, tuple(parts)), log_errors, error
+
+
+def _other_profiles(target: Target, profiles: str | Path | None) -> dict[str, LatencyPredictor]:
+    """Predictors of all other targets that have a profile, whichever machine it is of."""
+    found: dict[str, LatencyPredictor] = {}
+    for folder in profile_folders(profiles):
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+            with suppress(ValueError):  # a broken profile lends nothing
+                predictor = LatencyPredictor.read(path, check_host=False)
+                if predictor.target != target:
+                    found.setdefault(str(predictor.target), predictor)
+    return found
 
 
 def sentinel_config() -> LowFormerConfig:

@@ -68,6 +68,7 @@ class Fit:
         macs_only_error: that of a line in log MACs.
         corrected: whether the model has learned corrections.
         quiet_factor: what `quiet_factor` took off the times that other work on the machine had lengthened; 1 if none.
+        typical: what the model predicts, the median of a quiet machine's runs, over the times that it was fitted on.
     """
 
     model: KernelModel
@@ -76,6 +77,7 @@ class Fit:
     macs_only_error: float
     corrected: bool
     quiet_factor: float
+    typical: float
 
 
 def merged(looks: Sequence[Sample]) -> Sample:
@@ -153,6 +155,7 @@ def fit_samples(
         macs_only_error=float(np.mean(np.abs(line / data.times_ms - 1))),
         corrected=corrected,
         quiet_factor=factor,
+        typical=typical,
     )
 
 

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from ..search_space.config import LowFormerConfig
 from ..search_space.graph import OpGraph, Unit, units
-from .fusion import KERNEL_CLASSES, PLAIN, Kernels, fuse, fuse_config, fuse_unit
+from .fusion import KERNEL_CLASS, KERNEL_CLASSES, PLAIN, Kernels, fuse, fuse_config, fuse_unit
 from .kernel_model import KernelModel
 from .target import ALIASES, Target, profile_folders, user_profiles
+from .transfer import StackedModel
 from .uncertainty import LogErrors
 
-SCHEMA = 1
-"""Version of the profile files. Files of older versions are read, newer ones refused."""
+SCHEMA = 2
+"""Version of the profile files. Files of older versions are read, newer ones refused. 2: stacked models."""
 
 OUTSIDE_WIDENING = 3.0
 """Factor on log errors for networks with operators or shapes outside of what was fitted."""
@@ -64,6 +65,7 @@ class LatencyPredictor:
         provenance: where the measurements come from: at least "source" (a sentence), "samples" (how many),
             "held_out_error" (mean absolute relative error on graphs not fitted on) and "macs_only_error" (the same of a
             line in log MACs).
+        model: one of the target's own, or one that also leans on those of known devices.
         fingerprint: device model and runtime version that the profile belongs to; empty for devices elsewhere.
         allowed: of what `KernelModel.outside` can name, that which the errors already allow for (the priors of a
             profile from published measurements); it is still named, but widens no interval a second time.
@@ -72,7 +74,7 @@ class LatencyPredictor:
     def __init__(
         self,
         target: Target,
-        model: KernelModel,
+        model: KernelModel | StackedModel,
         errors: LogErrors,
         provenance: dict[str, Any],
         fingerprint: dict[str, str] | None = None,
@@ -84,11 +86,10 @@ class LatencyPredictor:
         self.provenance = provenance
         self.fingerprint = fingerprint or {}
         self.allowed = frozenset(allowed)
-        # By layout of the input: unit -> (its row in what follows, layout of its output).
-        self._known_units: tuple[dict[Unit, tuple[int, int]], ...] = ({}, {})
-        self._unit_ms = np.empty(0)
-        self._unit_outside = np.empty(0, dtype=np.bool_)
-        self._new_units: list[Kernels] = []
+        stacked = model if isinstance(model, StackedModel) else StackedModel.of(model)
+        self._parts = [(part.weight, part.model) for part in stacked.parts]
+        self._overhead_ms = stacked.overhead_ms
+        self._units = [_UnitCosts(part, self.allowed) for _, part in self._parts]
 
     # --- profiles ---------------------------------------------------------------------------------------------------
 
@@ -123,7 +124,8 @@ class LatencyPredictor:
         data = _read_profile(path)
         try:
             target = Target.parse(data["target"])
-            model = KernelModel.from_dict(data["model"])
+            kind = StackedModel if "parts" in data["model"] else KernelModel
+            model = kind.from_dict(data["model"])
             errors = LogErrors.from_errors(data["uncertainty"]["log_errors"])
             provenance, fingerprint = dict(data["provenance"]), dict(data["fingerprint"])
             allowed = [str(name) for name in data["uncertainty"].get("allows_for", [])]
@@ -184,9 +186,7 @@ class LatencyPredictor:
         center = float(self.errors.quantile(0.5))
         result = []
         for item in items:
-            kernels = self._kernels(item)
-            outside = tuple(self.model.outside(kernels))
-            physical = self.model.graph_ms(kernels)
+            physical, outside = self._item_ms(item)
             widening = OUTSIDE_WIDENING if set(outside) - self.allowed else 1.0
             result.append(
                 LatencyPrediction(
@@ -200,16 +200,21 @@ class LatencyPredictor:
             )
         return result
 
-    def _kernels(self, item: Item) -> Kernels:
-        if isinstance(item, LowFormerConfig):
-            return fuse_config(item, self.model.runtime, self.model.block)
+    def _item_ms(self, item: Item) -> tuple[float, tuple[str, ...]]:
+        """Time by the model, and what is outside of what it was fitted on."""
         if isinstance(item, str | Path):
             from ..search_space.onnx_graph import op_graph_from_onnx
 
             item = op_graph_from_onnx(item)
-        if not isinstance(item, OpGraph):
+        if not isinstance(item, OpGraph | LowFormerConfig):
             raise ValueError(f"predicted are configs, operator graphs and ONNX files, not {type(item).__name__}")
-        return fuse(item, self.model.runtime, self.model.block)
+        total, outside = self._overhead_ms, set[str]()
+        for weight, model in self._parts:
+            fused = fuse_config if isinstance(item, LowFormerConfig) else fuse
+            kernels = fused(item, model.runtime, model.block)
+            total += weight * model.graph_ms(kernels)
+            outside |= set(model.outside(kernels))
+        return total, tuple(sorted(outside, key=_class_order))
 
     def latency_ms(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.float64]:
         """(n,) predicted latencies, tens of thousands a second: what units cost is kept between calls."""
@@ -233,7 +238,36 @@ class LatencyPredictor:
 
     def _model_ms(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """(n,) times by the model, and whether each is outside of what it was fitted on."""
-        known = self._known_units
+        total, outside = np.full(len(configs), self._overhead_ms), np.zeros(len(configs), dtype=np.bool_)
+        for (weight, _), costs in zip(self._parts, self._units, strict=True):
+            times, flags = costs.graphs(configs)
+            total += weight * times
+            outside |= flags
+        return total, outside
+
+
+class _UnitCosts:
+    """What the units of configurations cost by one model, kept between calls: that is what makes bulk prediction fast.
+
+    Attributes:
+        model: whose costs they are.
+        allowed: as in `LatencyPredictor`.
+    """
+
+    def __init__(self, model: KernelModel, allowed: frozenset[str]) -> None:
+        self.model = model
+        self.allowed = allowed
+        # By layout of the input: unit -> (its row in what follows, layout of its output).
+        self._known: tuple[dict[Unit, tuple[int, int]], ...] = ({}, {})
+        self._ms = np.empty(0)
+        self._outside = np.empty(0, dtype=np.bool_)
+        self._new: list[Kernels] = []
+
+    def graphs(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """(n,) times of whole networks, and whether each is outside of what the model was fitted on."""
+        if not configs:
+            return np.empty(0), np.empty(0, dtype=np.bool_)
+        known = self._known
         rows: list[int] = []
         starts: list[int] = []
         with _collector_at_rest():
@@ -243,29 +277,27 @@ class LatencyPredictor:
                 for unit in units(config):
                     entry = known[layout].get(unit)
                     if entry is None:
-                        entry = self._add_unit(unit, layout)
+                        entry = self._add(unit, layout)
                     row, layout = entry
                     rows.append(row)
-        if not configs:
-            return np.empty(0), np.empty(0, dtype=np.bool_)
-        self._cost_new_units()
-        sums = np.add.reduceat(self._unit_ms[rows], starts)
-        outside = np.logical_or.reduceat(self._unit_outside[rows], starts)
+        self._cost_new()
+        sums = np.add.reduceat(self._ms[rows], starts)
+        outside = np.logical_or.reduceat(self._outside[rows], starts)
         return self.model.overhead_ms + self.model.scale * sums, outside
 
-    def _add_unit(self, unit: Unit, layout: int) -> tuple[int, int]:
+    def _add(self, unit: Unit, layout: int) -> tuple[int, int]:
         """(its row, layout of its output) for a unit not known yet, whose input arrives in `layout`."""
         kernels, after = fuse_unit(unit, self.model.runtime, self.model.block, layout)
-        entry = len(self._unit_ms) + len(self._new_units), after
-        self._known_units[layout][unit] = entry
-        self._new_units.append(kernels)
+        entry = len(self._ms) + len(self._new), after
+        self._known[layout][unit] = entry
+        self._new.append(kernels)
         return entry
 
-    def _cost_new_units(self) -> None:
-        """Costs of all units added since the last time, at once: that is what makes bulk prediction fast."""
-        if not self._new_units:
+    def _cost_new(self) -> None:
+        """Costs of all units added since the last time, at once."""
+        if not self._new:
             return
-        new, self._new_units = self._new_units, []
+        new, self._new = self._new, []
         kernels = Kernels(np.concatenate([unit.table for unit in new]))
         owner = np.repeat(np.arange(len(new)), [len(unit) for unit in new])
         codes = kernels.column("class")
@@ -274,8 +306,13 @@ class LatencyPredictor:
         allowed_shape = np.array([f"{name} (shape)" in self.allowed for name in KERNEL_CLASSES])
         flagged = (unseen & ~allowed[codes]) | (shape & ~allowed_shape[codes])
         times = np.bincount(owner, self.model.kernel_ms(kernels), minlength=len(new))
-        self._unit_ms = np.append(self._unit_ms, times)
-        self._unit_outside = np.append(self._unit_outside, np.bincount(owner, flagged, minlength=len(new)) > 0)
+        self._ms = np.append(self._ms, times)
+        self._outside = np.append(self._outside, np.bincount(owner, flagged, minlength=len(new)) > 0)
+
+
+def _class_order(name: str) -> tuple[int, str]:
+    """Of what `KernelModel.outside` names: classes in their own order."""
+    return KERNEL_CLASS[name.partition(" ")[0]], name
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 
 Weights and overhead are non-negative, so that more work never costs less, and each known device is drawn towards the
 same share of the whole: with nothing measured but a scale, the new device is the mean of the known ones. Errors are
-relative and Student-t, so that a disturbed measurement among 20 does not turn the fit.
+relative and Student-t, so that a disturbed measurement among 20 does not turn the fit. How strongly shares are drawn
+together is chosen on folds of the measurements.
 `experiments/latency/few_shot.py` holds it against a ridge stack and others.
 
 Needs numpy, and scipy for fitting alone.
@@ -20,17 +21,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .kernel_model import KernelModel
 from .uncertainty import SMALLEST_SPREAD
 
 Array = NDArray[np.float64]
 
 MIN_MEASUREMENTS = 4
-PENALTY = 0.03
-"""What the equal shares weigh, in units of the measurements' information about one share."""
+PENALTIES: tuple[float, ...] = (3e-5, 3e-4, 0.003, 0.03, 0.3)
+"""What the equal shares may weigh, in units of the measurements' information about one share: much where the known
+devices are alike, little where some are like the new one and others are not."""
+FOLDS = 4
 FREEDOM = 4.0
 """Degrees of freedom of the errors' Student distribution; infinite is normal."""
 
-_STEPS = 50
+_STEPS = 20
 _LEAST = 0.03  # of the typical latency: errors of predictions below are taken relative to this
 
 
@@ -67,21 +71,67 @@ class Transfer:
             result += weight * np.asarray(known_ms[name], dtype=np.float64)
         return result
 
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One model of a `StackedModel`.
+
+    Attributes:
+        name: the device and setting that it describes.
+        weight: ms of the stacked model's device per ms of this one's.
+        share: of the typical measured network's latency.
+        model: predicts latency there.
+    """
+
+    name: str
+    weight: float
+    share: float
+    model: KernelModel
+
+
+@dataclass(frozen=True, eq=False)
+class StackedModel:
+    """Latency of a device as its own model, fitted on few measurements, and those of known devices see it together.
+
+    Attributes:
+        overhead_ms: of every network.
+        parts: the models, at least one.
+    """
+
+    overhead_ms: float
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or not all(0 < part.weight < math.inf for part in self.parts):
+            raise ValueError("a stacked model has parts of positive weight")
+        if not 0 <= self.overhead_ms < math.inf:
+            raise ValueError(f"the overhead of a stacked model is at least 0 ms, given {self.overhead_ms}")
+
+    @classmethod
+    def of(cls, model: KernelModel) -> Self:
+        """The model itself."""
+        return cls(0.0, (Part("", 1.0, 1.0, model),))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {"weights": dict(self.weights), "overhead_ms": self.overhead_ms, "shares": dict(self.shares)}
+        parts = [
+            {"name": part.name, "weight": part.weight, "share": part.share, "model": part.model.to_dict()}
+            for part in self.parts
+        ]
+        return {"overhead_ms": self.overhead_ms, "parts": parts}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Raises KeyError, TypeError, AttributeError or ValueError for anything but what `to_dict` gives."""
-        weights, shares = (
-            {str(name): float(value) for name, value in data[key].items()} for key in ("weights", "shares")
+        parts = tuple(
+            Part(str(part["name"]), float(part["weight"]), float(part["share"]), KernelModel.from_dict(part["model"]))
+            for part in data["parts"]
         )
-        return cls(weights, float(data["overhead_ms"]), shares)
+        return cls(float(data["overhead_ms"]), parts)
 
 
 def fit_transfer(
-    known_ms: Mapping[str, ArrayLike], latency_ms: ArrayLike, *, penalty: float = PENALTY, freedom: float = FREEDOM
+    known_ms: Mapping[str, ArrayLike], latency_ms: ArrayLike, *, penalty: float | None = None, freedom: float = FREEDOM
 ) -> Transfer:
     """Fits a transfer to measurements of a new device.
 
@@ -89,14 +139,14 @@ def fit_transfer(
         known_ms: by name of the known device, (n,) latencies predicted there of what was measured here. A model of the
             new device itself may be among them, with predictions by fits that left out the measurement in question.
         latency_ms: (n,) measured latencies, n at least `MIN_MEASUREMENTS`.
-        penalty: as `PENALTY`.
+        penalty: instead of one chosen among `PENALTIES`.
         freedom: as `FREEDOM`.
 
     Raises:
         ValueError: too few measurements, no known device, or values that are no latencies.
     """
     names, known, target = _checked(known_ms, latency_ms)
-    weights, overhead = _solve(known, target, penalty, freedom)
+    weights, overhead = _solve(known, target, _penalty(known, target, freedom) if penalty is None else penalty, freedom)
     parts = weights * np.median(known, axis=0)
     total = float(parts.sum()) + overhead
     kept = np.flatnonzero(weights)
@@ -106,7 +156,7 @@ def fit_transfer(
 
 
 def leave_one_out(
-    known_ms: Mapping[str, ArrayLike], latency_ms: ArrayLike, *, penalty: float = PENALTY, freedom: float = FREEDOM
+    known_ms: Mapping[str, ArrayLike], latency_ms: ArrayLike, *, penalty: float | None = None, freedom: float = FREEDOM
 ) -> Array:
     """(n,) log of measured over predicted latency, each by a transfer fitted without that measurement.
 
@@ -116,9 +166,23 @@ def leave_one_out(
     predicted = np.empty(len(target))
     for i in range(len(target)):
         kept = np.arange(len(target)) != i
-        weights, overhead = _solve(known[kept], target[kept], penalty, freedom)
+        chosen = _penalty(known[kept], target[kept], freedom) if penalty is None else penalty
+        weights, overhead = _solve(known[kept], target[kept], chosen, freedom)
         predicted[i] = overhead + known[i] @ weights
     return np.log(target / predicted)
+
+
+def _penalty(known: Array, target: Array, freedom: float) -> float:
+    """The penalty with the least mean error on folds left out."""
+    fold = np.arange(len(target)) % FOLDS
+    errors = []
+    for penalty in PENALTIES:
+        error = 0.0
+        for k in range(FOLDS):
+            weights, overhead = _solve(known[fold != k], target[fold != k], penalty, freedom)
+            error += float(np.abs(np.log(target[fold == k] / (overhead + known[fold == k] @ weights))).sum())
+        errors.append(error)
+    return PENALTIES[int(np.argmin(errors))]
 
 
 def _checked(

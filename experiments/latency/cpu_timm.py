@@ -6,8 +6,8 @@
     python experiments/latency/cpu_timm.py compare --models FOLDER [--rows ROWS.jsonl]   # writes cpu_timm.json
 
 `export` writes the files (random weights, nothing is downloaded); `read` holds their graphs against those traced from
-torch; `measure` times LowFormer configs, probes (`search_space.probes`) and the files, appending to ROWS; `compare` fits
-on the first two and predicts the third.
+torch; `measure` times LowFormer configs, probes (`search_space.probes`) and the files, appending to ROWS; `compare`
+fits on the first two and predicts the third.
 
 No file here is measured for fitting. Fusion rules, kernel classes and probes were chosen while looking at `DEVELOPMENT`
 alone; the figure is that of `TEST`.

@@ -9,7 +9,7 @@ is used but 20 measurements: the 10 reference architectures and 10 random ones o
 architectures without those measured; "trimmed" as HELP does, to those between the 10 % and 90 % quantile of true
 latency.
 
-The settings of the transfer are chosen on the other file: those for NAS-Bench-201 on OFA and the reverse.
+What the transfer chooses, it chooses on the 20 measurements.
 """
 
 from __future__ import annotations
@@ -27,16 +27,14 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
-from lownas.predictors.transfer import FREEDOM, PENALTY, fit_transfer, leave_one_out
+from lownas.predictors.transfer import PENALTIES, fit_transfer, leave_one_out
 from lownas.predictors.uncertainty import LogErrors
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 MEASURED = 20
-SETTINGS = tuple((penalty, freedom) for penalty in (0.003, 0.03, 0.3) for freedom in (4.0, np.inf))
-PENALTIES = np.logspace(-3, 4, 15)
-SETTING_NAMES = {f"transfer {penalty} {freedom}": (penalty, freedom) for penalty, freedom in SETTINGS}
+RIDGES = np.logspace(-3, 4, 15)
 COMPONENTS = 5
 LOOKED_AT = ("samsung_s7", "silver_4210r", "titanx_32")
 """Devices of NAS-Bench-201 that were looked at while the method was made; OFA was looked at as a whole."""
@@ -120,7 +118,7 @@ def known_predictions(space: Space) -> tuple[dict[str, Array], dict[str, Array]]
         y = latency[space.pool]
         floor = np.quantile(y, 0.01)
         fits = [
-            (ridge := RidgeCV(PENALTIES).fit(features[space.pool], y), ridge.predict(features))
+            (ridge := RidgeCV(RIDGES).fit(features[space.pool], y), ridge.predict(features))
             for features in (space.onehot, space.crossed)
         ]
         plain[device] = fits[0][1]
@@ -132,7 +130,7 @@ def known_predictions(space: Space) -> tuple[dict[str, Array], dict[str, Array]]
 # --- methods: (20,) rows and latencies in, (N,) predictions in ms out ------------------------------------------------
 
 
-def ridge(features: Array, rows: Index, latency: Array, penalties: Array = PENALTIES) -> Array:
+def ridge(features: Array, rows: Index, latency: Array, penalties: Array = RIDGES) -> Array:
     """Ridge on standardized features; the penalty by leaving one out."""
     spread = features.std(axis=0)
     scaled = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1)
@@ -143,8 +141,8 @@ def line_in_macs(macs: Array, rows: Index, latency: Array) -> Array:
     return np.exp(np.polyval(np.polyfit(np.log(macs[rows]), np.log(latency), 1), np.log(macs)))
 
 
-def transfer(sources: dict[str, Array], rows: Index, latency: Array, penalty: float, freedom: float) -> Array:
-    fitted = fit_transfer({k: v[rows] for k, v in sources.items()}, latency, penalty=penalty, freedom=freedom)
+def transfer(sources: dict[str, Array], rows: Index, latency: Array, penalty: float | None = None) -> Array:
+    fitted = fit_transfer({k: v[rows] for k, v in sources.items()}, latency, penalty=penalty)
     return fitted.latency_ms(sources)
 
 
@@ -177,13 +175,13 @@ def score(predicted: Array, true: Array) -> list[float]:
 
 def one_device(
     space: Space, device: str, plain: dict[str, Array], better: dict[str, Array], seeds: int
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """By method, (seeds, 4) scores; and by seed the coverage and log half-width of 90 % intervals of the transfer."""
+) -> tuple[dict[str, Array], Array]:
+    """By method, (seeds, 4) scores; and by seed coverage, log half-width and median log error of 90 % intervals."""
     latency = space.latency_ms[device]
     others = [name for name in plain if name != device]
     elsewhere = [name for name in others if name.rsplit("_", 1)[0] != device.rsplit("_", 1)[0]]
     scores: dict[str, list[list[float]]] = {}
-    intervals: dict[str, list[list[float]]] = {}
+    intervals: list[list[float]] = []
     known = {name: better[name] for name in others}
     simple = {name: np.maximum(plain[name], better[name].min()) for name in others}
     stacked, better_stacked = (np.stack([table[name] for name in others], axis=1) for table in (plain, better))
@@ -204,29 +202,31 @@ def one_device(
             def note(name: str, predicted: Array, prefix: str = prefix, query: Index = query) -> None:
                 scores.setdefault(prefix + name, []).append(score(predicted[query], latency[query]))
 
-            for name, (penalty, freedom) in SETTING_NAMES.items():
-                note(name, transfer(known, rows, measured, penalty, freedom))
+            predicted = transfer(known, rows, measured)
+            note("transfer", predicted)
             note("stack", ridge(stacked, rows, measured))
-            errors = leave_one_out({name: values[rows] for name, values in known.items()}, measured)
-            true_errors = np.log(latency[query]) - np.log(transfer(known, rows, measured, PENALTY, FREEDOM)[query])
-            low, high = LogErrors.from_errors(errors).interval(0.9)
-            inside = float(((true_errors >= low) & (true_errors <= high)).mean())
-            intervals.setdefault(prefix, []).append([inside, (high - low) / 2])
             if prefix:
                 continue
+            errors = leave_one_out({name: values[rows] for name, values in known.items()}, measured)
+            true_errors = np.log(latency[query]) - np.log(predicted[query])
+            low, high = LogErrors.from_errors(errors).interval(0.9)
+            inside = float(((true_errors >= low) & (true_errors <= high)).mean())
+            intervals.append([inside, (high - low) / 2, float(np.median(np.abs(true_errors)))])
+            for penalty in PENALTIES:
+                note(f"transfer, penalty {penalty:g}", transfer(known, rows, measured, penalty))
             for name, penalty in (("stack, penalty 1", 1.0), ("stack, penalty 10", 10.0)):
                 note(name, ridge(stacked, rows, measured, np.array([penalty])))
             note("stack, our sources", ridge(better_stacked, rows, measured))
             note("stack of logs, our sources", np.exp(ridge(np.log(better_stacked), rows, np.log(measured))))
-            note("transfer, as shipped, one-hot sources", transfer(simple, rows, measured, PENALTY, FREEDOM))
+            note("transfer, one-hot sources", transfer(simple, rows, measured))
             note("one-hot ridge", ridge(space.onehot, rows, measured))
             note("line in MACs", line_in_macs(space.macs, rows, measured))
             mine = [others.index(name) for name in elsewhere]
             note("other hardware: stack", ridge(stacked[:, mine], rows, measured))
             away = {name: known[name] for name in elsewhere}
-            note("other hardware: transfer, as shipped", transfer(away, rows, measured, PENALTY, FREEDOM))
+            note("other hardware: transfer", transfer(away, rows, measured))
     scores["one-hot ridge on the whole pool"] = [score(plain[device][space.query], latency[space.query])] * seeds
-    return {k: np.array(v) for k, v in scores.items()}, {k: np.array(v) for k, v in intervals.items()}
+    return {k: np.array(v) for k, v in scores.items()}, np.array(intervals)
 
 
 def mean_interval(values: Array, rng: np.random.Generator) -> list[float]:
@@ -238,25 +238,12 @@ def mean_interval(values: Array, rng: np.random.Generator) -> list[float]:
     return [round(float(v), 4) for v in (values.mean(), *np.quantile(means, [0.05, 0.95]))]
 
 
-def report(space: Space, tables: dict[str, dict[str, Array]], intervals: Any, chosen: tuple[float, float]) -> Any:
+def report(tables: dict[str, dict[str, Array]], intervals: dict[str, Array]) -> Any:
     """What is written of one file."""
     rng = np.random.default_rng(0)
     devices = list(tables)
     methods: dict[str, Any] = {}
-    settings: dict[str, float] = {}
-    stacked: dict[str, Array] = {}
-    for key in tables[devices[0]]:
-        values = np.stack([tables[device][key] for device in devices])
-        prefix, _, rest = key.rpartition(": ")
-        prefix = f"{prefix}: " if prefix else ""
-        if rest not in SETTING_NAMES:
-            stacked[key] = values
-            continue
-        settings[key] = round(float(values[:, :, 0].mean()), 4)
-        if SETTING_NAMES[rest] == chosen:
-            stacked[f"{prefix}transfer"] = values
-        if SETTING_NAMES[rest] == (PENALTY, FREEDOM):
-            stacked[f"{prefix}transfer, as shipped"] = values
+    stacked = {key: np.stack([tables[device][key] for device in devices]) for key in tables[devices[0]]}
     for label, values in stacked.items():
         methods[label] = {
             "spearman_trimmed": mean_interval(values[:, :, 0], rng),
@@ -272,11 +259,10 @@ def report(space: Space, tables: dict[str, dict[str, Array]], intervals: Any, ch
         ("transfer", "stack, penalty 1"),
         ("transfer", "stack, penalty 10"),
         ("transfer", "stack, our sources"),
-        ("transfer, as shipped", "stack"),
         ("random: transfer", "random: stack"),
         ("designed: transfer", "designed: stack"),
         ("designed: transfer", "transfer"),
-        ("other hardware: transfer, as shipped", "other hardware: stack"),
+        ("other hardware: transfer", "other hardware: stack"),
     ]
     differences: dict[str, Any] = {}
     for ours, theirs in pairs:
@@ -287,19 +273,16 @@ def report(space: Space, tables: dict[str, dict[str, Array]], intervals: Any, ch
         if len(unseen) < len(devices):
             entry["without_those_looked_at"] = mean_interval(gain[unseen], rng)
         differences[f"{ours} minus {theirs}"] = entry
-    coverage = {
-        prefix or "10 references and 10 random: ": {
-            "coverage": mean_interval(np.stack([intervals[d][prefix][:, 0] for d in devices]), rng),
-            "log_half_width": mean_interval(np.stack([intervals[d][prefix][:, 1] for d in devices]), rng),
-        }
-        for prefix in intervals[devices[0]]
-    }
+    coverage, width, error = (np.stack([intervals[d][:, i] for d in devices]) for i in range(3))
     return {
-        "chosen_on_other_file": {"penalty": chosen[0], "freedom": chosen[1] if np.isfinite(chosen[1]) else "normal"},
-        "settings_spearman_trimmed": settings,
         "methods": methods,
         "differences": differences,
-        "intervals_90": coverage,
+        "intervals_90": {
+            "predictions": int(coverage.size) * 1000,
+            "coverage": mean_interval(coverage, rng),
+            "median_log_half_width": round(float(np.median(width)), 4),
+            "half_width_over_median_error": round(float(np.median(width) / np.median(error)), 2),
+        },
     }
 
 
@@ -323,13 +306,6 @@ def main() -> None:
             tables[space.name][device], intervals[space.name][device] = result
             print(f"{space.name} {device}: {time.monotonic() - begin:.0f} s", flush=True)
 
-    def best_settings(name: str) -> tuple[float, float]:
-        def mean(setting: tuple[float, float]) -> float:
-            key = next(key for key, value in SETTING_NAMES.items() if value == setting)
-            return float(np.mean([table[key][:, 0].mean() for table in tables[name].values()]))
-
-        return max(SETTINGS, key=mean)
-
     results: dict[str, Any] = {
         "protocol": {
             "measured": "10 references and 10 random ones of the pool; 'random': 20 random; 'designed': D-optimal in "
@@ -339,18 +315,16 @@ def main() -> None:
             "by_device": "Spearman trimmed, Spearman, mean and median absolute relative error",
             "other hardware": "without the other batch sizes of the same chip",
             "looked_at": f"all of OFA, {', '.join(LOOKED_AT)} of NAS-Bench-201",
-            "shipped": {"penalty": PENALTY, "freedom": FREEDOM},
         },
         "published": PUBLISHED,
     }
-    for space, other in ((spaces[0], spaces[1]), (spaces[1], spaces[0])):
-        chosen = best_settings(other.name)
-        results[space.name] = report(space, tables[space.name], intervals[space.name], chosen)
+    for space in spaces:
+        results[space.name] = report(tables[space.name], intervals[space.name])
         for label, entry in results[space.name]["methods"].items():
             print(f"{space.name:12} {label:36} {entry['spearman_trimmed']} mape {entry['mape'][0]:.3f}")
         for label, entry in results[space.name]["differences"].items():
             print(f"{space.name:12} {label:48} {entry}")
-        print(space.name, results[space.name]["chosen_on_other_file"], results[space.name]["intervals_90"])
+        print(space.name, results[space.name]["intervals_90"])
     options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
