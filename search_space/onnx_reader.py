@@ -9,7 +9,7 @@ and whatever is wrong with a file ends in a ValueError of one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -35,6 +35,12 @@ MAX_FILE_BYTES = 2**31
 """Protocol buffers cannot be larger; weights beyond that are external data."""
 MAX_NODES = 100_000
 MAX_ELEMENTS = 1 << 40
+MAX_TOTAL = 1 << 62
+"""Multiply-accumulates or bytes of a whole network."""
+MAX_INLINED_BYTES = 1 << 28
+"""Size of local functions once every call stands for a copy of one."""
+MAX_RANK = 64
+MAX_OPSETS = 100
 SMALL = 4096
 """Elements up to which a constant's value is looked at."""
 
@@ -51,26 +57,32 @@ def op_graph_from_onnx(path: str | Path) -> OpGraph:
     rearrangements that copy data are rows "move"; reshapes, and the transposes of an attention or between maps and
     tokens, are not. Operators without a kind of their own are rows "other".
 
-    Raises ValueError, in one line: a file that is no ONNX model, one whose shapes cannot be determined, or one that
-    keeps data outside its own folder.
+    Raises ValueError, in one line: a file that is missing, cannot be opened or is no ONNX model, one whose shapes
+    cannot be determined or are too large to count, or one that keeps data outside its own folder.
     """
     path = Path(path)
+    name = _one_line(path)
     if not path.is_file():
-        raise ValueError(f"no ONNX file at {path}")
+        raise ValueError(f"no ONNX file at {name}")
     try:
         if path.stat().st_size >= MAX_FILE_BYTES:
             raise UnreadableModel("2 GiB or more, which no ONNX model can have (larger weights are external data)")
-        model = onnx.load(str(path), load_external_data=False)
+        # The format is given, for a suffix such as .json would choose another one.
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
         check_external_data(model, path.parent)
         return graph_from_model(model)
     except UnreadableModel as error:
-        raise ValueError(f"{path}: {_one_line(error)}") from None
+        raise ValueError(f"{name}: {_one_line(error)}") from None
     except (DecodeError, onnx.checker.ValidationError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a valid ONNX model: {_one_line(error)}") from None
+        raise ValueError(f"{name} is not a valid ONNX model: {_one_line(error)}") from None
+    except OSError as error:
+        raise ValueError(f"{name} cannot be opened: {_one_line(error.strerror or error)}") from None
+    except (*_EVALUATION_ERRORS, MemoryError) as error:  # wrong in a way that no check foresaw
+        raise ValueError(f"{name} cannot be read ({type(error).__name__}: {_one_line(error)})") from error
 
 
 def graph_from_model(model: onnx.ModelProto) -> OpGraph:
-    """`op_graph_from_onnx` of a model in memory."""
+    """`op_graph_from_onnx` of a model in memory. Raises UnreadableModel, which is a ValueError."""
     try:
         return _Reader(_Shapes(model)).read()
     except OverflowError:
@@ -78,10 +90,11 @@ def graph_from_model(model: onnx.ModelProto) -> OpGraph:
 
 
 def check_external_data(model: onnx.ModelProto, folder: Path) -> None:
-    """Raises UnreadableModel if a tensor of `model` is kept anywhere but in a regular file in or below `folder`."""
+    """Raises UnreadableModel if a tensor of `model` is kept anywhere but in or below `folder`, links followed."""
     home = folder.resolve()
+    tensors = [*_tensors(model.graph), *(tensor for f in model.functions for tensor in _tensors_of(f.node))]
     locations: set[str] = set()
-    for tensor in _tensors(model.graph):
+    for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL:
             locations.update(entry.value for entry in tensor.external_data if entry.key == "location")
     for location in sorted(locations, key=repr):
@@ -95,24 +108,48 @@ def check_external_data(model: onnx.ModelProto, folder: Path) -> None:
             raise UnreadableModel(f"external data at {location!r:.100}, outside of the model's folder")
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterable[TensorProto]:
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
     yield from graph.initializer
-    for node in graph.node:
+    yield from _parts(graph.sparse_initializer)
+    yield from _tensors_of(graph.node)
+
+
+def _tensors_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from _parts([attribute.sparse_tensor])
+            yield from _parts(attribute.sparse_tensors)
+        for graph in _subgraphs(node):
+            yield from _tensors(graph)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _parts(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[TensorProto]:
+    for tensor in tensors:
+        yield from (tensor.values, tensor.indices)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _one_line(text: object) -> str:
+    """`text` on one line, without what a terminal would take for a command."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(str(text).split())[:300])
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 # They pass on what they are given; to a runtime they cost nothing, or a change of number format.
-_ALIASES = {"Identity", "Dropout", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
+_ALIASES = {
+    "Identity", "Dropout", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
+}  # fmt: skip
 # What is worth evaluating, when all that it reads is small and known.
 _FOLDABLE = {
     "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor",
@@ -120,6 +157,13 @@ _FOLDABLE = {
     "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "Slice", "Split", "Sqrt",
     "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
+# Quantized operators as those they stand for, and which of their inputs these read; scales and zero points go.
+_QUANTIZED: dict[str, tuple[str, tuple[int, ...]]] = {
+    "QLinearConv": ("Conv", (0, 3, 8)),
+    "QLinearMatMul": ("MatMul", (0, 3)),
+    "ConvInteger": ("Conv", (0, 1)),
+    "MatMulInteger": ("MatMul", (0, 1)),
+}
 _EVALUATION_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -135,6 +179,7 @@ _INFERENCE_ERRORS = (
     onnx.checker.ValidationError,
     onnx.defs.SchemaError,
     DecodeError,
+    MemoryError,
     *_EVALUATION_ERRORS,
 )
 
@@ -169,8 +214,10 @@ class _Shapes:
             raise UnreadableModel("a model without operators")
         if model.functions:
             model = _inlined(model)
-        self.opsets = {entry.domain: entry.version for entry in model.opset_import}
-        self.opset_imports = list(model.opset_import)
+        if len(model.opset_import) > MAX_OPSETS:
+            raise UnreadableModel(f"more than {MAX_OPSETS} operator sets")
+        self.opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
+        self.opset_imports = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
         self.ir_version = model.ir_version
         self.nodes: list[_Node] = []
         self.shapes: dict[str, Shape] = {}
@@ -180,8 +227,7 @@ class _Shapes:
         self._values: dict[str, NDArray[Any]] = {}  # those looked at
         self._names: dict[str, str] = {}  # output of an operator that passes its input on -> that input
         self._seen = 0
-        for tensor in model.graph.initializer:
-            self._constant(tensor.name, tensor)
+        self._constants_of(model.graph)
         self.inputs = [info.name for info in model.graph.input if info.name not in self.constants]
         for info in model.graph.input:
             if info.name not in self.constants:
@@ -193,6 +239,10 @@ class _Shapes:
     def name(self, name: str) -> str:
         """What `name` stands for once operators that pass their input on are taken out."""
         return self._names.get(name, name)
+
+    def _type(self, name: str) -> onnx.TypeProto:
+        """A tensor's type; that of a cast or quantized one is not the type of what it was made from."""
+        return self._types[name] if name in self._types else self._types[self.name(name)]
 
     def value(self, name: str) -> NDArray[Any] | None:
         """A small constant's value, or None."""
@@ -228,12 +278,26 @@ class _Shapes:
             shape.append(1 if symbolic else dim.dim_value)
         self._note(info.name, helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
 
+    def _constants_of(self, graph: onnx.GraphProto) -> None:
+        for tensor in graph.initializer:
+            self._constant(tensor.name, tensor)
+        for sparse in graph.sparse_initializer:
+            self._sparse(sparse.values.name, sparse)
+
     def _constant(self, name: str, tensor: TensorProto) -> None:
         self.constants.add(name)
         shape = tuple(tensor.dims)
         self._note(name, helper.make_tensor_type_proto(tensor.data_type, shape))
-        if prod(shape) <= SMALL and tensor.data_location != TensorProto.EXTERNAL:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return
+        if prod(shape) <= SMALL:
             self._tensors[name] = tensor
+        elif prod(shape) > 4 * _held(tensor):  # the smallest types have four elements in a byte
+            raise UnreadableModel(f"constant {name!r:.80} does not hold what its shape says")
+
+    def _sparse(self, name: str, tensor: onnx.SparseTensorProto) -> None:
+        self.constants.add(name)
+        self._note(name, helper.make_tensor_type_proto(tensor.values.data_type, list(tensor.dims)))
 
     def _known(self, name: str, value: NDArray[Any]) -> None:
         try:
@@ -249,6 +313,8 @@ class _Shapes:
         if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
             return
         dims = kind.tensor_type.shape.dim
+        if len(dims) > MAX_RANK:
+            raise UnreadableModel(f"tensor {name!r:.80} has {len(dims)} dimensions")
         if all(dim.HasField("dim_value") for dim in dims):
             shape = tuple(dim.dim_value for dim in dims)
             if any(size < 0 for size in shape):
@@ -272,7 +338,10 @@ class _Shapes:
         out = proto.output[0]
         for given, name in zip(proto.input, inputs, strict=True):
             if name and name not in self._types:
-                raise UnreadableModel(f"{op:.40} reads {given!r:.80}, which nothing before it makes")
+                raise UnreadableModel(f"{op!r:.40} reads {given!r:.80}, which nothing before it makes")
+        for name in proto.output:
+            if name and (name in self._types or name in self._names):
+                raise UnreadableModel(f"{op!r:.40} makes {name!r:.80}, which something else is called already")
         if op == "Constant":
             self._constant_node(proto)
         elif op in ("Shape", "Size") and inputs and inputs[0] in self.shapes:
@@ -285,9 +354,12 @@ class _Shapes:
         elif op == "If":
             self._branch(proto, inputs)
         elif op in _ALIASES and inputs and inputs[0] and not self._counts(inputs[0]):
+            self._infer(proto, inputs, {})  # for its type, which decides whether others can read it
+            if out not in self.shapes:
+                self._types[out] = self._type(proto.input[0])
             self._names[out] = inputs[0]
-            if len(proto.output) > 1:  # a dropout's mask
-                self._types[proto.output[1]] = self._types[inputs[0]]
+            if op == "DynamicQuantizeLinear":  # its scale and zero point, single numbers
+                self.constants.update(filter(None, proto.output[1:]))
         else:
             self._operator(proto, inputs)
 
@@ -306,9 +378,7 @@ class _Shapes:
                 self._known(out, np.array(helper.get_attribute_value(attribute), kind))
                 return
             if attribute.name == "sparse_value":
-                self.constants.add(out)
-                dims = list(attribute.sparse_tensor.dims)
-                self._note(out, helper.make_tensor_type_proto(attribute.sparse_tensor.values.data_type, dims))
+                self._sparse(out, attribute.sparse_tensor)
                 return
         self.constants.add(out)
         self._types[out] = onnx.TypeProto()
@@ -323,36 +393,58 @@ class _Shapes:
             branch = max(branches.values(), key=lambda graph: len(graph.node))
         else:
             branch = branches["then_branch" if condition.size == 1 and bool(condition.item()) else "else_branch"]
-        for tensor in branch.initializer:
-            self._constant(tensor.name, tensor)
+        branch = self._apart(branch)
+        self._constants_of(branch)
+        self._declared.update((info.name, info) for info in branch.value_info)
         self._walk(branch)
         for outer, inner in zip(proto.output, branch.output, strict=False):
             name = self.name(inner.name)
             if name not in self._types:
                 raise UnreadableModel(f"a branch gives {inner.name!r:.80}, which nothing in it makes")
             if outer != name:
+                self._types[outer] = self._type(inner.name)
                 self._names[outer] = name
+
+    def _apart(self, branch: onnx.GraphProto) -> onnx.GraphProto:
+        """`branch` with other names for what is called as something outside of it is (in another branch, say)."""
+        made = {name for node in branch.node for name in node.output} | {tensor.name for tensor in branch.initializer}
+        taken = {name: f"{name}#{self._seen}" for name in made if name in self._types or name in self._names}
+        taken.pop("", None)
+        if not taken:
+            return branch
+        renamed = onnx.GraphProto()
+        renamed.CopyFrom(branch)
+        _rename(renamed, taken)
+        return renamed
 
     def _operator(self, proto: onnx.NodeProto, inputs: tuple[str, ...]) -> None:
         op, outputs = proto.op_type, tuple(proto.output)
-        for name in outputs:
-            self._names.pop(name, None)
-        constant = all(not name or name in self.constants for name in inputs) and not op.startswith("Random")
-        self._infer(proto, inputs)
+        # What the bodies of a Loop or Scan read from outside is read by the operator.
+        outer = {name: self.name(name) for name in _captured(proto) if self.name(name) in self._types}
+        read = tuple(dict.fromkeys((*inputs, *outer.values()))) if outer else inputs
+        constant = all(not name or name in self.constants for name in read) and not op.startswith("Random")
+        inferred = self._infer(proto, inputs, outer)
         if constant:
             self.constants.update(outputs)
-            if op in _FOLDABLE and self._evaluate(proto, inputs):
+            if op in _FOLDABLE and inferred and self._evaluate(proto, inputs):
                 return
         else:
             attributes = {a.name: a for a in proto.attribute}
-            self.nodes.append(_Node(op, inputs, outputs, attributes))
+            if op in _QUANTIZED:
+                op, places = _QUANTIZED[op]
+                read = tuple(read[place] for place in places if place < len(read))
+            self.nodes.append(_Node(op, read, outputs, attributes))
 
-    def _infer(self, proto: onnx.NodeProto, inputs: tuple[str, ...]) -> None:
+    def _infer(self, proto: onnx.NodeProto, inputs: tuple[str, ...], outer: dict[str, str]) -> bool:
+        """Notes the shapes of an operator's outputs. True if all of them follow from those of its inputs."""
         found: dict[str, onnx.TypeProto] = {}
         try:
-            schema = onnx.defs.get_schema(proto.op_type, self.opsets.get(proto.domain, 1), proto.domain)
-            given = zip(proto.input, inputs, strict=True)
-            types = {before: self._types[name] for before, name in given if name}
+            if proto.op_type == "Split" and (_attribute(proto, "num_outputs") or 0) > len(proto.output):
+                raise UnreadableModel("a Split into more parts than it gives")  # inference would make a list of them
+            domain = _domain(proto.domain)
+            schema = onnx.defs.get_schema(proto.op_type, self.opsets.get(domain, 1), domain)
+            given = (*zip(proto.input, inputs, strict=True), *outer.items())
+            types = {before: self._type(before) for before, name in given if name}
             data = {}
             for before, name in zip(proto.input, inputs, strict=True):
                 if name in self._tensors and self.value(name) is not None:
@@ -364,13 +456,16 @@ class _Shapes:
             raise
         except _INFERENCE_ERRORS:
             pass  # an operator of another domain, or one that is wrong: what the file declares is the last resort
+        inferred = True
         for place, name in enumerate(proto.output):
             if not name:
                 continue
             self.shapes.pop(name, None)
             self._note(name, found.get(name, onnx.TypeProto()))
             if name not in self.shapes:
+                inferred = False
                 self._assume(proto, place, inputs)
+        return inferred
 
     def _assume(self, proto: onnx.NodeProto, place: int, inputs: tuple[str, ...]) -> None:
         """A shape that inference leaves open: as the file declares it, or the largest it can be."""
@@ -381,26 +476,45 @@ class _Shapes:
             if declared.type.tensor_type.HasField("shape") and all(dim.dim_value > 0 for dim in dims):
                 self._note(name, declared.type)
                 return
-        shape = self._largest(proto, inputs)
-        if shape is not None and place == 0:
+        shape = self._largest(proto, place, inputs)
+        if shape is not None:
             kind = self._types[name].tensor_type.elem_type or TensorProto.FLOAT
             self._note(name, helper.make_tensor_type_proto(kind, shape))
 
-    def _largest(self, proto: onnx.NodeProto, inputs: tuple[str, ...]) -> list[int] | None:
-        """The largest output of an operator whose output's size depends on data."""
+    def _largest(self, proto: onnx.NodeProto, place: int, inputs: tuple[str, ...]) -> Sequence[int] | None:
+        """The largest output of an operator whose output's size depends on data, or that inference has no rule for."""
+        op = proto.op_type
+        if op == "Loop":
+            return self._of_loop(proto, place, inputs)
         first = self.shapes.get(inputs[0]) if inputs else None
         if first is None:
             return None
-        if proto.op_type == "NonMaxSuppression" and len(first) == 3 and len(inputs) > 1:
+        if op == "NonMaxSuppression" and len(first) == 3 and len(inputs) > 1:
             classes = self.shapes.get(inputs[1], (1, 1, 1))[1:2] or (1,)
             most = self.value(inputs[2]) if len(inputs) > 2 and inputs[2] else None
             kept = first[1] if most is None or not most.size else min(first[1], max(0, int(most.reshape(-1)[0])))
             return [first[0] * classes[0] * kept, 3]
-        if proto.op_type == "NonZero":
+        if op == "NonZero":
             return [max(1, len(first)), prod(first)]
-        if proto.op_type in ("Unique", "Compress"):
-            return [prod(first)]
-        return None
+        if op in ("Unique", "Compress") and place == 0:
+            return first if any(attribute.name == "axis" for attribute in proto.attribute) else [prod(first)]
+        if op in ("Slice", "TopK") and len(inputs) > 1 and not all(map(self._counts, filter(None, inputs[1:]))):
+            return first
+        own = _domain(proto.domain) != "" and len(inputs) == 1 and op in _POINTWISE
+        return first if place == 0 and (own or op == "GroupNormalization") else None
+
+    def _of_loop(self, proto: onnx.NodeProto, place: int, inputs: tuple[str, ...]) -> Sequence[int] | None:
+        """What a loop carries keeps its size; what it collects has one entry per turn, a single one if that is open."""
+        carried = len(inputs) - 2
+        if place < carried:
+            return self.shapes.get(inputs[2 + place])
+        kind = self._types[proto.output[place]].tensor_type
+        sizes = [dim.dim_value for dim in kind.shape.dim[1:] if dim.HasField("dim_value")]
+        if not kind.HasField("shape") or len(sizes) + 1 != len(kind.shape.dim):
+            return None
+        turns = self.value(inputs[0]) if inputs and inputs[0] else None
+        count = int(turns.item()) if turns is not None and turns.size == 1 and turns.dtype.kind in "iu" else 1
+        return [count if 0 <= count <= MAX_NODES else 1, *sizes]
 
     def _evaluate(self, proto: onnx.NodeProto, inputs: tuple[str, ...]) -> bool:
         """Computes an operator on small constants. False where that cannot be, or is not worth it."""
@@ -418,7 +532,7 @@ class _Shapes:
         try:
             with np.errstate(all="ignore"):
                 results = ReferenceEvaluator(proto, opsets=self.opsets).run(None, values)  # type: ignore[arg-type]
-        except _EVALUATION_ERRORS:
+        except (*_EVALUATION_ERRORS, MemoryError):
             return False
         for name, result in zip(proto.output, results, strict=False):
             if not isinstance(result, np.ndarray | np.generic) or result.size > SMALL:
@@ -431,29 +545,71 @@ def _attribute(proto: onnx.NodeProto, name: str) -> int | None:
     return next((attribute.i for attribute in proto.attribute if attribute.name == name), None)
 
 
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` without local functions. How many operators that makes is counted before any are made."""
-    bodies = {(function.domain, function.name): function.node for function in model.functions}
-    counted: dict[tuple[str, str], int] = {}
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
 
-    def count(nodes: Iterable[onnx.NodeProto], within: frozenset[tuple[str, str]]) -> int:
-        total = 0
+
+def _held(tensor: TensorProto) -> int:
+    """Bytes of a tensor's data, or its numbers where they are kept one by one."""
+    lists = (tensor.float_data, tensor.int32_data, tensor.string_data, tensor.int64_data)
+    return max(len(tensor.raw_data), *map(len, lists), len(tensor.double_data), len(tensor.uint64_data))
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the subgraphs of a node read and do not make."""
+    names: set[str] = set()
+    for graph in _subgraphs(node):
+        read = {name for step in graph.node for name in step.input} | {info.name for info in graph.output}
+        for step in graph.node:
+            read |= _captured(step)
+        made = {name for step in graph.node for name in step.output}
+        made |= {item.name for items in (graph.input, graph.initializer) for item in items}
+        names |= read - made
+    return names - {""}
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Renames tensors of `graph`, in place, and what its subgraphs read of them."""
+    for items in (graph.initializer, graph.value_info, graph.output):
+        for item in items:
+            item.name = names.get(item.name, item.name)
+    for node in graph.node:
+        for given in (node.input, node.output):
+            given[:] = [names.get(name, name) for name in given]
+        for inner in _subgraphs(node):
+            _rename(inner, names)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` without local functions. How much that makes is counted before any of it is made."""
+    bodies = {_key(function, function.name): function.node for function in model.functions}
+    counted: dict[tuple[str, str, str], tuple[int, int]] = {}
+
+    def count(nodes: Iterable[onnx.NodeProto], within: frozenset[tuple[str, str, str]]) -> tuple[int, int]:
+        total = size = 0
         for node in nodes:
-            key = (node.domain, node.op_type)
+            key = _key(node, node.op_type)
             if key in within or len(within) > 50:
                 raise UnreadableModel(f"function {node.op_type!r:.80} calls itself, or too many others")
             if key in bodies and key not in counted:
                 counted[key] = count(bodies[key], within | {key})
-            total += counted.get(key, 1)
-            if total > MAX_NODES:
-                raise UnreadableModel(f"more than {MAX_NODES} operators")
-        return total
+            parts = [counted.get(key, (1, node.ByteSize() if within else 0))]
+            parts += [count(graph.node, within) for graph in _subgraphs(node)]
+            total += sum(part[0] for part in parts)
+            size += sum(part[1] for part in parts)
+            if total > MAX_NODES or size > MAX_INLINED_BYTES:
+                raise UnreadableModel(f"functions of more than {MAX_NODES} operators or {MAX_INLINED_BYTES} bytes")
+        return total, size
 
     count(model.graph.node, frozenset())
     try:
         return onnx.inliner.inline_local_functions(model)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         raise UnreadableModel(f"local functions that cannot be read: {_one_line(error)}") from None
+
+
+def _key(item: onnx.NodeProto | onnx.FunctionProto, name: str) -> tuple[str, str, str]:
+    return _domain(item.domain), name, item.overload
 
 
 # --- canonical operators ---------------------------------------------------------------------------------------------
@@ -542,6 +698,10 @@ class _Reader:
                 self._node(node)
         if not self.build.rows:
             raise UnreadableModel("a model that computes nothing")
+        macs = sum(row[COLUMN["macs"]] for row in self.build.rows)
+        moved = sum(row[COLUMN[name]] for row in self.build.rows for name in ("inputs", "outputs", "weights"))
+        if max(macs, 4 * moved) > MAX_TOTAL:  # sums of a table's columns would wrap
+            raise OverflowError
         return self.build.build()
 
     # --- what nodes are given
@@ -571,20 +731,23 @@ class _Reader:
         if name not in node.attributes:
             return default
         try:
-            return helper.get_attribute_value(node.attributes[name])
+            value = helper.get_attribute_value(node.attributes[name])
         except ValueError:
-            raise UnreadableModel(f"{node.op:.40} has a broken attribute {name!r:.80}") from None
+            value = None
+        if value is None:  # of an unknown type, or a reference to an attribute of a function there is none around
+            raise UnreadableModel(f"{node.op!r:.40} has a broken attribute {name!r:.80}")
+        return value
 
     def whole(self, node: _Node, name: str, default: int) -> int:
         value = self.attribute(node, name, default)
         if not isinstance(value, int):
-            raise UnreadableModel(f"{node.op:.40}: {name} is no whole number")
+            raise UnreadableModel(f"{node.op!r:.40}: {name} is no whole number")
         return value
 
     def numbers(self, node: _Node, name: str, default: Sequence[int]) -> list[int]:
         values = self.attribute(node, name, default)
-        if isinstance(values, int | float | bytes | str) or not all(isinstance(value, int) for value in values):
-            raise UnreadableModel(f"{node.op:.40}: {name} are no whole numbers")
+        if not isinstance(values, list | tuple) or not all(isinstance(value, int) for value in values):
+            raise UnreadableModel(f"{node.op!r:.40}: {name} are no whole numbers")
         return [int(value) for value in values] or list(default)
 
     def kind_of(self, name: str) -> str:
@@ -664,7 +827,9 @@ class _Reader:
         image, out, weight = self.shape(source), self.shape(node.output), self.shape(node.inputs[1])
         if not len(image) == len(out) == len(weight) >= 3:
             raise UnreadableModel(f"{node.op} of {list(image)} with weights of {list(weight)}")
-        rank = len(weight) - 2
+        rank, groups = len(weight) - 2, self.whole(node, "group", 1)
+        if groups < 1:
+            raise UnreadableModel(f"{node.op} in {groups} groups")
         strides = self.numbers(node, "strides", [1] * rank)
         pads = self.numbers(node, "pads", [0] * (2 * rank))
         begin, end = pads[0] + extra[0], pads[len(pads) // 2] + extra[2]
@@ -682,7 +847,7 @@ class _Reader:
             kernel=(weight[2], prod(weight[3:])),
             stride=strides[0],
             # What was moved into the batch (heads, windows) counts as groups with one weight.
-            groups=self.whole(node, "group", 1) * image[0],
+            groups=groups * image[0],
             pad=(begin, end),
             bias=has_bias,
             macs=prod(weight) * prod((image if transposed else out)[2:]) * image[0],
@@ -847,6 +1012,8 @@ class _Reader:
             sizes: list[int] = [min(size, shape[axis] - start) for start in range(0, min(shape[axis], SMALL), size)]
         else:
             sizes = [int(part) for part in split.reshape(-1)[:SMALL]]
+            if min(sizes, default=0) < 0 or sum(sizes) != shape[axis]:
+                return
         self.sequences[node.output] = [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes]
 
     def _infer_from(self, known: _Node) -> None:
@@ -927,7 +1094,7 @@ class _Reader:
         frontier, seen = list(node.outputs), set(node.outputs)
         for _ in range(10):
             names, frontier = frontier, []
-            for user in (user for name in names for user in self.consumers.get(name, [])):
+            for user in (user for name in names for user in self.consumers.get(name, [])[:200]):
                 if self._is_attention(user):
                     return True
                 if user.op in self._WITHIN and len(seen) < 200:
@@ -1089,10 +1256,11 @@ class _Reader:
         """The nodes of `chain` from `first` on, if they compute something of `source` alone, seen by nothing else."""
         nodes = [first]
         for op in chain[1:]:
-            users = [user for user in self.consumers.get(nodes[-1].output, []) if user.op == op]
-            if not users:
+            users = self.consumers.get(nodes[-1].output, [])
+            user = next((user for user in users[: len(chain)] if user.op == op), None)
+            if user is None or len(users) > len(chain):  # more than the chain has are others
                 return None
-            nodes.append(users[0])
+            nodes.append(user)
         made = {node.output for node in nodes}
         for node in list(nodes):
             for name in node.inputs:

@@ -72,6 +72,7 @@ WRONG: dict[str, tuple[Words, str]] = {
     "replay nothing": (lambda p: ["--replay", str(p / "run.json")], "run.json"),
     "nothing to predict": (lambda p: ["predict", "--target", "rtx3090"], "--preset"),
     "unknown preset": (lambda p: ["predict", "--target", "rtx3090", "--preset", "lowformer_b9"], "lowformer_b"),
+    "a model of timm that is not there": (lambda p: ["predict", "--target", "rtx3090", "--timm", "no_such"], "timm"),
     "predict without target": (lambda p: ["predict", "--preset", "lowformer_b1"], "--target is missing"),
     "missing config": (lambda p: ["predict", "--target", "rtx3090", "--config", str(p / "no.json")], "no.json"),
     "broken json": (lambda p: ["predict", "--target", "rtx3090", "--config", broken(p, "a.json", b"{")], "broken JSON"),
