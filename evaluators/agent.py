@@ -43,6 +43,8 @@ BEAT_S = 10.0
 """Whoever waits for an answer sends an empty line so often."""
 SILENCE_S = 60
 """How long an agent measures on without such a line: a broken connection may not tell of its end for hours."""
+ROOM_BYTES = 2**25
+"""What profiling writes to the disk, beside an optimized model of about the size of the given one."""
 LOCK = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()) / "lownas.lock"
 """Held during every measurement on this machine, whoever's it is."""
 
@@ -110,9 +112,14 @@ def time_model(model: bytes | str, job: Job, say: Callable[[str], None]) -> tupl
 
     Raises:
         ValueError: onnxruntime cannot load or run it.
-        RuntimeError: another measurement does not end.
+        RuntimeError: another measurement does not end, or the disk is full.
     """
     with alone(say) as folder:
+        if job.kernels:
+            size = len(model) if isinstance(model, bytes) else os.path.getsize(model)
+            free, needed = shutil.disk_usage(folder).free, size + ROOM_BYTES
+            if free < needed:
+                raise RuntimeError(f"{folder} has room for {free >> 20} MiB, and {job.what} needs {needed >> 20} MiB")
         optimized = folder / "optimized.onnx" if job.kernels else None
         timed, feeds = _time_whole(model, job, optimized)
         return timed, None if optimized is None else _profile(optimized, feeds, job, folder)
@@ -455,8 +462,17 @@ def serve() -> None:
     """Answers requests until the input ends: then whoever asked is gone, and a measurement under way is given up."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not end up among the answers
-    for sent in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sent, lambda *_: sys.exit(1))  # by way of all that cleans up
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # no threads and files of its own meanwhile
+    ending = (signal.SIGTERM, signal.SIGHUP)
+
+    def end(*_: object) -> None:
+        """By way of all that cleans up, which another signal must not break off."""
+        for sent in ending:
+            signal.signal(sent, signal.SIG_IGN)
+        sys.exit(1)
+
+    for sent in ending:
+        signal.signal(sent, end)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends this process, whatever it is doing
     requests: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
     receiving = threading.Event()

@@ -71,6 +71,7 @@ _OPTIONS = (
 _START = (
     "import sys; "
     'sys.version_info >= (3, 8) or sys.exit("Python 3.8 is needed, this is " + sys.version.split()[0]); '
+    "sys.path = [path for path in sys.path if path]; "  # not the home folder, whatever lies there
     "source = sys.stdin.buffer.read(int(sys.stdin.buffer.readline())); "
     'exec(compile(source, "lownas-agent", "exec"))'
 )
@@ -161,9 +162,9 @@ class RemoteBox:
         try:
             timed = Timed(**answer["timed"])
             nodes = None if answer["nodes"] is None else [Node(*node) for node in answer["nodes"]]
+            return latency_measurement(target, what, timed, nodes, host, self._about["versions"])
         except (KeyError, TypeError):
             raise RuntimeError(f"{self.host}: an answer that cannot be read: {_printable(str(answer))}") from None
-        return latency_measurement(target, what, timed, nodes, host, self._about["versions"])
 
     def measure_for_calibration(self, network: LowFormerConfig | OpGraph, target: Setting) -> LatencyMeasurement:
         """See `measure.measure_for_calibration`."""
@@ -331,7 +332,7 @@ class _Connection:
 def _connect(host: str, python: str) -> tuple[_Connection, dict[str, Any]]:
     """A connection to a running agent, and what it says of the box. Raises ConnectionError and ValueError."""
     source = Path(agent.__file__).read_bytes()
-    client = shlex.split(os.environ.get("LOWNAS_SSH", "ssh"))
+    client = _client()
     interpreter = f"./{python[2:]}" if python.startswith("~/") else python  # commands start in the home folder
     connection = _Connection([*client, *_OPTIONS, "--", host, f"exec {shlex.quote(interpreter)} -c '{_START}'"])
     try:
@@ -365,6 +366,14 @@ def _connect(host: str, python: str) -> tuple[_Connection, dict[str, Any]]:
     except BaseException:
         connection.close()
         raise
+
+
+def _client() -> list[str]:
+    given = os.environ.get("LOWNAS_SSH", "")
+    try:
+        return shlex.split(given) or ["ssh"]
+    except ValueError as error:
+        raise ValueError(f"LOWNAS_SSH: a client and its options, given {given!r:.80}: {error}") from None
 
 
 def _check_about(about: Mapping[str, Any]) -> None:

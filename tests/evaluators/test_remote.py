@@ -12,7 +12,9 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -27,6 +29,8 @@ from lownas.predictors.target import Box
 from lownas.search_space import PRESETS, op_graph, write_onnx
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+READ = 'read -r size; head -c "$size" >/dev/null'
+"""Takes in the agent that a stand-in of the client is sent, so that it ends after that and not before."""
 SMALL = PRESETS["cpubone_nano"].replace(resolution=64, head_widths=(64, 64), classes=10)
 
 
@@ -151,14 +155,17 @@ def test_config_and_file_are_measured_with_their_kernels(loopback, tmp_path):
     with loopback.box() as box:
         first = box.measure_latency(SMALL, TARGET, time_limit_s=0.5, kernels=True)
         second = box.measure_latency(hostile, TARGET, time_limit_s=0.5, min_runs=5)
-        assert box.fingerprint(TARGET) == first.host
+        int8 = box.measure_latency(SMALL, Target.parse("mybox/onnxruntime/int8/b1/t1"), time_limit_s=0.5, kernels=True)
+        assert box.fingerprint(TARGET) == first.host == int8.host
     names = [{f"{row}:{role}" for row, role in fuse(op_graph(SMALL), "onnxruntime", b).keys} for b in (16, 8, 4, 0)]
     assert set(first.kernel_ms) in names
-    assert 0.3 < sum(first.kernel_ms.values()) / first.undisturbed_ms < 3
+    # Of a busy machine and a model of half a millisecond no more can be asked: it tells ms from seconds.
+    assert 0.1 < sum(first.kernel_ms.values()) / first.undisturbed_ms < 10
     assert first.what == SMALL.id and first.runs >= 5 and second.kernel_ms is None
-    assert 0.2 < first.undisturbed_ms / second.undisturbed_ms < 5
+    assert 0.1 < first.undisturbed_ms / second.undisturbed_ms < 10
     assert set(first.host) == {"cpu", "onnxruntime"} and set(first.versions) == {"onnxruntime", "numpy", "python"}
-    assert loopback.is_clean()
+    assert int8.target.split("/")[2] == "int8" and int8.kernel_ms
+    assert loopback.is_clean() and [path.name for path in loopback.temporary.iterdir()] == [f"lownas-{os.getuid()}"]
 
 
 def test_from_the_command_line(loopback, tmp_path, capsys, monkeypatch):
@@ -200,7 +207,8 @@ def test_lost_connection_is_made_again_and_the_measurement_repeated(loopback, ca
         underway = pool.submit(box.measure_latency, SMALL, TARGET, time_limit_s=2.0, min_runs=10**6)
         _wait_until(loopback.measuring)
         for session in loopback.sessions():
-            session.kill()
+            with suppress(psutil.NoSuchProcess):  # it may have ended with another
+                session.kill()
         assert underway.result(timeout=60).runs > 10
     assert "connection lost" in caplog.text and "connecting again" in caplog.text
     assert loopback.is_clean()
@@ -221,16 +229,17 @@ def test_agent_ends_with_whoever_asked(loopback, monkeypatch):
 def test_drivers_never_measure_at_once(loopback):
     """Two over SSH and one on the machine itself, each for a second and more: none begins before another ended."""
 
-    def over_ssh(_):
-        with loopback.box() as box:
+    def over_ssh(box):
+        with box:
             return box.measure_latency(SMALL, TARGET, time_limit_s=1.0, min_runs=10**6)
 
     def here():
         return measure_latency(SMALL, Target.parse("cpu"), time_limit_s=1.0, min_runs=10**6)
 
+    boxes = [loopback.box(), loopback.box()]
     with ThreadPoolExecutor() as pool:
         begin = time.monotonic()
-        records = [pool.submit(over_ssh, 0), pool.submit(here), pool.submit(over_ssh, 1)]
+        records = [pool.submit(over_ssh, boxes[0]), pool.submit(here), pool.submit(over_ssh, boxes[1])]
         assert all(record.result().runs > 10 for record in records)
     assert time.monotonic() - begin > 3.0
 
@@ -327,6 +336,13 @@ def test_what_a_shell_prints_first_is_passed_over(stand_in):
         assert box.fingerprint(TARGET)["onnxruntime"]
 
 
+def test_home_folder_on_the_box_is_not_imported_from(stand_in, tmp_path):
+    """Commands start there, and it may hold a checkout of onnxruntime or a script named as a module is."""
+    (tmp_path / "queue.py").write_text("raise SystemExit(1)")
+    with stand_in(f'cd {tmp_path}; eval "$command"') as box:
+        assert box.fingerprint(TARGET)["onnxruntime"]
+
+
 def test_agent_that_hears_nothing_gives_up(stand_in, monkeypatch, tmp_path):
     """A connection may break without either end being told."""
     source = tmp_path / "agent.py"
@@ -344,7 +360,7 @@ def test_agent_that_hears_nothing_gives_up(stand_in, monkeypatch, tmp_path):
 
 
 def test_box_that_does_not_answer_in_time_is_not_asked_again(stand_in, monkeypatch, tmp_path):
-    monkeypatch.setattr(remote, "START_S", 0.5)
+    monkeypatch.setattr(remote, "START_S", 2.0)
     box = stand_in(f"echo >>{tmp_path}/runs; exec sleep 60")
     with box, pytest.raises(ConnectionError, match="no answer within"):
         box.fingerprint(TARGET)
@@ -360,12 +376,22 @@ def test_answers_that_make_no_sense_are_refused(stand_in):
             box.fingerprint(TARGET)
 
 
+def test_measurement_that_makes_no_sense_is_refused(stand_in):
+    versions = {"onnxruntime": "1"}
+    about = {"cpu": "x", "gpu": "", "cores": 1, "providers": ["CPUExecutionProvider"], "versions": versions}
+    timed = {"times_ms": ["1"], "cpu_times_ms": [], "warmup_runs": 0, "busy_cores": 0.0}
+    for answer in ({}, {"timed": timed}, {"timed": timed, "nodes": None}, {"timed": timed, "nodes": [1]}):
+        body = f"echo '{agent.MARK} {json.dumps(about)}'; echo '{json.dumps(answer)}'; cat >/dev/null"
+        with stand_in(body) as box, pytest.raises(RuntimeError, match="cannot be read"):
+            box.measure_latency(SMALL, TARGET)
+
+
 def test_losses_are_bounded(stand_in, monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "RETRY_S", ())
     about = json.dumps(
         {"cpu": "x", "gpu": "", "cores": 1, "providers": ["CPUExecutionProvider"], "versions": {"onnxruntime": "1"}}
     )
-    box = stand_in(f"echo >>{tmp_path}/runs; echo '{agent.MARK} {about}'; sleep 0.1; echo gone >&2; exit 255")
+    box = stand_in(f"echo >>{tmp_path}/runs; {READ}; echo '{agent.MARK} {about}'; echo gone >&2; exit 255")
     with box, pytest.raises(ConnectionError, match=r"4 times .*gone"):
         box.measure_latency(SMALL, TARGET)
     assert len((tmp_path / "runs").read_text()) == remote.LOSSES + 1
@@ -376,7 +402,7 @@ def test_box_that_stays_away_is_waited_for_once(stand_in, monkeypatch, tmp_path)
     monkeypatch.setattr(remote, "RETRY_S", (0.0, 0.0))
     about = {"cpu": "x", "gpu": "", "cores": 1, "providers": ["CPUExecutionProvider"], "versions": {"onnxruntime": "1"}}
     count = f"echo >>{tmp_path}/runs"
-    with stand_in(f"{count}; echo '{agent.MARK} {json.dumps(about)}'; sleep 0.1; exit 255") as box:
+    with stand_in(f"{count}; {READ}; echo '{agent.MARK} {json.dumps(about)}'; exit 255") as box:
         box.fingerprint(TARGET)
         stand_in(f"{count}; echo gone >&2; exit 255")
         for attempts in (1 + 3, 1 + 3 + 1):
@@ -391,7 +417,7 @@ def test_another_machine_under_the_same_name_is_refused(stand_in, monkeypatch, t
         {"cpu": "$$", "gpu": "", "cores": 1, "providers": ["CPUExecutionProvider"], "versions": {"onnxruntime": "1"}}
     )
     escaped = about.replace('"', '\\"')
-    box = stand_in(f'echo "{agent.MARK} {escaped}"; sleep 0.1; exit 255')
+    box = stand_in(f'{READ}; echo "{agent.MARK} {escaped}"; exit 255')
     with box, pytest.raises(ConnectionError, match="not the machine that it was"):
         box.measure_latency(SMALL, TARGET)
 
@@ -399,6 +425,9 @@ def test_another_machine_under_the_same_name_is_refused(stand_in, monkeypatch, t
 def test_missing_client_is_said(monkeypatch):
     monkeypatch.setenv("LOWNAS_SSH", "/nowhere/ssh")
     with RemoteBox(Box("mybox")) as box, pytest.raises(ConnectionError, match="cannot run the SSH client"):
+        box.fingerprint(TARGET)
+    monkeypatch.setenv("LOWNAS_SSH", "ssh -F 'file")
+    with RemoteBox(Box("mybox")) as box, pytest.raises(ValueError, match=r"LOWNAS_SSH: .*No closing quotation"):
         box.fingerprint(TARGET)
 
 
@@ -416,12 +445,16 @@ def test_one_measurement_at_a_time_on_this_machine(monkeypatch, tmp_path):
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
-    monkeypatch.setattr(agent, "WAIT_S", 0.2)
+    monkeypatch.setattr(agent, "WAIT_S", 1.0)
     with pytest.raises(RuntimeError, match="does not end"), agent.alone(said.append):
         pass
     monkeypatch.setattr(agent, "WAIT_S", 60.0)
-    threading.Timer(0.2, release.set).start()
-    with agent.alone(said.append) as folder:
+
+    def say(text):
+        said.append(text)
+        release.set()
+
+    with agent.alone(say) as folder:
         assert list(folder.iterdir()) == []
     other.join()
     assert not folder.exists()
@@ -449,6 +482,14 @@ def test_what_a_killed_measurement_left_is_removed(tmp_path):
     with agent.alone(print) as folder:
         assert folder == left and list(folder.iterdir()) == []
     assert left.parent.parent == tmp_path and left.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_full_disk_is_said(monkeypatch):
+    """onnxruntime's own words for it are of a broken model."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(RuntimeError, match=r"has room for 1 MiB, and \w+ needs \d+ MiB"):
+        measure_latency(SMALL, Target.parse("cpu"), time_limit_s=0.1, kernels=True)
+    assert measure_latency(SMALL, Target.parse("cpu"), time_limit_s=0.1).runs
 
 
 def test_agent_needs_little():
