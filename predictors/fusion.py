@@ -7,11 +7,15 @@ Rules per runtime, each held against the real thing where a test can:
 - "onnxruntime-int8": the same provider with models quantized as `evaluators.quantize` does it: integer convolutions are
   channels-last and merge nothing, transpositions stand wherever the layout changes, and operators in float convert what
   they read and write.
-- "tensorrt" (and "onnxruntime-tensorrt", "torch-compile"): convolutions and matrix products take the pointwise chain
-  that follows them along; remaining chains run as one kernel.
+- "tensorrt" (and "onnxruntime-tensorrt"): convolutions and matrix products take the pointwise chain that follows them
+  along; remaining chains run as one kernel.
+- "torch-compile": Inductor calls libraries for convolutions, matrix products and attention, and makes one kernel of
+  each pointwise chain between them, BatchNorm included; a norm takes the chain that follows it along.
 - "onnxruntime-cuda": every operator is a kernel, in NCHW, but a ReLU after a convolution. From onnxruntime's source;
   neither this nor "onnxruntime-tensorrt" was ever held against a GPU.
 - "torch" (and "torch-graph"): every operator is a kernel, BatchNorm one of its own.
+- "torch-amp": the same under autocast, which computes norms and softmax in fp32, the other products in fp16, and
+  converts between them; attention is one kernel. Elements are counted in units of fp16.
 
 Fusion never reaches across a unit's end (`search_space.graph.units`) except through the layout of the tensor handed on,
 so a graph's kernels are its units' kernels, given the layout in which each unit's input arrives.
@@ -60,6 +64,12 @@ KERNEL_CLASSES: tuple[str, ...] = (
     "sigmoid",
     "broadcast",  # sums and products of operands that differ in size
     "pool_local",  # over windows, where "pool" is over the whole map
+    # torch under autocast and compiled:
+    "attention",  # both products and the softmax between them
+    "conv_depthwise_5",  # by size of the kernel, where "conv_depthwise" is up to 3x3
+    "conv_depthwise_7",
+    "conv_depthwise_large",
+    "cast",  # from fp32 to fp16 or back
 )
 KERNEL_CLASS: dict[str, int] = {name: code for code, name in enumerate(KERNEL_CLASSES)}
 
@@ -91,6 +101,7 @@ RUNTIMES: tuple[str, ...] = (
     "onnxruntime-tensorrt",
     "tensorrt",
     "torch",
+    "torch-amp",
     "torch-graph",
     "torch-compile",
 )
@@ -98,6 +109,8 @@ RUNTIMES: tuple[str, ...] = (
 PLAIN, BLOCKED, LAST, EITHER = 0, 1, 2, 3
 """Layouts of a tensor: NCHW, and onnxruntime's own of convolutions: NCHWc, of int8 ones NHWC; tokens, whose channels
 come last; and what an attention gives, whose own transposition serves maps and tokens alike."""
+FULL, HALF = 0, 1
+"""Of a tensor under autocast, in the place of a layout: fp32 and fp16."""
 
 _ACTIVATIONS = frozenset({"hardswish", "gelu", "relu", "sigmoid", "silu", "hardsigmoid", "tanh"})
 _MERGED_ACTIVATIONS = frozenset({"hardswish", "relu", "sigmoid", "hardsigmoid", "tanh"})
@@ -163,7 +176,7 @@ class Kernels:
     @property
     def keys(self) -> list[tuple[int, str]]:
         """One name per kernel, (row, "op" | "reorder_in" | "reorder_out" | "transpose")."""
-        roles = {KERNEL_CLASS[name]: name for name in ("reorder_in", "reorder_out", "transpose")}
+        roles = {KERNEL_CLASS[name]: name for name in ("reorder_in", "reorder_out", "transpose", "cast")}
         codes, rows = self.column("class").tolist(), self.column("row").tolist()
         return [(row, roles.get(code, "op")) for code, row in zip(codes, rows, strict=True)]
 
@@ -204,8 +217,12 @@ def _fuse(graph: OpGraph, runtime: str, block: int, layout: int) -> tuple[Kernel
         return _OnnxRuntimeInt8(graph, layout).run()
     if runtime == "onnxruntime-cuda":
         return _onnxruntime_cuda(graph), PLAIN
-    if runtime in ("tensorrt", "onnxruntime-tensorrt", "torch-compile"):
+    if runtime in ("tensorrt", "onnxruntime-tensorrt"):
         return _merge_chains(graph), PLAIN
+    if runtime == "torch-compile":
+        return _inductor(graph), PLAIN
+    if runtime == "torch-amp":
+        return _Autocast(graph, layout).run()
     if runtime in ("torch", "torch-graph"):
         return _eager(graph), PLAIN
     raise ValueError(f"unknown runtime {runtime!r}; known are {', '.join(RUNTIMES)}")
@@ -231,7 +248,7 @@ _COPIED = [COLUMN[name] for name in ("cin", "hin", "win", "cout", "hout", "wout"
 _COUNTED = [COLUMN[name] for name in ("macs", "inputs", "outputs", "weights")]
 _OUTPUTS = COLUMN["outputs"]
 _ROW = KERNEL_COLUMN["row"]
-_INPUTS, _WEIGHTS, _TAIL = KERNEL_COLUMN["inputs"], KERNEL_COLUMN["weights"], KERNEL_COLUMN["tail"]
+_INPUTS, _WRITTEN, _WEIGHTS, _TAIL = (KERNEL_COLUMN[name] for name in ("inputs", "outputs", "weights", "tail"))
 
 
 class _Fuser:
@@ -650,9 +667,166 @@ def _eager(graph: OpGraph) -> Kernels:
     fuser = _Fuser(graph)
     for row, op in enumerate(fuser.ops):
         fuser.emit(row, _class_of(op))
-        if KINDS[op[0]] == "conv" and op[COLUMN["params"]] > op[COLUMN["weights"]]:
-            outputs = op[COLUMN["outputs"]]
-            shape = [op[COLUMN[name]] for name in ("cout", "hout", "wout")]
-            norm = [KERNEL_CLASS["batch_norm"], row, *shape, *shape, 1, 1, 1, 1, 0, outputs, outputs, 2 * shape[0], 0]
-            fuser.rows.append(norm)
+        if _normed(op):
+            fuser.rows.append(_norm_of(row, op, "batch_norm"))
+    return fuser.kernels()
+
+
+def _normed(op: list[int]) -> bool:
+    """Whether an operator is a convolution that was trained with BatchNorm."""
+    return KINDS[op[0]] == "conv" and op[COLUMN["params"]] > op[COLUMN["weights"]]
+
+
+def _norm_of(row: int, op: list[int], class_name: str) -> list[int]:
+    """The row of the table for the BatchNorm behind a convolution."""
+    outputs = op[_OUTPUTS]
+    shape = [op[COLUMN[name]] for name in ("cout", "hout", "wout")]
+    return [KERNEL_CLASS[class_name], row, *shape, *shape, 1, 1, 1, 1, 0, outputs, outputs, 2 * shape[0], 0]
+
+
+class _Torch(_Fuser):
+    """What torch's libraries compute under autocast and compiled alike: attention as one kernel, and finer classes."""
+
+    def class_of(self, row: int, op: list[int]) -> str:
+        kind, name = KINDS[op[0]], _class_of(op)
+        if name == "conv_depthwise":
+            size = max(op[COLUMN["kh"]], op[COLUMN["kw"]])
+            return name + ("" if size <= 3 else "_5" if size <= 5 else "_7" if size <= 7 else "_large")
+        if kind == "linear" and op[COLUMN["hin"]] * op[COLUMN["win"]] > 1:
+            return "linear_tokens"
+        if kind in ("add", "mul"):
+            elements = [self.elements(source, row) for source in self.sources[row]]
+            return "add" if min(elements, default=0) >= op[_OUTPUTS] else "broadcast"
+        return "pool_local" if kind in ("max_pool", "avg_pool") else name
+
+    def emit(self, row: int, class_name: str) -> int:
+        """As ever, but products have the channels of all heads, as other classes have those of all groups."""
+        kernel, op = super().emit(row, class_name), self.ops[row]
+        if class_name == "matmul":
+            self.rows[kernel][KERNEL_COLUMN["cin"]] = op[COLUMN["groups"]] * op[COLUMN["cin"]]
+            self.rows[kernel][KERNEL_COLUMN["cout"]] = op[COLUMN["groups"]] * op[COLUMN["wout"]]
+        return kernel
+
+    def elements(self, source: int, consumer: int) -> int:
+        """Of the tensor that row `source` gives."""
+        if source != GRAPH_INPUT:
+            return self.ops[source][_OUTPUTS]
+        op = self.ops[consumer]
+        return op[COLUMN["cin"]] * op[COLUMN["hin"]] * op[COLUMN["win"]]
+
+    def is_attention(self, row: int) -> bool:
+        """Whether a product, a softmax and a product begin at `row`, with nothing in between."""
+        if [KINDS[op[0]] for op in self.ops[row : row + 3]] != ["matmul", "softmax", "matmul"]:
+            return False
+        scores, weights = self.sources[row + 1], self.sources[row + 2]
+        alone = self.uses[row] == self.uses[row + 1] == 1
+        return alone and scores == [row] and weights[:1] == [row + 1]
+
+    def attention(self, row: int) -> int:
+        """Emits it. Its channels are the queries and the keys of each head, its map the width of a head."""
+        first, last = self.ops[row], self.ops[row + 2]
+        heads, queries, keys = (first[COLUMN[name]] for name in ("groups", "hout", "wout"))
+        width, values = first[COLUMN["cin"]], last[COLUMN["wout"]]
+        read, written = heads * (queries * width + keys * (width + values)), heads * queries * values
+        macs = first[COLUMN["macs"]] + last[COLUMN["macs"]]
+        shape_in, shape_out = (heads * queries, width, 1), (heads * keys, width, 1)
+        kernel = [KERNEL_CLASS["attention"], row, *shape_in, *shape_out, 1, 1, 1, heads, macs, read, written, 0, 0]
+        self.rows.append(kernel)
+        self.kernel_of[row] = self.kernel_of[row + 1] = self.kernel_of[row + 2] = len(self.rows) - 1
+        return row + 2
+
+
+_IN_HALF = frozenset({"conv", "conv_transpose", "linear", "matmul"})
+_IN_FULL = frozenset({"layer_norm", "group_norm", "softmax"})
+
+
+class _Autocast(_Torch):
+    """torch's eager mode under autocast on a GPU. Sums of fp16 and fp32, and with fp32 parameters, are fp32."""
+
+    def __init__(self, graph: OpGraph, layout: int) -> None:
+        super().__init__(graph)
+        self.widths: dict[int, int] = {GRAPH_INPUT: HALF if layout == HALF else FULL}
+        self.copies: set[int] = set()  # tensors that exist in the other width as well
+
+    def run(self) -> tuple[Kernels, int]:
+        row = 0
+        while row < len(self.ops):
+            row = self.operator(row) + 1
+        return self.kernels(), self.widths[len(self.ops) - 1]
+
+    def operator(self, row: int) -> int:
+        """Emits the kernels of `row`, and gives the last row that they compute."""
+        op, kind, sources = self.ops[row], KINDS[self.ops[row][0]], self.sources[row]
+        if kind in _IN_HALF:
+            last = row + 2 if self.is_attention(row) else row
+            for source in dict.fromkeys(sources + (self.sources[last][1:] if last > row else [])):
+                self.need(source, HALF, row)
+            if last > row:
+                self.attention(row)
+            else:
+                self.emit(row, self.class_of(row, op))
+            self.widths |= dict.fromkeys(range(row, last + 1), HALF)
+            if _normed(op):
+                self.rows.append(_norm_of(row, op, "batch_norm"))
+            return last
+        if kind in _IN_FULL:
+            for source in dict.fromkeys(sources):
+                self.need(source, FULL, row)
+        widths = [self.widths[source] for source in sources] or [HALF]
+        full = kind in _IN_FULL or FULL in widths or (kind in ("add", "mul") and op[COLUMN["weights"]] > 1)
+        kernel = self.rows[self.emit(row, self.class_of(row, op))]
+        if kind in ("add", "mul"):
+            kernel[_INPUTS] = sum(
+                min(self.elements(source, row), op[_OUTPUTS]) * (2 if width == FULL else 1)
+                for source, width in zip(sources, widths, strict=False)
+            )
+        elif kind in _IN_FULL or FULL in widths:
+            kernel[_INPUTS] *= 2
+        kernel[_WRITTEN] *= 2 if full else 1
+        self.widths[row] = FULL if full else HALF
+        return row
+
+    def need(self, source: int, width: int, consumer: int) -> None:
+        """Makes sure that the output of `source` exists in `width`, by a conversion if it does not."""
+        if self.widths[source] == width or source in self.copies:
+            return
+        self.copies.add(source)
+        elements = self.elements(source, consumer)
+        op = self.ops[consumer if source == GRAPH_INPUT else source]
+        shape = [
+            op[COLUMN[name]] for name in (("cin", "hin", "win") if source == GRAPH_INPUT else ("cout", "hout", "wout"))
+        ]
+        read, written = (2, 1) if width == HALF else (1, 2)
+        counts = [read * elements, written * elements, 0, 0]
+        self.rows.append([KERNEL_CLASS["cast"], source, *shape, *shape, 1, 1, 1, 1, 0, *counts])
+
+
+def _inductor(graph: OpGraph) -> Kernels:
+    """torch.compile on a CPU, without freezing: library calls, and pointwise chains ("activation") between them."""
+    fuser = _Torch(graph)
+    chains: dict[int, int] = {}  # row of the graph -> the chain's kernel that gives it
+    row = -1
+    while (row := row + 1) < len(fuser.ops):
+        op, kind = fuser.ops[row], KINDS[fuser.ops[row][0]]
+        if kind in _IN_HALF:
+            if fuser.is_attention(row):
+                row = fuser.attention(row)
+                continue
+            fuser.emit(row, fuser.class_of(row, op))
+            if _normed(op):
+                fuser.rows.append(_norm_of(row, op, "activation"))
+                fuser.rows[-1][_WEIGHTS] = 0
+                chains[row] = len(fuser.rows) - 1
+        elif kind in _POINTWISE:
+            for source in fuser.sources[row]:
+                if source in chains and fuser.uses[source] == 1 and fuser.ops[source][_OUTPUTS] == op[_OUTPUTS]:
+                    fuser.merge(row, chains[source])
+                    chains[row] = chains[source]
+                    break
+            else:
+                chains[row] = fuser.emit(row, "activation")
+        else:
+            kernel = fuser.emit(row, fuser.class_of(row, op))
+            if kind in ("layer_norm", "group_norm"):
+                chains[row] = kernel
     return fuser.kernels()

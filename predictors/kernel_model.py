@@ -30,8 +30,16 @@ from .fusion import KERNEL_CLASS, KERNEL_CLASSES, KERNEL_COLUMN, Kernels
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-COMPUTE_TERMS: tuple[str, ...] = ("macs", "macs_per_cin", "macs_per_cout", "macs_per_column", "tail", "macs_per_output")
-MEMORY_TERMS: tuple[str, ...] = ("inputs", "outputs", "weights")
+COMPUTE_TERMS: tuple[str, ...] = (
+    "macs",
+    "macs_per_cin",
+    "macs_per_cout",
+    "macs_per_column",
+    "tail",
+    "macs_per_output",
+    "macs_per_pixel",
+)
+MEMORY_TERMS: tuple[str, ...] = ("inputs", "outputs", "weights", "spilled")
 COEFFICIENTS: tuple[str, ...] = ("launch", *COMPUTE_TERMS, *MEMORY_TERMS)
 """Per kernel class: launch in ms, the others in ms per million."""
 
@@ -44,7 +52,9 @@ _FLOOR = 1e-9
 """Of fitted coefficients, whose logarithms are what is adjusted."""
 
 
-def physical_terms(kernels: Kernels, block: int = 0, tile: int = 0) -> tuple[Array, Array]:
+def physical_terms(
+    kernels: Kernels, block: int = 0, tile: int = 0, pads: Mapping[str, int] | None = None, cache: int = 0
+) -> tuple[Array, Array]:
     """(compute, memory): (K, len(COMPUTE_TERMS)) and (K, len(MEMORY_TERMS)), in millions.
 
     Args:
@@ -52,6 +62,9 @@ def physical_terms(kernels: Kernels, block: int = 0, tile: int = 0) -> tuple[Arr
         block: channels of onnxruntime's blocked layout, to which output channels are padded there; 0 for none.
         tile: output elements that a multiprocessor of a GPU computes at a time; 0 for none. With it "macs_per_output"
             is the contraction behind one output, whose time a small map cannot spread over an idle device.
+        pads: by class, the number that channels per group are padded to a multiple of, in and out.
+        cache: elements that the caches of a CPU of several cores hold; 0 for none. With it "spilled" is what a kernel
+            reads and writes beyond them, and "macs_per_pixel" what a small map cannot spread over the cores.
     """
     table = kernels.table.astype(np.float64)
     column = {name: table[:, index] for name, index in KERNEL_COLUMN.items()}
@@ -63,11 +76,18 @@ def physical_terms(kernels: Kernels, block: int = 0, tile: int = 0) -> tuple[Arr
     groups = np.maximum(column["groups"], 1)
     cin = np.maximum(column["cin"] / groups, 1)
     cout = np.maximum(column["cout"] / groups, 1)
+    for name, pad in (pads or {}).items():
+        rows = np.flatnonzero(kernels.column("class") == KERNEL_CLASS[name])
+        for channels in (cin[rows], cout[rows]):
+            macs[rows] *= np.ceil(channels / pad) * pad / channels
     columns = np.maximum(column["wout"], 1)
     tail = column["tail"] * column["outputs"]
-    contraction = macs / np.maximum(column["outputs"], tile) if tile else np.zeros_like(macs)
-    compute = np.stack([macs, macs / cin, macs / cout, macs / columns, tail, contraction], axis=1)
-    memory = np.stack([column["inputs"], column["outputs"], column["weights"]], axis=1)
+    none = np.zeros_like(macs)
+    contraction = macs / np.maximum(column["outputs"], tile) if tile else none
+    per_pixel = macs / np.maximum(column["hout"] * column["wout"], 1) if cache else none
+    spilled = np.maximum(column["inputs"] + column["outputs"] - cache, 0) if cache else none
+    compute = np.stack([macs, macs / cin, macs / cout, macs / columns, tail, contraction, per_pixel], axis=1)
+    memory = np.stack([column["inputs"], column["outputs"], column["weights"], spilled], axis=1)
     return compute / 1e6, memory / 1e6
 
 
@@ -136,6 +156,7 @@ class KernelModel:
         counts: kernels of each class that were fitted on; 0 is outside.
         low, high: (len(KERNEL_CLASSES), len(SHAPE_FEATURES)) range of the shape features fitted on.
         tile: output elements of a GPU's tile (`physical_terms`); 0 elsewhere.
+        pads, cache: as in `physical_terms`.
     """
 
     runtime: str
@@ -149,11 +170,14 @@ class KernelModel:
     low: Array = field(default_factory=lambda: np.full((len(KERNEL_CLASSES), len(SHAPE_FEATURES)), np.inf))
     high: Array = field(default_factory=lambda: np.full((len(KERNEL_CLASSES), len(SHAPE_FEATURES)), -np.inf))
     tile: int = 0
+    pads: Mapping[str, int] = field(default_factory=dict)
+    cache: int = 0
 
     def kernel_ms(self, kernels: Kernels) -> Array:
         """(K,) time of each kernel, before the graph's `scale`."""
         codes = kernels.column("class")
-        times = _physical_ms(*physical_terms(kernels, self.block, self.tile), self.coefficients[codes], self.sharpness)
+        terms = physical_terms(kernels, self.block, self.tile, self.pads, self.cache)
+        times = _physical_ms(*terms, self.coefficients[codes], self.sharpness)
         if self.corrections:
             features = shape_features(kernels, self.block)
             for code, correction in self.corrections.items():
@@ -212,6 +236,8 @@ class KernelModel:
             "runtime": self.runtime,
             "block": self.block,
             "tile": self.tile,
+            "pads": dict(self.pads),
+            "cache": self.cache,
             "sharpness": self.sharpness,
             "overhead_ms": _digits(self.overhead_ms),
             "scale": _digits(self.scale),
@@ -259,7 +285,11 @@ class KernelModel:
             low=low,
             high=high,
             tile=int(data.get("tile", 0)),
+            pads={str(name): int(pad) for name, pad in data.get("pads", {}).items()},
+            cache=int(data.get("cache", 0)),
         )
+        if unknown := [name for name, pad in model.pads.items() if name not in KERNEL_CLASS or pad < 1]:
+            raise ValueError(f"padding of {unknown}: known classes, at least 1 channel")
         numbers = [coefficients, np.array([model.sharpness - 1, model.overhead_ms, model.scale])]
         if not all(np.isfinite(values).all() and (values >= 0).all() for values in numbers) or model.scale == 0:
             raise ValueError("coefficients must be finite and not negative")
@@ -351,12 +381,19 @@ _FAMILIES: tuple[tuple[str, ...], ...] = (
         "conv_transpose",
         "linear",
         "matmul",
+        "attention",
     ),
-    ("conv_depthwise", "conv_transpose_grouped"),
+    (
+        "conv_depthwise",
+        "conv_depthwise_5",
+        "conv_depthwise_7",
+        "conv_depthwise_large",
+        "conv_transpose_grouped",
+    ),
     tuple(
         name
         for name in KERNEL_CLASSES
-        if not name.startswith("conv") and name not in ("linear", "matmul", "reorder_in", "reorder_out")
+        if not name.startswith("conv") and name not in ("linear", "matmul", "attention", "reorder_in", "reorder_out")
     ),
     ("reorder_in", "reorder_out"),
 )

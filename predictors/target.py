@@ -28,11 +28,16 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "cuda:tensorrt": "cuda/onnxruntime-tensorrt/fp16/b1/t1",
         "rtx3090": "rtx3090/tensorrt/fp16/b1/t1",
         "rtx3090:throughput": "rtx3090/torch/amp/bmax/t1",
+        "rtx4090:throughput": "rtx4090/torch/amp/bmax/t1",
+        "rtx5090:throughput": "rtx5090/torch/amp/bmax/t1",
+        "i7-12700h": "i7-12700h/torch-compile/fp32/b1/t14",
+        "i9-10940x": "i9-10940x/torch-compile/fp32/b1/t14",
     }
 )
 """Short names. "bmax" is the largest batch that fits: ms per image."""
 
-TARGET_RUNTIMES: tuple[str, ...] = tuple(runtime for runtime in RUNTIMES if runtime != "onnxruntime-int8")
+_BY_PRECISION = {("onnxruntime", "int8"): "onnxruntime-int8", ("torch", "amp"): "torch-amp"}
+TARGET_RUNTIMES: tuple[str, ...] = tuple(name for name in RUNTIMES if name not in _BY_PRECISION.values())
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16", "amp", "int8")
 LOCAL_DEVICES: tuple[str, ...] = ("cpu", "cuda")
 
@@ -168,7 +173,7 @@ class Target:
     @property
     def kernels(self) -> str:
         """As whose kernels a network runs there, one of `fusion.RUNTIMES`."""
-        return f"{self.runtime}-int8" if (self.runtime, self.precision) == ("onnxruntime", "int8") else self.runtime
+        return _BY_PRECISION.get((self.runtime, self.precision), self.runtime)
 
     @property
     def is_local(self) -> bool:

@@ -60,6 +60,10 @@ _LAYOUT = frozenset(
         "view_as_real",
     }
 )
+_COPIES = frozenset(
+    {"_reshape_copy", "channel_shuffle", "clone", "contiguous", "pixel_shuffle", "pixel_unshuffle", "repeat"}
+)
+"""Of these layouts, those that move data."""
 _POINTWISE = {
     "hardswish": "hardswish",
     "gelu": "gelu",
@@ -114,12 +118,21 @@ class _Node:
     """Of a "pad" that a convolution can take over: pixels before and after, alike in both directions."""
 
 
-def op_graph_from_torch(module: nn.Module, input_size: tuple[int, int, int]) -> OpGraph:
+def op_graph_from_torch(
+    module: nn.Module, input_size: tuple[int, int, int], *, copies: bool = False, channels_last: bool = False
+) -> OpGraph:
     """The operator graph of `module` in inference mode for one image of `input_size` (channels, height, width).
 
     MACs are those of torch's FlopCounterMode / 2, but for what is computed from parameters alone (position tables, for
     example), which a runtime does once. The module is left as it was; its weights may be on any device, the meta device
     included.
+
+    Args:
+        module: any module that takes one image.
+        input_size: (channels, height, width).
+        copies: whether what only an eager runtime executes is in the graph as well: copies that rearrange data
+            ("move") and products with one number ("mul").
+        channels_last: the memory format of image and weights, on which the copies depend.
 
     Raises:
         ValueError: the forward pass cannot be traced without data (for example because it branches on values).
@@ -134,8 +147,13 @@ def op_graph_from_torch(module: nn.Module, input_size: tuple[int, int, int]) -> 
     for name, buffer in module.named_buffers():
         state[name] = torch.empty_like(buffer, device="meta")
     training = [child for child in module.modules() if child.training]
-    recorder = _Recorder({id(tensor): _Constant(frozenset({name})) for name, tensor in state.items()})
     image = torch.empty(1, *input_size, device="meta")
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+        for name, tensor in state.items():
+            if tensor.dim() == 4:
+                state[name] = tensor.contiguous(memory_format=torch.channels_last)
+    recorder = _Recorder({id(tensor): _Constant(frozenset({name})) for name, tensor in state.items()}, copies)
     recorder.remember(image, GRAPH_INPUT)
     try:
         module.eval()
@@ -156,8 +174,9 @@ def op_graph_from_torch(module: nn.Module, input_size: tuple[int, int, int]) -> 
 class _Recorder(TorchDispatchMode):
     """Records one forward pass as a list of nodes."""
 
-    def __init__(self, values: dict[int, _Value]) -> None:
+    def __init__(self, values: dict[int, _Value], copies: bool) -> None:
         super().__init__()
+        self.copies = copies
         self.nodes: list[_Node] = []
         self._values = values
         # Tensors are told apart by id, so none may be freed, and its id used again, while tracing.
@@ -216,7 +235,7 @@ class _Recorder(TorchDispatchMode):
         if name in _LAYOUT:
             if name == "slice" and _crops(inputs[0], output):
                 return self._crop(values[first], inputs[0], output)
-            return values[first]
+            return self._add("move", inputs, output) if self.copies and name in _COPIES else values[first]
         if name == "convolution":
             return self._convolution(args, output)
         if name in {"mm", "addmm", "bmm", "baddbmm", "addbmm"}:
@@ -399,7 +418,7 @@ class _Recorder(TorchDispatchMode):
         scalar = len(inputs) == 1 or any(
             isinstance(value, _Constant) and tensor.numel() == 1 for value, tensor in zip(values, inputs, strict=True)
         )
-        if scalar and len(active) == 1 and kind == "mul":
+        if scalar and len(active) == 1 and kind == "mul" and not self.copies:
             if active[0] >= 0:
                 self.nodes[active[0]].names |= _names(values)
             return active[0]

@@ -1,7 +1,12 @@
-"""A new target from 10 and 20 measurements, with and without borrowing from the profiles of known ones.
+"""A calibration of few measurements, with and without leaning on the profiles of known devices.
 
-python experiments/latency/borrow.py measure --rows borrow_rows.jsonl.gz    # resumable; about ten minutes
-python experiments/latency/borrow.py report                                 # writes borrow.json
+    python experiments/latency/borrow.py measure --rows rows.jsonl     # resumable; about fifteen minutes
+    python experiments/latency/borrow.py report [--rows rows.jsonl]    # writes borrow.json
+
+Two new targets, each seen through 10, 20 and 40 measurements (as many as there are) and tested on random configurations
+that no fit sees: `cpu:torch`, whose runtime tells no kernel times, with `cpu` (onnxruntime on the same machine) and the
+shipped profiles known; and `cpu` with its kernel times (`cpu_space_rows.jsonl.gz`), the shipped profiles known.
+Whether to lean is decided as a calibration decides it.
 """
 
 from __future__ import annotations
@@ -14,12 +19,17 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from cpu_space import networks
+from scipy.stats import spearmanr
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lownas.evaluators.measure import measure_latency
-from lownas.predictors import Target
-from lownas.predictors.calibrate import spread_sample
+from lownas.predictors import LatencyPredictor, Target
+from lownas.predictors.calibrate import borrow, spread_sample
+from lownas.predictors.fit import Sample, blocked_channels, fit_samples, merged
+from lownas.predictors.target import shipped_profiles
+from lownas.predictors.uncertainty import LogErrors
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
 
 NEW = "cpu:torch"
@@ -87,13 +97,97 @@ def measure(path: Path) -> None:
                     print(number, role, name, row["median_ms"], m.runs, flush=True)
 
 
+def sample_of(config: LowFormerConfig, rows: list[dict]) -> Sample:
+    """The looks at a configuration, merged as a calibration does."""
+    return merged(
+        [
+            Sample(config, r["undisturbed_ms"], max(0.0, r["median_ms"] / r["undisturbed_ms"] - 1), r["kernel_ms"])
+            for r in rows
+        ]
+    )
+
+
+def shipped() -> dict[str, LatencyPredictor]:
+    paths = sorted(shipped_profiles().glob("*.json"))
+    return {str(predictor.target): predictor for predictor in map(LatencyPredictor.read, paths)}
+
+
+def errors(
+    name: str, train: list[Sample], test: list[tuple[LowFormerConfig, float]], known: dict[str, LatencyPredictor]
+) -> dict[str, object]:
+    """Errors on `test` (configurations and their median ms) of a fit alone, and of what a calibration would save."""
+    target = Target.parse(name)
+    block = blocked_channels(train) if target.kernels == "onnxruntime" else 0
+    fit = fit_samples(train, target.kernels, block)
+    borrowed = borrow(fit, train, name, known)
+    configs, measured = [config for config, _ in test], np.array([ms for _, ms in test])
+    alone = LatencyPredictor(target, fit.model, LogErrors.from_errors(fit.log_errors), {})
+    result: dict[str, object] = {"measurements": len(train), "test": len(test)}
+    result["alone"] = summary(alone, configs, measured)
+    if borrowed is None:
+        result["as_calibrated"], result["leans_on"] = result["alone"], {}
+        return result
+    model, log_errors, _ = borrowed
+    stacked = LatencyPredictor(target, model, LogErrors.from_errors(log_errors), {})
+    result["as_calibrated"] = summary(stacked, configs, measured)
+    result["leans_on"] = {part.name: round(part.share, 3) for part in model.parts if part.name != name}
+    return result
+
+
+def summary(predictor: LatencyPredictor, configs: list[LowFormerConfig], measured: np.ndarray) -> dict[str, object]:
+    predicted = predictor.latency_ms(configs)
+    error = np.abs(predicted / measured - 1)
+    drawn = np.random.default_rng(0).integers(0, len(error), (2000, len(error)))
+    low, high = (predictor.quantile_ms(configs, q) for q in (0.05, 0.95))
+    return {
+        "mape": round(float(error.mean()), 4),
+        "mape_95": [round(float(q), 4) for q in np.quantile(error[drawn].mean(1), [0.025, 0.975])],
+        "median_error": round(float(np.median(error)), 4),
+        "spearman": round(float(spearmanr(predicted, measured).statistic), 4),
+        "within_90_percent_interval": round(float(np.mean((low <= measured) & (measured <= high))), 4),
+    }
+
+
+def report(path: Path) -> dict[str, object]:
+    known = shipped()
+    result: dict[str, object] = {}
+    rows = read_rows(path)
+    if rows:
+        roles = configs()
+        looks: dict[tuple[str, str], list[dict]] = {}
+        for row in rows:
+            looks.setdefault((row["target"], row["role"]), []).append(row)
+        spread = [role for role in roles if role.startswith("spread")]
+        neighbour = [sample_of(roles[role], looks[KNOWN, role]) for role in spread]
+        fit = fit_samples(neighbour, "onnxruntime", blocked_channels(neighbour))
+        own = LatencyPredictor(Target.parse(KNOWN), fit.model, LogErrors.from_errors(fit.log_errors), {})
+        train = [sample_of(roles[role], looks[NEW, role]) for role in spread]
+        test = [
+            (config, float(np.median([row["median_ms"] for row in looks[NEW, role]])))
+            for role, config in roles.items()
+            if role.startswith("random")
+        ]
+        entries = [errors(NEW, train[:count], test, known | {str(own.target): own}) for count in (10, 20)]
+        result[NEW] = {"host": rows[0]["host"], "calibrations": entries}
+    measured = networks(read_rows(Path(__file__).with_name("cpu_space_rows.jsonl.gz")), "confirmation")
+    test = [(network.config, network.median_ms) for role, network in measured.items() if role.startswith("random")]
+    train = [measured[f"spread3:{i}"].sample for i in range(40)]
+    result[KNOWN] = {"calibrations": [errors(KNOWN, train[:count], test, known) for count in (10, 20, 40)]}
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("measure", "report"))
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_name("borrow_rows.jsonl.gz"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("borrow.json"))
     arguments = parser.parse_args()
     if arguments.step == "measure":
         measure(arguments.rows)
+    else:
+        result = report(arguments.rows)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

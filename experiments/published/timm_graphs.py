@@ -1,6 +1,6 @@
 """Operator graphs of the models that timm's benchmark files name, traced once and kept in a cache folder.
 
-    python timm_graphs.py --published FOLDER --cache FOLDER [--limit N]
+    python timm_graphs.py --published FOLDER --cache FOLDER [--kind KIND] [--limit N]
 
 Needs timm and lownas; nothing is downloaded, no weights are made (meta device). A broken run goes on where it stopped.
 """
@@ -21,14 +21,21 @@ import numpy as np
 
 from lownas.search_space.graph import OpGraph
 
-BENCHMARKS = (
-    "rtx3090-amp-nhwc.csv",
-    "rtx3090-amp-nchw.csv",
-    "rtx4090-amp-nhwc.csv",
-    "rtx5090-amp-nchw.csv",
-    "i7_12700h-fp32-batch1.csv",
-    "i9_10940x-fp32-batch1.csv",
-)
+BENCHMARKS = {
+    "rtx3090-amp-nhwc.csv": "nhwc",
+    "rtx3090-amp-nchw.csv": "nchw",
+    "rtx4090-amp-nhwc.csv": "nhwc",
+    "rtx5090-amp-nchw.csv": "nchw",
+    "i7_12700h-fp32-batch1.csv": "compiled",
+    "i9_10940x-fp32-batch1.csv": "compiled",
+}
+"""Files of timm, and what their models ran as."""
+KINDS: dict[str, dict[str, bool]] = {
+    "compiled": {},
+    "nchw": {"copies": True},
+    "nhwc": {"copies": True, "channels_last": True},
+}
+"""How a model is traced: without what compilers remove, or as PyTorch runs it eagerly in either memory format."""
 ANCHORS = "rtx3090-tensorrt-fp16-batch1.csv"
 
 
@@ -76,17 +83,17 @@ def anchor_rows(path: Path) -> list[tuple[Model, float, str]]:
     ]
 
 
-def load_graph(model: Model, cache: Path) -> OpGraph | None:
+def load_graph(model: Model, cache: Path, kind: str) -> OpGraph | None:
     """The cached graph; None where the model could not be traced or was not yet."""
-    path = cache / f"{model.key}.npz"
+    path = cache / kind / f"{model.key}.npz"
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as arrays:
         return OpGraph(arrays["table"], arrays["edges"])
 
 
-def trace(model: Model) -> OpGraph:
-    """Builds the timm model without weights and traces it."""
+def trace(model: Model, kind: str) -> OpGraph:
+    """Builds the timm model without weights and traces it, as `KINDS` says."""
     import timm
     import torch
 
@@ -111,30 +118,31 @@ def trace(model: Model) -> OpGraph:
             if tuple(default) != size:
                 with contextlib.suppress(TypeError):  # convolutional models take no image size, and any image
                     module = timm.create_model(name, img_size=size[0] if size[0] == size[1] else size)
-    return op_graph_from_torch(module, (3, *size))
+    return op_graph_from_torch(module, (3, *size), **KINDS[kind])
 
 
-def trace_all(models: Iterable[Model], cache: Path) -> dict[str, str]:
+def trace_all(models: Iterable[Model], cache: Path, kind: str) -> dict[str, str]:
     """Traces what the cache lacks; returns key -> reason for those that cannot be traced (kept in failed.json)."""
-    cache.mkdir(parents=True, exist_ok=True)
-    record = cache / "failed.json"
+    folder = cache / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "failed.json"
     failed: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     todo = [model for model in dict.fromkeys(models) if model.key not in failed]
-    todo = [model for model in todo if not (cache / f"{model.key}.npz").exists()]
+    todo = [model for model in todo if not (folder / f"{model.key}.npz").exists()]
     start = time.monotonic()
     for number, model in enumerate(todo, start=1):
         try:
-            graph = trace(model)
+            graph = trace(model, kind)
         except Exception as error:  # someone else's 1,200 models: any of them may fail in any way, and is reported
             failed[model.key] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
             record.write_text(json.dumps(failed, indent=1))
             continue
-        partial = cache / f"{model.key}.partial.npz"
+        partial = folder / f"{model.key}.partial.npz"
         np.savez_compressed(partial, table=graph.table, edges=graph.edges)
-        partial.rename(cache / f"{model.key}.npz")
+        partial.rename(folder / f"{model.key}.npz")
         if number % 50 == 0:
             seconds = time.monotonic() - start
-            print(f"{number}/{len(todo)} traced, {seconds:.0f} s, {len(failed)} failed", file=sys.stderr)
+            print(f"{kind}: {number}/{len(todo)} traced, {seconds:.0f} s, {len(failed)} failed", file=sys.stderr)
     return failed
 
 
@@ -160,10 +168,11 @@ def spread(models: list[Model], limit: int | None) -> list[Model]:
     return [models[index] for index in np.linspace(0, len(models) - 1, limit).round().astype(int)]
 
 
-def wanted(published: Path, limit: int | None) -> list[Model]:
-    """The anchors, and the models of the benchmark files."""
-    anchors = [model for model, _, _ in anchor_rows(published / ANCHORS)]
-    rows = [model for name in BENCHMARKS for model, _ in benchmark_rows(published / name)]
+def wanted(published: Path, kind: str, limit: int | None) -> list[Model]:
+    """The models of the benchmark files that ran as `kind`; the anchors are compiled ones."""
+    anchors = [model for model, _, _ in anchor_rows(published / ANCHORS)] if kind == "compiled" else []
+    names = [name for name, ran in BENCHMARKS.items() if ran == kind]
+    rows = [model for name in names for model, _ in benchmark_rows(published / name)]
     return list(dict.fromkeys(anchors + spread(rows, limit)))
 
 
@@ -171,11 +180,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", type=Path, required=True, help="folder with timm's result files")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the traced graphs")
-    parser.add_argument("--limit", type=int, help="trace at most so many benchmark models, spread over the names")
+    parser.add_argument("--limit", type=int, help="trace at most so many models of a kind, spread over the names")
+    parser.add_argument("--kind", choices=tuple(KINDS), help="trace only these")
     arguments = parser.parse_args()
-    models = wanted(arguments.published, arguments.limit)
+    models = {kind: wanted(arguments.published, kind, arguments.limit) for kind in KINDS}
     arguments.cache.mkdir(parents=True, exist_ok=True)
-    (arguments.cache / "families.json").write_text(json.dumps(families(models), indent=1, sort_keys=True))
-    problems = trace_all(models, arguments.cache)
-    for key, reason in problems.items():
-        print(f"{key}: {reason}")
+    names = families(model for several in models.values() for model in several)
+    (arguments.cache / "families.json").write_text(json.dumps(names, indent=1, sort_keys=True))
+    for kind in [arguments.kind] if arguments.kind else KINDS:
+        for key, reason in trace_all(models[kind], arguments.cache, kind).items():
+            print(f"{kind} {key}: {reason}")

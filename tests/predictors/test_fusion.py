@@ -9,6 +9,7 @@ from lownas.evaluators.kernel_times import kernel_names
 from lownas.predictors.fit import BLOCKS, Sample, blocked_channels
 from lownas.predictors.fusion import (
     KERNEL_CLASS,
+    KERNEL_COLUMN,
     RUNTIMES,
     Kernels,
     fuse,
@@ -142,3 +143,68 @@ def test_blocked_layout_depends_on_channels():
 def test_unknown_runtime():
     with pytest.raises(ValueError, match="tensorrt"):
         fuse(op_graph(PRESETS["lowformer_b0"]), "tvm")
+
+
+def test_autocast_converts_between_norms_and_products():
+    build = GraphBuilder()
+    row, shape = build.conv(-1, (3, 32, 32), 16, 3, norm=True)
+    normed = build.add_op("layer_norm", [row], shape_in=shape, shape_out=shape)
+    again, shape = build.conv(normed, shape, 16, 1)
+    total = build.add_op("add", [normed, again], shape_in=shape, shape_out=shape)
+    build.pointwise("relu", [total], shape)
+    kernels = fuse(build.build(), "torch-amp")
+    assert kernels.classes == [
+        "cast",  # the image
+        "conv_first",
+        "batch_norm",
+        "cast",  # to fp32
+        "layer_norm",
+        "cast",  # and back
+        "conv_pointwise",
+        "add",
+        "activation",
+    ]
+    n = 16 * 32 * 32
+    elements = dict(zip(kernels.classes[4:], kernels.table[4:, 13:15].tolist(), strict=True))
+    assert elements["layer_norm"] == [2 * n, 2 * n]  # in units of fp16
+    assert elements["conv_pointwise"] == [n, n]
+    assert elements["add"] == [2 * n + n, 2 * n]  # fp32 and fp16 give fp32
+    assert elements["activation"] == [2 * n, 2 * n]
+
+
+@pytest.mark.parametrize("runtime", ["torch-amp", "torch-compile"])
+def test_attention_is_one_kernel_unless_something_stands_in_between(runtime):
+    kernels = fuse(op_graph(PRESETS["lowformer_b1"]), runtime)
+    assert kernels.classes.count("attention") == 10  # one a block
+    assert "softmax" not in kernels.classes and "matmul" not in kernels.classes
+    graph = op_graph(PRESETS["lowformer_b1"])
+    heads = [int(op[10]) for op, kind in zip(graph.table, graph.kinds, strict=True) if kind == "softmax"]
+    table = kernels.table[[name == "attention" for name in kernels.classes]]
+    assert len(heads) == len(table)
+    tokens = table[:, KERNEL_COLUMN["cin"]] // table[:, KERNEL_COLUMN["groups"]]
+    assert set(tokens.tolist()) == {49}  # 7 x 7, of both stages
+    assert kernels.column("macs").sum() == graph.macs
+
+    build = GraphBuilder()
+    width, shape = 32, (4, 49, 49)
+    scores = build.add_op(
+        "matmul", [-1, -1], shape_in=(width, 49, 49), shape_out=shape, groups=4, macs=4 * 49 * 49 * 32
+    )
+    masked = build.pointwise("mul", [scores], shape)
+    weights = build.add_op("softmax", [masked], shape_in=shape, shape_out=shape)
+    build.add_op("matmul", [weights, -1], shape_in=(49, 49, 32), shape_out=(4, 49, 32), groups=4, macs=4 * 49 * 49 * 32)
+    classes = fuse(build.build(), runtime).classes
+    assert classes.count("matmul") == 2 and "attention" not in classes
+
+
+def test_compiled_chains_are_one_kernel_and_norms_take_them_along():
+    build = GraphBuilder()
+    first, shape = build.conv(-1, (16, 32, 32), 16, 3, norm=True)
+    act = build.pointwise("relu", [first], shape)
+    second, shape = build.conv(act, shape, 16, 7, groups=16, norm=True)
+    total = build.add_op("add", [act, second], shape_in=shape, shape_out=shape)
+    normed = build.add_op("layer_norm", [total], shape_in=shape, shape_out=shape)
+    build.pointwise("gelu", [normed], shape)
+    kernels = fuse(build.build(), "torch-compile")
+    assert kernels.classes == ["conv_dense", "activation", "conv_depthwise_7", "activation", "layer_norm"]
+    assert kernels.column("tail").tolist() == [0, 1, 0, 1, 1]

@@ -23,10 +23,11 @@ BLOCK = 16
 def true_model(sharpness: float = 1.0) -> KernelModel:
     """A made-up device: 50 GMAC/s, less for few channels; 10 G elements/s; 3 us per kernel."""
     coefficients = np.zeros((len(KERNEL_CLASSES), len(COEFFICIENTS)))
-    rng = np.random.default_rng(7)
+    # By class, so that a new one leaves the others as they were.
+    factors = np.stack([np.random.default_rng([7, code]).uniform(0.5, 2, 7) for code in range(len(KERNEL_CLASSES))])
     typical = {"launch": 0.003, "macs": 0.02, "macs_per_cin": 0.1, "tail": 0.1, "inputs": 0.1, "outputs": 0.1}
-    for term, value in {**typical, "weights": 0.1}.items():
-        coefficients[:, COEFFICIENTS.index(term)] = value * rng.uniform(0.5, 2, len(KERNEL_CLASSES))
+    for number, (term, value) in enumerate({**typical, "weights": 0.1}.items()):
+        coefficients[:, COEFFICIENTS.index(term)] = value * factors[:, number]
     return KernelModel("onnxruntime", BLOCK, coefficients, sharpness, overhead_ms=0.1, scale=1.02)
 
 
@@ -164,3 +165,32 @@ def test_padding_to_blocks_costs():
     first = kernels.column("class") == KERNEL_CLASS["conv_first"]
     blocked, plain = (physical_terms(kernels, block)[0][first, 0] for block in (BLOCK, 0))
     assert blocked / plain == pytest.approx(32 / 24)
+
+
+def test_padding_by_class_costs():
+    kernels = fuse(op_graph(PRESETS["lowformer_e1"].replace(stem_width=24)), "torch-compile")
+    plain, padded = (physical_terms(kernels, pads=pads)[0][:, 0] for pads in (None, {"conv_first": 16}))
+    first = kernels.column("class") == KERNEL_CLASS["conv_first"]
+    assert padded[first] / plain[first] == pytest.approx(16 / 3 * 32 / 24)
+    assert (padded[~first] == plain[~first]).all()
+
+
+def test_what_a_cache_does_not_hold_spills():
+    kernels = fuse(op_graph(PRESETS["lowformer_e1"]), "torch-compile")
+    moved = kernels.column("inputs") + kernels.column("outputs")
+    compute, memory = physical_terms(kernels, cache=100_000)
+    assert np.allclose(memory[:, -1] * 1e6, np.maximum(moved - 100_000, 0)) and memory[:, -1].any()
+    pixels = np.maximum(kernels.column("hout") * kernels.column("wout"), 1)
+    assert np.allclose(compute[:, -1] * 1e6, kernels.column("macs") / pixels)
+    without = physical_terms(kernels)
+    assert not without[0][:, -1].any() and not without[1][:, -1].any()
+
+
+def test_padding_and_cache_are_kept():
+    model = with_ranges(
+        replace(true_model(), pads={"linear": 8}, cache=1000), [fuse(op_graph(PRESETS["lowformer_e1"]), "torch")]
+    )
+    again = KernelModel.from_dict(json.loads(json.dumps(model.to_dict())))
+    assert (again.pads, again.cache) == ({"linear": 8}, 1000)
+    with pytest.raises(ValueError, match="padding of"):
+        KernelModel.from_dict({**model.to_dict(), "pads": {"warp": 8}})

@@ -1,4 +1,4 @@
-"""The shipped RTX 3090 profiles: they load alone, say where they come from, and predict sanely and fast."""
+"""The shipped profiles: they load alone, say where they come from, and predict sanely and fast."""
 
 import json
 import subprocess
@@ -10,12 +10,13 @@ import pytest
 
 from lownas.predictors import LatencyPredictor
 from lownas.predictors.fusion import KERNEL_CLASSES, fuse
-from lownas.predictors.kernel_model import physical_terms
+from lownas.predictors.kernel_model import COMPUTE_TERMS, physical_terms
 from lownas.predictors.target import Target, shipped_profiles
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph import GraphBuilder
 
-TARGETS = ("rtx3090", "rtx3090:throughput")
+THROUGHPUT = ("rtx3090:throughput", "rtx4090:throughput", "rtx5090:throughput")
+TARGETS = ("rtx3090", *THROUGHPUT, "i7-12700h", "i9-10940x")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,33 @@ def test_the_shipped_profile_is_small_and_says_where_it_comes_from(target: str) 
     assert 0 < provenance["held_out_error"] < 0.5 * provenance["macs_only_error"]
     assert "families" in provenance["held_out"]
     assert "conv_transpose" in provenance["not_covered"]
+    interval = provenance["held_out_interval"]
+    assert 0.8 < interval["covered"] < 1 and interval["median_half_width"] < 0.5
+
+
+def test_every_shipped_profile_is_tested_here() -> None:
+    names = {path.name for path in shipped_profiles().glob("*.json")}
+    assert names == {Target.parse(target).file_name for target in TARGETS}
+
+
+def test_newer_cards_are_faster_and_cpus_slower() -> None:
+    configs = [PRESETS["lowformer_b1"], PRESETS["lowformer_e3"]]
+    ampere, ada, blackwell = (LatencyPredictor.load(target).latency_ms(configs) for target in THROUGHPUT)
+    assert (ada < ampere).all() and (blackwell < ada).all()
+    gpu, i7, i9 = (
+        LatencyPredictor.load(target).latency_ms(configs) for target in ("rtx3090", "i7-12700h", "i9-10940x")
+    )
+    assert (gpu < 0.5 * i7).all() and (gpu < 0.5 * i9).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_bulk_and_single_predictions_agree(target: str) -> None:
+    predictor = LatencyPredictor.load(target)
+    configs = list(PRESETS.values())
+    single = [entry.latency_ms for entry in predictor.predict(configs)]
+    graphs = [entry.latency_ms for entry in predictor.predict([op_graph(config) for config in configs])]
+    np.testing.assert_allclose(predictor.latency_ms(configs), single)
+    np.testing.assert_allclose(graphs, single)
 
 
 def test_the_batch_1_profile_names_sources_families_and_what_it_refers_to(predictor: LatencyPredictor) -> None:
@@ -133,10 +161,12 @@ def test_macs_per_output_counts_only_where_a_tile_is_given() -> None:
     kernels = fuse(op_graph(PRESETS["lowformer_b0"]), "tensorrt")
     without, _ = physical_terms(kernels)
     with_tile, _ = physical_terms(kernels, tile=1024)
-    assert (without[:, -1] == 0).all()
+    column = COMPUTE_TERMS.index("macs_per_output")
+    assert (without[:, column] == 0).all()
     macs, outputs = kernels.column("macs"), kernels.column("outputs")
-    np.testing.assert_allclose(with_tile[:, -1] * 1e6, macs / np.maximum(outputs, 1024))
-    np.testing.assert_array_equal(without[:, :-1], with_tile[:, :-1])
+    np.testing.assert_allclose(with_tile[:, column] * 1e6, macs / np.maximum(outputs, 1024))
+    others = np.arange(len(COMPUTE_TERMS)) != column
+    np.testing.assert_array_equal(without[:, others], with_tile[:, others])
 
 
 def test_a_channel_gate_is_no_tail_of_the_layer_that_computes_it() -> None:
