@@ -393,8 +393,8 @@ def _given(
     return items
 
 
-def _timm_graph(name: str) -> OpGraph:
-    """A model of timm at its own input size, traced without weights."""
+def _timm_graph(name: str, *, copies: bool) -> OpGraph:
+    """A model of timm at its own input size, traced without weights; `copies` as in `op_graph_from_torch`."""
     import difflib
 
     try:
@@ -411,7 +411,8 @@ def _timm_graph(name: str) -> OpGraph:
         raise ValueError(f"--timm: unknown model {name!r}: {hint}")
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
-    return op_graph_from_torch(model, tuple(model.pretrained_cfg["input_size"]))
+    size = tuple(model.pretrained_cfg["input_size"])
+    return op_graph_from_torch(model, size, copies=copies, channels_last=copies)
 
 
 def _read_config(path: Path) -> LowFormerConfig:
@@ -449,7 +450,8 @@ def predict(
     if not 0 < coverage < 1:
         raise ValueError(f"--coverage: between 0 and 1, given {coverage}")
     items: list[tuple[str, LowFormerConfig | OpGraph | Path]] = [*_given(config, preset, onnx)]
-    items += [(name, _timm_graph(name)) for name in timm or ()]
+    # PyTorch in eager mode executes copies that compilers remove.
+    items += [(name, _timm_graph(name, copies=full.kernels == "torch-amp")) for name in timm or ()]
     if not items:
         raise ValueError("nothing to do: name models with --preset, --config, --onnx or --timm")
     predictor = _predictor(full, profiles)

@@ -151,7 +151,8 @@ def _time_whole(model: bytes | str, job: Job, optimized: Path | None) -> tuple[T
 def alone(say: Callable[[str], None]) -> Iterator[Path]:
     """Holds the one lock that every measurement on this machine takes; gives an empty folder meanwhile.
 
-    Raises RuntimeError if whoever has it keeps it for longer than `WAIT_S`. `say` is told of a long wait.
+    Trainings (`training`) share that lock, so that no measurement runs beside them either. Raises RuntimeError if
+    whoever has it keeps it for longer than `WAIT_S`. `say` is told of a long wait.
     """
     base = Path(tempfile.gettempdir()) / f"lownas-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
@@ -170,6 +171,14 @@ def alone(say: Callable[[str], None]) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock.truncate(0)
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """Holds off measurements while this process works hard; waits for one under way. Others may train meanwhile."""
+    with _lock_file() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 def _lock_file() -> TextIO:
@@ -195,14 +204,14 @@ def _wait_for(lock: TextIO, say: Callable[[str], None]) -> None:
     while not _locked(lock):
         waited = time.monotonic() - begin
         lock.seek(0)
-        other = lock.read(30)
-        if not other.startswith("process ") or not other[8:].isdigit():
-            other = "another process"
+        holder = lock.read(30)  # of a measurement; trainings, of which there may be several, leave no name
+        measures = holder.startswith("process ") and holder[8:].isdigit()
+        what = f"another measurement on this machine ({holder})" if measures else "trainings on this machine"
         if waited > WAIT_S:
-            raise RuntimeError(f"another measurement on this machine ({other}) does not end: {waited:.0f} s waited")
+            raise RuntimeError(f"waited {waited:.0f} s for {what} to end")
         if waited > SAY_AFTER_S and not said:
             said = True
-            say(f"waiting for another measurement on this machine to end ({other})")
+            say(f"waiting for {what} to end")
         time.sleep(0.02)
 
 
@@ -217,9 +226,16 @@ def _locked(lock: TextIO) -> bool:
 # --- onnxruntime -----------------------------------------------------------------------------------------------------
 
 
-def _session(model: bytes | str, job: Job, optimized: Path | None) -> Any:
+def load_onnxruntime() -> Any:
+    """The module, told to send nothing anywhere: its telemetry has a thread and files of its own."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    return onnxruntime
+
+
+def _session(model: bytes | str, job: Job, optimized: Path | None) -> Any:
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
     options.inter_op_num_threads = 1
@@ -254,8 +270,7 @@ def _random_feeds(session: Any, job: Job, seed: int = 0) -> dict[str, np.ndarray
 
 def _profile(optimized: Path, feeds: dict[str, np.ndarray], job: Job, folder: Path) -> list[Node]:
     """The nodes of an optimized model, run as it is under onnxruntime's profiler."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     nodes = list(_nodes(optimized.read_bytes()))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
@@ -393,8 +408,7 @@ def _busy_s() -> float:
 
 
 def _hello() -> dict[str, Any]:
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     return {
         "cpu": _cpu_name(),
         "gpu": _gpu_name(),
@@ -462,7 +476,6 @@ def serve() -> None:
     """Answers requests until the input ends: then whoever asked is gone, and a measurement under way is given up."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not end up among the answers
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # no threads and files of its own meanwhile
     ending = (signal.SIGTERM, signal.SIGHUP)
 
     def end(*_: object) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from ..search_space import LowFormerConfig, OpGraph
-from .agent import Job, Node, Timed, alone, time_model, time_runs
+from .agent import Job, Node, Timed, alone, load_onnxruntime, time_model, time_runs
 from .kernel_times import kernel_times_ms
 
 if TYPE_CHECKING:
@@ -258,8 +258,7 @@ def check_measurable(target: Setting) -> None:
     if (target.device == "cpu") != (_PROVIDERS.get(target.runtime) in (None, "CPUExecutionProvider")):
         known = "cpu/onnxruntime/..., cuda/onnxruntime-cuda/... and cuda/onnxruntime-tensorrt/..."
         raise ValueError(f"{target}: this runtime is not that device's; known are {known}")
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     check_onnx_setting(target)
     check_onnx_provider(target, onnxruntime.get_available_providers(), onnxruntime.__version__)
 
@@ -303,8 +302,7 @@ def measure_onnx(
     No two measurements run at once on this machine; a second one waits for the first.
     """
     check_measurable(target)
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     source = model if isinstance(model, bytes) else str(model)
     timed, nodes = time_model(source, onnx_job(target, what, time_limit_s, min_runs, kernels), logger.warning)
     versions = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..evaluators.agent import training
+
 Task = Mapping[str, Any]
 Evaluate = Callable[[Task], Mapping[str, Any]]
 
@@ -163,7 +165,8 @@ class RayPool:
 
 def _evaluate_safely(evaluate: Evaluate, task: Task) -> Outcome:
     try:
-        return Outcome(int(task["trial"]), evaluate(task))
+        with training():
+            return Outcome(int(task["trial"]), evaluate(task))
     except MemoryError as error:
         return Outcome(int(task["trial"]), None, f"out of memory: {describe_error(error)}")
     # Any exception of a candidate is that candidate's failure: the one place where all of them are caught.

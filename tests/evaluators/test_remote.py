@@ -446,7 +446,7 @@ def test_one_measurement_at_a_time_on_this_machine(monkeypatch, tmp_path):
     other.start()
     held.wait()
     monkeypatch.setattr(agent, "WAIT_S", 1.0)
-    with pytest.raises(RuntimeError, match="does not end"), agent.alone(said.append):
+    with pytest.raises(RuntimeError, match="waited 1 s for another measurement"), agent.alone(said.append):
         pass
     monkeypatch.setattr(agent, "WAIT_S", 60.0)
 
@@ -458,7 +458,19 @@ def test_one_measurement_at_a_time_on_this_machine(monkeypatch, tmp_path):
         assert list(folder.iterdir()) == []
     other.join()
     assert not folder.exists()
-    assert said == [f"waiting for another measurement on this machine to end (process {os.getpid()})"] * 2
+    assert said == [f"waiting for another measurement on this machine (process {os.getpid()}) to end"] * 2
+
+
+def test_no_measurement_beside_a_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(agent, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(agent, "WAIT_S", 0.3)
+    with agent.training(), agent.training():  # several trainings go together
+        begin = time.monotonic()
+        with pytest.raises(RuntimeError, match="waited 0 s for trainings"):
+            agent.alone(lambda text: None).__enter__()
+        assert time.monotonic() - begin > 0.25
+    with agent.alone(lambda text: None):
+        pass
 
 
 def test_lock_is_for_every_user(monkeypatch, tmp_path):

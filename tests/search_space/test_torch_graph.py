@@ -125,6 +125,30 @@ class Mixed(nn.Module):
         return {"map": y, "line": self.line(y.flatten(2)[:, :9] * 0.5)}
 
 
+class Windows(nn.Module):
+    """Attention's windows: a permutation that has to be copied, one that is a view, and a product with one number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x) * 0.5
+        windows = x.reshape(1, 4, 2, 4, 2, 4).permute(0, 2, 4, 3, 5, 1).reshape(4, 16, 4)
+        return windows.transpose(1, 2)
+
+
+def test_copies_that_eager_torch_executes() -> None:
+    assert op_graph_from_torch(Windows(), (4, 8, 8)).kinds == ["relu"]
+    graph = op_graph_from_torch(Windows(), (4, 8, 8), copies=True)
+    assert graph.kinds == ["relu", "mul", "move"]
+    assert graph.column("outputs").tolist() == [256] * 3
+    tokens = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(2), Transposed(), nn.Flatten(1))
+    last = op_graph_from_torch(tokens, (3, 8, 8), copies=True, channels_last=True)
+    assert (last.kinds, op_graph_from_torch(tokens, (3, 8, 8), copies=True).kinds) == (["conv"], ["conv", "move"])
+
+
+class Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
 def test_other_operators_and_dead_branches() -> None:
     module = Mixed()
     graph = op_graph_from_torch(module, (3, 16, 16))
