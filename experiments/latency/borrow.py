@@ -12,14 +12,13 @@ Whether to lean is decided as a calibration decides it.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import warnings
 from pathlib import Path
 
 import numpy as np
-from cpu_space import networks
+from cpu_space import networks, read_rows
 from scipy.stats import spearmanr
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -54,13 +53,6 @@ def configs() -> dict[str, LowFormerConfig]:
             roles[f"random:{len(roles) - CALIBRATION}"] = config
             taken.add(config.id)
     return roles
-
-
-def read_rows(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        return [json.loads(line) for line in file]
 
 
 def measure(path: Path) -> None:

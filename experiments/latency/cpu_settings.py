@@ -1,11 +1,11 @@
-"""How well a calibration predicts the rest of its space in other settings of `cpu`: int8, two threads, a batch of four.
+"""How well a calibration predicts the rest of its space in other settings of `cpu`: int8, and two threads.
 
-    python experiments/latency/cpu_settings.py measure --rows rows.jsonl    # resumable; about fifteen minutes a pass
-    python experiments/latency/cpu_settings.py report --rows rows.jsonl     # writes cpu_settings.json
+    python experiments/latency/cpu_settings.py measure --rows rows.jsonl     # resumable; twelve minutes a pass
+    python experiments/latency/cpu_settings.py report [--rows rows.jsonl]    # writes cpu_settings.json
 
 Measured are, interleaved and in random order, the configurations that a calibration would choose (`spread_sample`, seed
 0), random ones of the default space, which no fit and no choice sees, and the published models, those also in fp32 on
-one thread. Several passes are merged as a calibration's looks are. Not run yet: no results are committed.
+one thread. Several passes are merged as a calibration's looks are; those committed are of one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from cpu_space import read_rows
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,11 +29,11 @@ from lownas.predictors.uncertainty import LogErrors
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 
 REFERENCE = "cpu"
-SETTINGS = ("cpu:int8", "cpu/onnxruntime/fp32/b1/t2", "cpu/onnxruntime/fp32/b4/t1")
+SETTINGS = ("cpu:int8", "cpu/onnxruntime/fp32/b1/t2")
 CALIBRATION = 40
 RANDOM = 30
 LIMIT_MACS = 2.0**32
-"""Of all configurations, calibration and test alike: a batch of four takes as long as 2^34 would."""
+"""Of all configurations, calibration and test alike."""
 LEAST_RUNS = 10
 TRIES = 3
 BOOTSTRAPS = 2000
@@ -53,11 +54,7 @@ def configs(calibration: int, random: int) -> dict[str, LowFormerConfig]:
 
 
 def measure(rows: Path, settings: list[str], passes: int, calibration: int, random: int) -> None:
-    done: set[tuple[int, str, str]] = set()
-    if rows.exists():
-        for line in rows.read_text().splitlines():
-            row = json.loads(line)
-            done.add((row["pass"], row["role"], row["setting"]))
+    done = {(row["pass"], row["role"], row["setting"]) for row in read_rows(rows)}
     roles = configs(calibration, random) | PRESETS
     with rows.open("a") as file:
         for number in range(passes):
@@ -151,7 +148,7 @@ def metrics(predicted: np.ndarray, measured: np.ndarray) -> dict[str, object]:
 
 
 def report(rows: Path, out: Path, calibration: int, random: int) -> None:
-    data = [json.loads(line) for line in rows.read_text().splitlines()]
+    data = read_rows(rows)
     settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in data)]
     roles = configs(calibration, random)
     reference = samples_of(data, REFERENCE, dict(PRESETS))
@@ -178,7 +175,7 @@ def report(rows: Path, out: Path, calibration: int, random: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("measure", "report"))
-    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, default=Path(__file__).with_name("cpu_settings_rows.jsonl.gz"))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--samples", type=int, default=CALIBRATION)
