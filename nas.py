@@ -591,19 +591,30 @@ def targets(profiles: Profiles = None, as_json: Json = False) -> None:
     from rich.table import Table
 
     table = Table(title="targets")
-    for column in ("name", "setting", "measured", "held-out error", "MACs alone", "source"):
-        numeric = column in ("measured", "held-out error", "MACs alone")
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=column in ("name", "setting"))
+    for column in ("name", "setting", "measured", "held-out error", "MACs alone"):
+        table.add_column(column, justify="left" if column in ("name", "setting") else "right", no_wrap=True)
+    missing, sources = [], []
     for entry in entries:
+        name = entry["alias"] or entry["target"]
+        if entry["path"] is None:
+            missing.append(name)
+            continue
         errors = [entry["held_out_error"], entry["macs_only_error"]]
         table.add_row(
             entry["alias"] or "",
             entry["target"],
             "" if entry["samples"] is None else str(entry["samples"]),
             *("" if error is None else f"{100 * error:.1f} %" for error in errors),
-            entry["source"] if entry["usable"] else entry["reason"],
         )
-    _stdout().print(table)
+        sources.append(f"{name}: {entry['source'] if entry['usable'] else entry['reason']}")
+    out = _stdout()
+    out.print(table)
+    for line in sources:
+        out.print(line, highlight=False, soft_wrap=True)
+    if missing:
+        out.print(
+            f"no profile yet: {', '.join(missing)} (lownas calibrate --target NAME)", highlight=False, soft_wrap=True
+        )
 
 
 @app.command()

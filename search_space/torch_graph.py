@@ -132,7 +132,7 @@ def op_graph_from_torch(
         input_size: (channels, height, width).
         copies: whether what only an eager runtime executes is in the graph as well: copies that rearrange data
             ("move") and products with one number ("mul").
-        channels_last: the memory format of image and weights, on which the copies depend.
+        channels_last: the memory format that convolutions give, on which the copies depend.
 
     Raises:
         ValueError: the forward pass cannot be traced without data (for example because it branches on values).
@@ -148,12 +148,8 @@ def op_graph_from_torch(
         state[name] = torch.empty_like(buffer, device="meta")
     training = [child for child in module.modules() if child.training]
     image = torch.empty(1, *input_size, device="meta")
-    if channels_last:
-        image = image.contiguous(memory_format=torch.channels_last)
-        for name, tensor in state.items():
-            if tensor.dim() == 4:
-                state[name] = tensor.contiguous(memory_format=torch.channels_last)
-    recorder = _Recorder({id(tensor): _Constant(frozenset({name})) for name, tensor in state.items()}, copies)
+    known: dict[int, _Value] = {id(tensor): _Constant(frozenset({name})) for name, tensor in state.items()}
+    recorder = _Recorder(known, copies=copies, channels_last=channels_last)
     recorder.remember(image, GRAPH_INPUT)
     try:
         module.eval()
@@ -174,9 +170,10 @@ def op_graph_from_torch(
 class _Recorder(TorchDispatchMode):
     """Records one forward pass as a list of nodes."""
 
-    def __init__(self, values: dict[int, _Value], copies: bool) -> None:
+    def __init__(self, values: dict[int, _Value], *, copies: bool, channels_last: bool) -> None:
         super().__init__()
         self.copies = copies
+        self.channels_last = channels_last
         self.nodes: list[_Node] = []
         self._values = values
         # Tensors are told apart by id, so none may be freed, and its id used again, while tracing.
@@ -195,6 +192,9 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self.channels_last and func._schema.name == "aten::convolution" and result.dim() == 4:
+            # Meta tensors have no device, so that torch leaves their format open.
+            result = result.contiguous(memory_format=torch.channels_last)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not outputs:
             return result
