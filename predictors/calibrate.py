@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..search_space import PRESETS, LowFormerConfig, OpGraph, SearchSpace, op_graph
 from .fit import FOLDS, QUIET, Fit, Probe, Sample, blocked_channels, fit_samples, held_out_bound, merged
 from .fusion import KERNEL_CLASSES, fuse_config
+from .kernel_model import KernelModel
 from .latency import LatencyPredictor
 from .target import Target, profile_folders, user_profiles
 from .transfer import MIN_MEASUREMENTS, Part, StackedModel, fit_transfer, leave_one_out
@@ -181,9 +182,8 @@ def calibrate(
     known, runtime, block, probed = taken.to_fit(target, probes)
     fit = fit_samples(known, runtime, block, probes=probed)
     borrowed = borrow(fit, known, str(target), _other_profiles(target, profiles))
-    model, log_errors, held_out_error = fit.model, fit.log_errors, fit.held_out_error
-    if borrowed is not None:
-        model, log_errors, held_out_error = borrowed
+    model: KernelModel | StackedModel
+    model, log_errors, held_out_error = borrowed or (fit.model, fit.log_errors, fit.held_out_error)
     provenance: dict[str, Any] = {
         "source": f"measured on {'this machine' if target.is_local else target.device} with {target.runtime}",
         "samples": len(known),

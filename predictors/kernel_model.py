@@ -288,8 +288,8 @@ class KernelModel:
             pads={str(name): int(pad) for name, pad in data.get("pads", {}).items()},
             cache=int(data.get("cache", 0)),
         )
-        if unknown := [name for name, pad in model.pads.items() if name not in KERNEL_CLASS or pad < 1]:
-            raise ValueError(f"padding of {unknown}: known classes, at least 1 channel")
+        if wrong := [name for name, pad in model.pads.items() if name not in KERNEL_CLASS or pad < 1]:
+            raise ValueError(f"padding of {wrong}: known classes, at least 1 channel")
         numbers = [coefficients, np.array([model.sharpness - 1, model.overhead_ms, model.scale])]
         if not all(np.isfinite(values).all() and (values >= 0).all() for values in numbers) or model.scale == 0:
             raise ValueError("coefficients must be finite and not negative")

@@ -210,8 +210,10 @@ class LatencyPredictor:
             raise ValueError(f"predicted are configs, operator graphs and ONNX files, not {type(item).__name__}")
         total, outside = self._overhead_ms, set[str]()
         for weight, model in self._parts:
-            fused = fuse_config if isinstance(item, LowFormerConfig) else fuse
-            kernels = fused(item, model.runtime, model.block)
+            if isinstance(item, LowFormerConfig):
+                kernels = fuse_config(item, model.runtime, model.block)
+            else:
+                kernels = fuse(item, model.runtime, model.block)
             total += weight * model.graph_ms(kernels)
             outside |= set(model.outside(kernels))
         return total, tuple(sorted(outside, key=_class_order))
