@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .accuracy import AccuracyPrior
-    from .fusion import Kernels, fuse
+    from .fusion import fuse
+    from .kernels import Kernels
     from .latency import LatencyPrediction, LatencyPredictor, list_profiles
     from .target import Target
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from ..search_space import PRESETS, LowFormerConfig, OpGraph, SearchSpace, op_graph
 from .fit import FOLDS, QUIET, Fit, Probe, Sample, blocked_channels, fit_samples, held_out_bound, merged
-from .fusion import KERNEL_CLASSES, fuse_config
+from .fusion import fuse_config
 from .kernel_model import KernelModel
+from .kernels import KERNEL_CLASSES
 from .latency import LatencyPredictor
 from .target import Target, profile_folders, user_profiles
 from .transfer import MIN_MEASUREMENTS, Part, StackedModel, fit_transfer, leave_one_out

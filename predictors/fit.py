@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..search_space import LowFormerConfig, OpGraph, op_graph
-from .fusion import KERNEL_CLASS, Kernels, fuse
+from .fusion import fuse
 from .kernel_model import KernelModel, fit_corrections, fit_graphs, fit_kernels, fit_scale
+from .kernels import KERNEL_CLASS, Kernels
 
 Array = NDArray[np.float64]
 

@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .fusion import KERNEL_CLASS, KERNEL_CLASSES, KERNEL_COLUMN, Kernels
+from .kernels import KERNEL_CLASS, KERNEL_CLASSES, KERNEL_COLUMN, Kernels
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]

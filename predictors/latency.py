@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from ..search_space.config import LowFormerConfig
 from ..search_space.graph import OpGraph, Unit, units
-from .fusion import KERNEL_CLASS, KERNEL_CLASSES, PLAIN, Kernels, fuse, fuse_config, fuse_unit
+from .fusion import fuse, fuse_config, fuse_unit
 from .kernel_model import KernelModel
+from .kernels import KERNEL_CLASS, KERNEL_CLASSES, PLAIN, Kernels
 from .target import ALIASES, Target, profile_folders, user_profiles
 from .transfer import StackedModel
 from .uncertainty import LogErrors

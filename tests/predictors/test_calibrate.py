@@ -20,8 +20,9 @@ from lownas.predictors.fit import (
     profiling_ms,
     quiet_factor,
 )
-from lownas.predictors.fusion import KERNEL_CLASSES, fuse
+from lownas.predictors.fusion import fuse
 from lownas.predictors.kernel_model import COEFFICIENTS, KernelModel
+from lownas.predictors.kernels import KERNEL_CLASSES
 from lownas.search_space import PRESETS, OpGraph, SearchSpace, op_graph
 
 

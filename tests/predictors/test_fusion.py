@@ -7,14 +7,8 @@ import pytest
 
 from lownas.evaluators.kernel_times import kernel_names
 from lownas.predictors.fit import BLOCKS, Sample, blocked_channels
-from lownas.predictors.fusion import (
-    KERNEL_CLASS,
-    KERNEL_COLUMN,
-    RUNTIMES,
-    Kernels,
-    fuse,
-    fuse_config,
-)
+from lownas.predictors.fusion import RUNTIMES, fuse, fuse_config
+from lownas.predictors.kernels import KERNEL_CLASS, KERNEL_COLUMN, Kernels
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph import GraphBuilder
 from lownas.search_space.onnx_graph import onnx_model

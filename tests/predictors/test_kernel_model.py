@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lownas.predictors.fusion import KERNEL_CLASS, KERNEL_CLASSES, Kernels, fuse
+from lownas.predictors.fusion import fuse
 from lownas.predictors.kernel_model import (
     COEFFICIENTS,
     KernelModel,
@@ -15,6 +15,7 @@ from lownas.predictors.kernel_model import (
     physical_terms,
     with_ranges,
 )
+from lownas.predictors.kernels import KERNEL_CLASS, KERNEL_CLASSES, Kernels
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 
 BLOCK = 16

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lownas.predictors import LatencyPredictor, Target, list_profiles
-from lownas.predictors.fusion import KERNEL_CLASSES, fuse
+from lownas.predictors.fusion import fuse
 from lownas.predictors.kernel_model import COEFFICIENTS, KernelModel, with_ranges
+from lownas.predictors.kernels import KERNEL_CLASSES
 from lownas.predictors.latency import SCHEMA
 from lownas.predictors.uncertainty import LogErrors
 from lownas.search_space import PRESETS, SearchSpace, op_graph

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from lownas.predictors import LatencyPredictor
-from lownas.predictors.fusion import KERNEL_CLASSES, fuse
+from lownas.predictors.fusion import fuse
 from lownas.predictors.kernel_model import COMPUTE_TERMS, physical_terms
+from lownas.predictors.kernels import KERNEL_CLASSES
 from lownas.predictors.target import Target, shipped_profiles
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph import GraphBuilder

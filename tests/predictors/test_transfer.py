@@ -7,8 +7,9 @@ import pytest
 from lownas.predictors import LatencyPredictor
 from lownas.predictors.calibrate import borrow, calibrate, spread_sample
 from lownas.predictors.fit import Sample, fit_samples
-from lownas.predictors.fusion import KERNEL_CLASSES, fuse
+from lownas.predictors.fusion import fuse
 from lownas.predictors.kernel_model import COEFFICIENTS, KernelModel, with_ranges
+from lownas.predictors.kernels import KERNEL_CLASSES
 from lownas.predictors.transfer import MIN_MEASUREMENTS, Part, StackedModel, Transfer, fit_transfer, leave_one_out
 from lownas.predictors.uncertainty import LogErrors
 from lownas.search_space import PRESETS, SearchSpace, op_graph
