@@ -64,7 +64,7 @@ def parse_percentage(text: str, what: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*%", text.strip())
     share = float(match[1]) / 100 if match else math.nan
     if not 0 < share < 1:
-        raise ValueError(f"{what}: a percentage such as 3% or 2.5%, given {text!r}")
+        raise ValueError(f"{what}: between 0% and 100%, such as 3% or 2.5%, given {text!r}")
     return share
 
 
@@ -89,11 +89,11 @@ Target_ = Annotated[
     str | None, typer.Option("--target", help="Device and setting: rtx3090, cpu (`lownas targets`), or a YAML file.")
 ]
 Profiles = Annotated[Path | None, typer.Option("--profiles", help="Folder of your own target profiles.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, one document a line, and nothing else there.")]
 Configs = Annotated[list[Path] | None, typer.Option("--config", help="A config file (JSON); may be repeated.")]
 Presets = Annotated[list[str] | None, typer.Option("--preset", help="A published model, or `all`; may be repeated.")]
 Timm = Annotated[
-    list[str] | None, typer.Option("--timm", help="A model of timm (extra [timm]), by name; may be repeated.")
+    list[str] | None, typer.Option("--timm", help="A model of timm (pip install timm), by name; may be repeated.")
 ]
 Onnx = Annotated[list[Path] | None, typer.Option("--onnx", help="An ONNX file; may be repeated.")]
 
@@ -330,7 +330,9 @@ def _predictor(target: Target, profiles: Path | None, *, calibrate_if_missing: b
 
     known = any((folder / target.file_name).is_file() for folder in profile_folders(profiles))
     if not known and not calibrate_if_missing and target.box is not None:
-        raise ValueError(f"no profile of {target} yet: make one with `lownas calibrate --target {target.box.file}`")
+        where = "" if profiles is None else f" --profiles {profiles}"
+        command = f"lownas calibrate --target {target.box.file}{where}"
+        raise ValueError(f"no profile of {target} yet: make one with `{command}`")
     if known or not calibrate_if_missing or not target.can_be_measured:
         return LatencyPredictor.load(target, profiles)
     where = "on this machine " if target.is_local else ""
@@ -348,7 +350,8 @@ def _calibrate(target: Target, profiles: Path | None, **options: Any) -> Latency
     from lownas.predictors.target import profile_folders
 
     columns = (TextColumn("measuring"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with _meter(target) as meter, Bar(*columns, TimeElapsedColumn(), console=_stderr()) as bar:
+    bar = Bar(*columns, TimeElapsedColumn(), console=_stderr())
+    with _meter(target) as meter, ExitStack() as stack:
         known: Mapping[str, str] = {}
         with suppress(ValueError):  # of a broken profile another may be made
             known = LatencyPredictor.read(profile_folders(profiles)[0] / target.file_name).fingerprint
@@ -356,9 +359,18 @@ def _calibrate(target: Target, profiles: Path | None, **options: Any) -> Latency
         task = bar.add_task("", total=None)
 
         def show(progress: Progress) -> None:
+            if not bar.live.is_started:  # not before the request was found to be right
+                stack.enter_context(bar)
             bar.update(task, completed=progress.done, total=progress.samples, description=progress.message)
+            if progress.message.startswith("resumed"):
+                bar.console.print(progress.message, highlight=False, soft_wrap=True)
 
-        return calibrate(meter.target, meter.measure_for_calibration, profiles=profiles, progress=show, **options)
+        try:
+            return calibrate(meter.target, meter.measure_for_calibration, profiles=profiles, progress=show, **options)
+        except KeyboardInterrupt:
+            if bar.live.is_started:
+                bar.console.print("what was measured is kept: the same command goes on from there", soft_wrap=True)
+            raise
 
 
 def _items(
@@ -389,7 +401,10 @@ def _given(
             hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(PRESETS)} and all"
             raise ValueError(f"--preset: unknown model {name!r}: {hint}")
     items.extend((str(path), _read_config(path)) for path in configs or ())
-    items.extend((str(path), path) for path in onnx or ())
+    for path in onnx or ():
+        if not path.is_file():
+            raise ValueError(f"--onnx: no file at {path}")
+        items.append((str(path), path))
     return items
 
 
@@ -400,7 +415,9 @@ def _timm_graph(name: str, *, copies: bool) -> OpGraph:
     try:
         import timm
     except ImportError as error:
-        raise ValueError(f"--timm needs timm (pip install 'lownas[timm]'): {error}") from None
+        raise ValueError(f"--timm needs timm (pip install timm): {error}") from None
+    except RuntimeError as error:  # torchvision's, of a build for another torch
+        raise ValueError(f"--timm: timm cannot be imported ({error}): torchvision must fit torch") from None
     import torch
 
     from lownas.search_space import op_graph_from_torch
@@ -536,7 +553,7 @@ def _print_measured(target: Target, found: list[tuple[str, LatencyMeasurement]])
     table.add_column("model")
     for column in ("median ms", "IQR ms", "p90 ms", "p99 ms", "runs"):
         table.add_column(column, justify="right")
-    table.add_column("")
+    table.add_column("doubt")
     for name, m in found:
         numbers = (f"{value:.4g}" for value in (m.median_ms, m.iqr_ms, m.p90_ms, m.p99_ms))
         table.add_row(name, *numbers, str(m.runs), "noisy" if m.noisy else "")
@@ -572,7 +589,7 @@ def calibrate(
         _print_json({"target": str(full), "profile": str(path), **known})
         return
     print(f"target:          {full}")
-    print(f"measurements:    {known['samples']} configs")
+    print(f"measurements:    {known['samples']} configs, {known['probes']} probes")
     error, baseline = 100 * known["held_out_error"], 100 * known["macs_only_error"]
     print(f"held-out error:  {error:.1f} % (MACs alone: {baseline:.1f} %)")
     print(f"profile:         {path}")
@@ -591,7 +608,7 @@ def targets(profiles: Profiles = None, as_json: Json = False) -> None:
     from rich.table import Table
 
     table = Table(title="targets")
-    for column in ("name", "setting", "measured", "held-out error", "MACs alone"):
+    for column in ("name", "setting", "measured", "mean held-out error", "MACs alone"):
         table.add_column(column, justify="left" if column in ("name", "setting") else "right", no_wrap=True)
     missing, sources = [], []
     for entry in entries:
@@ -603,7 +620,7 @@ def targets(profiles: Profiles = None, as_json: Json = False) -> None:
         table.add_row(
             entry["alias"] or "",
             entry["target"],
-            "" if entry["samples"] is None else str(entry["samples"]),
+            "not usable" if entry["samples"] is None else str(entry["samples"]),
             *("" if error is None else f"{100 * error:.1f} %" for error in errors),
         )
         sources.append(f"{name}: {entry['source'] if entry['usable'] else entry['reason']}")

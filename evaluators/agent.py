@@ -251,16 +251,18 @@ def _session(model: bytes | str, job: Job, optimized: Path | None) -> Any:
 
 
 def _random_feeds(session: Any, job: Job, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs of the declared shapes; a symbolic first size is the job's batch, other symbolic ones are 1."""
+    """Random inputs of the declared shapes; a symbolic first size is the job's batch. Raises ValueError for others."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, np.ndarray] = {}
     for node in session.get_inputs():
         if node.type not in _DTYPES:
             raise ValueError(f"input {node.name!r} is {node.type}; measured are {', '.join(_DTYPES)}")
-        shape = [size if isinstance(size, int) and size > 0 else 1 for size in node.shape]
-        if node.shape and not isinstance(node.shape[0], int):
+        shape = list(node.shape)
+        if shape and not isinstance(shape[0], int):
             shape[0] = job.batch
-        elif len(shape) == 4 and shape[0] != job.batch:
+        if not all(isinstance(size, int) and size > 0 for size in shape):
+            raise ValueError(f"{job.what}: input {node.name!r} has a symbolic size; export with a fixed input size")
+        if len(shape) == 4 and shape[0] != job.batch:
             raise ValueError(
                 f"{job.target} is of batch {job.batch}, and the model's input {node.name!r} is of batch {shape[0]}"
             )

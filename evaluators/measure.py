@@ -212,6 +212,7 @@ def onnx_source(
             from .quantize import quantized_file
 
             return Path(network).name, quantized_file(Path(network))
+        _warn_of_other_precision(Path(network), target)
         return Path(network).name, Path(network)
     from ..search_space.onnx_graph import onnx_model
 
@@ -222,6 +223,20 @@ def onnx_source(
 
         model = quantized(model)
     return what, model.SerializeToString()
+
+
+def _warn_of_other_precision(file: Path, target: Setting) -> None:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from ..search_space.onnx_graph import precision_of
+
+    try:
+        precision = precision_of(onnx.load(str(file), format="protobuf", load_external_data=False))
+    except (OSError, DecodeError):
+        return  # the runtime says what is wrong with the file
+    if precision not in ("fp32", target.precision):
+        warnings.warn(f"{file.name} computes in {precision}, not in the target's {target.precision}", stacklevel=4)
 
 
 def measure_for_calibration(
@@ -239,9 +254,7 @@ def measure_for_calibration(
 def check_measurable(target: Setting) -> None:
     """Raises ValueError, in one line, if this machine cannot measure `target`."""
     if target.device not in ("cpu", "cuda"):
-        raise ValueError(
-            f"{target} is not this machine: measured are cpu, cuda, and devices whose target file names a host"
-        )
+        raise ValueError(f"{target.device} is not this machine's (cpu and cuda are): a target file names its `host`")
     import psutil
 
     if target.device == "cpu" and target.threads > (cores := psutil.cpu_count(logical=False) or 1):
@@ -344,7 +357,7 @@ def latency_measurement(
         versions=versions,
         warmup_runs=timed.warmup_runs,
         busy_cores=timed.busy_cores,
-        notes=_doubts(timed),
+        notes=_doubts(timed, what),
         kernel_ms=None if nodes is None else kernel_times_ms(nodes),
     )
 
@@ -423,8 +436,8 @@ def _cuda_clock() -> Callable[[Callable[[], object]], float]:
     return clock
 
 
-def _doubts(timed: Timed) -> tuple[str, ...]:
-    """What makes these times doubtful, each also given as a warning."""
+def _doubts(timed: Timed, what: str) -> tuple[str, ...]:
+    """What makes the times of `what` doubtful, each also given as a warning."""
     times, busy = timed.times_ms, timed.busy_cores
     median = float(np.median(times))
     notes = []
@@ -439,5 +452,5 @@ def _doubts(timed: Timed) -> tuple[str, ...]:
     if busy > BUSY:
         notes.append(f"busy machine: other processes kept {busy:.1f} cores busy")
     for note in notes:
-        warnings.warn(note, stacklevel=4)
+        warnings.warn(f"{what}: {note}", stacklevel=4)
     return tuple(notes)

@@ -191,11 +191,14 @@ class KernelModel:
         return self.overhead_ms + self.scale * float(self.kernel_ms(kernels).sum())
 
     def beyond(self, kernels: Kernels, margin: float = np.log(2.0) + 1e-6) -> tuple[Flags, Flags]:
-        """(K,) whether a kernel's class was not fitted on, and whether its shape is a factor of two beyond those."""
+        """(K,) whether a kernel's class was not fitted on, and whether its shape is a factor of two beyond those.
+
+        Class "other" holds whatever has no class of its own, so that one of its kernels tells nothing about another.
+        """
         codes = kernels.column("class")
         features = shape_features(kernels, self.block)
         low, high = self.low[codes] - margin, self.high[codes] + margin
-        unseen = self.counts[codes] == 0
+        unseen = (self.counts[codes] == 0) | (codes == KERNEL_CLASS["other"])
         return unseen, ~unseen & np.any((features < low) | (features > high), axis=1)
 
     def outside(self, kernels: Kernels) -> list[str]:
@@ -205,7 +208,7 @@ class KernelModel:
         result = []
         for code in np.unique(codes[unseen | shape]).tolist():
             name = KERNEL_CLASSES[code]
-            result.append(name if self.counts[code] == 0 else f"{name} (shape)")
+            result.append(f"{name} (shape)" if self.counts[code] and name != "other" else name)
         return result
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ SCHEMA = 2
 
 OUTSIDE_WIDENING = 3.0
 """Factor on log errors for networks with operators or shapes outside of what was fitted."""
+UNMODELLED_FACTOR = 10.0
+"""On the upper end of the interval of networks with operators of no known kind, of which nothing but sizes is known."""
 
 MAX_PROFILE_BYTES = 2_000_000
 
@@ -47,7 +50,8 @@ class LatencyPrediction:
         low_ms, high_ms: the interval that holds the measured latency with probability `coverage`.
         coverage: 0-1.
         source: what it rests on, for people.
-        outside: kernel classes that the target's profile was not fitted on; "(shape)" if only their shapes were not.
+        outside: kernel classes that the target's profile was not fitted on; "(shape)" if only their shapes were not,
+            and operators of no known kind by their names.
     """
 
     latency_ms: float
@@ -183,32 +187,45 @@ class LatencyPredictor:
 
     def predict(self, items: Iterable[Item], coverage: float = 0.9) -> list[LatencyPrediction]:
         """Latencies with intervals, for configs, operator graphs and ONNX files."""
+        if isinstance(items, str | Path | LowFormerConfig | OpGraph):
+            raise ValueError(f"predict takes several items, given one {type(items).__name__}: put it into a list")
         low, high = self.errors.interval(coverage)
         center = float(self.errors.quantile(0.5))
         result = []
         for item in items:
+            item = self._checked(item)
             physical, outside = self._item_ms(item)
+            strange = UNMODELLED_FACTOR if "other" in outside else 1.0
             widening = OUTSIDE_WIDENING if set(outside) - self.allowed else 1.0
             result.append(
                 LatencyPrediction(
                     latency_ms=physical * math.exp(center),
                     low_ms=physical * math.exp(center + widening * (low - center)),
-                    high_ms=physical * math.exp(center + widening * (high - center)),
+                    high_ms=strange * physical * math.exp(center + widening * (high - center)),
                     coverage=coverage,
                     source=self.source,
-                    outside=outside,
+                    outside=_named(outside, item),
                 )
             )
         return result
 
-    def _item_ms(self, item: Item) -> tuple[float, tuple[str, ...]]:
-        """Time by the model, and what is outside of what it was fitted on."""
+    def _checked(self, item: Item) -> LowFormerConfig | OpGraph:
+        """`item`, read if it is a file; a warning if that computes in another precision than the target."""
+        name = "a graph"
         if isinstance(item, str | Path):
             from ..search_space.onnx_graph import op_graph_from_onnx
 
+            name = str(item)
             item = op_graph_from_onnx(item)
         if not isinstance(item, OpGraph | LowFormerConfig):
             raise ValueError(f"predicted are configs, operator graphs and ONNX files, not {type(item).__name__}")
+        mine = "fp16" if self.target.precision in ("fp16", "bf16", "amp") else self.target.precision
+        if isinstance(item, OpGraph) and item.precision not in ("fp32", mine):
+            warnings.warn(f"{name} computes in {item.precision}; predicted as if in {mine}", stacklevel=3)
+        return item
+
+    def _item_ms(self, item: LowFormerConfig | OpGraph) -> tuple[float, tuple[str, ...]]:
+        """Time by the model, and what is outside of what it was fitted on."""
         total, outside = self._overhead_ms, set[str]()
         for weight, model in self._parts:
             if isinstance(item, LowFormerConfig):
@@ -311,6 +328,12 @@ class _UnitCosts:
         times = np.bincount(owner, self.model.kernel_ms(kernels), minlength=len(new))
         self._ms = np.append(self._ms, times)
         self._outside = np.append(self._outside, np.bincount(owner, flagged, minlength=len(new)) > 0)
+
+
+def _named(outside: tuple[str, ...], item: LowFormerConfig | OpGraph) -> tuple[str, ...]:
+    """`outside` with the operators' own names in the place of "other"."""
+    unmodelled = item.unmodelled if isinstance(item, OpGraph) else ()
+    return tuple(part for name in outside for part in ((unmodelled or (name,)) if name == "other" else (name,)))
 
 
 def _class_order(name: str) -> tuple[int, str]:

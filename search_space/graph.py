@@ -95,10 +95,14 @@ class OpGraph:
             params: parameters as trained, those of a folded BatchNorm included.
         edges: (edges, 2) int32, (producer, consumer) rows of the table in the order of the consumer's inputs; producer
             -1 is the network's input.
+        unmodelled: operators of kind "other", as their file or module calls them.
+        precision: "fp16" or "int8" where a file computes in it, else "fp32".
     """
 
     table: NDArray[np.int64]
     edges: NDArray[np.int32]
+    unmodelled: tuple[str, ...] = ()
+    precision: str = "fp32"
 
     def __len__(self) -> int:
         return len(self.table)
@@ -139,6 +143,8 @@ class GraphBuilder:
     def __init__(self) -> None:
         self.rows: list[tuple[int, ...]] = []
         self.edges: list[tuple[int, int]] = []
+        self.unmodelled: set[str] = set()
+        self.precision = "fp32"
 
     def add_op(
         self,
@@ -182,7 +188,8 @@ class GraphBuilder:
 
     def build(self) -> OpGraph:
         table = np.array(self.rows, dtype=np.int64).reshape(-1, len(COLUMNS))
-        return OpGraph(table, np.array(self.edges, dtype=np.int32).reshape(-1, 2))
+        edges = np.array(self.edges, dtype=np.int32).reshape(-1, 2)
+        return OpGraph(table, edges, tuple(sorted(self.unmodelled)), self.precision)
 
     def conv(
         self,

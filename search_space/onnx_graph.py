@@ -20,13 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .config import LowFormerConfig
 from .graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph, op_graph
-from .onnx_reader import UnreadableModel, graph_from_model, op_graph_from_onnx
+from .onnx_reader import UnreadableModel, graph_from_model, op_graph_from_onnx, precision_of
 
 __all__ = [
     "UnreadableModel",
     "graph_from_model",
     "onnx_model",
     "op_graph_from_onnx",
+    "precision_of",
     "random_weights",
     "scale_queries",
     "write_onnx",

@@ -45,6 +45,11 @@ SMALL = 4096
 """Elements up to which a constant's value is looked at."""
 
 
+_QUANTIZED = frozenset(
+    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "QGemm"}
+)
+
+
 class UnreadableModel(ValueError):
     """An ONNX model that is well-formed but cannot be turned into an operator graph."""
 
@@ -84,9 +89,20 @@ def op_graph_from_onnx(path: str | Path) -> OpGraph:
 def graph_from_model(model: onnx.ModelProto) -> OpGraph:
     """`op_graph_from_onnx` of a model in memory. Raises UnreadableModel, which is a ValueError."""
     try:
-        return _Reader(_Shapes(model)).read()
+        reader = _Reader(_Shapes(model))
+        reader.build.precision = precision_of(model)
+        return reader.read()
     except OverflowError:
         raise UnreadableModel("sizes that are too large to count") from None
+
+
+def precision_of(model: onnx.ModelProto) -> str:
+    """What a model computes in: "int8" if any of its operators is quantized, "fp16" if its weights are, else "fp32"."""
+    if any(node.op_type in _QUANTIZED for node in model.graph.node):
+        return "int8"
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    stored = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1]
+    return "fp16" if any(kind in halves for kind in stored) else "fp32"
 
 
 def check_external_data(model: onnx.ModelProto, folder: Path) -> None:
@@ -807,6 +823,8 @@ class _Reader:
         sources = self.active(node)
         if kind == "concat" and len(sources) == 1 and not self.fixed(node):
             return self.rows[sources[0]]
+        if kind == "other":
+            self.build.unmodelled.add(_one_line(node.op))
         known = [name for name in node.outputs if name in self.model.shapes]
         out = self.map_shape(known[0]) if known and node.op != "Split" else self.map_shape(sources[0])
         return self.build.add_op(

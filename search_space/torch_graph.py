@@ -114,6 +114,8 @@ class _Node:
     macs: int = 0
     weights: int = 0
     names: frozenset[str] = field(default_factory=frozenset)
+    label: str = ""
+    """Of an "other", as torch calls it."""
     spatial_pad: tuple[int, int] | None = None
     """Of a "pad" that a convolution can take over: pixels before and after, alike in both directions."""
 
@@ -278,7 +280,9 @@ class _Recorder(TorchDispatchMode):
         if name.startswith("upsample"):
             scale = max(1, round(output.shape[-1] / inputs[0].shape[-1]))
             return self._add("resize", inputs, output, stride=scale)
-        return self._add("move" if name in _MOVES else "other", inputs, output)
+        row = self._add("move" if name in _MOVES else "other", inputs, output)
+        self.nodes[row].label = name
+        return row
 
     def _add(
         self,
@@ -560,6 +564,8 @@ def _table(nodes: list[_Node], needed: list[bool], stands_for: list[int], sizes:
             continue
         names = node.names - counted
         counted |= names
+        if node.kind == "other":
+            build.unmodelled.add(node.label)
         rows[row] = build.add_op(
             node.kind,
             [source if source < 0 else rows[stands_for[source]] for source in node.sources],

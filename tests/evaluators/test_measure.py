@@ -2,7 +2,9 @@ import json
 import warnings
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from lownas.evaluators import agent, measure
 from lownas.evaluators.agent import Timed
@@ -91,11 +93,34 @@ def test_time_limit_bounds_the_work():
 
 def test_noise_drift_and_busy_machine_are_said():
     timed = Timed([1.0] * 10 + [1.5] * 10 + [2.0] * 10, [], 5, 1.5)
-    with pytest.warns(UserWarning, match="noisy"):
-        notes = measure._doubts(timed)
+    with pytest.warns(UserWarning, match="net.onnx: noisy"):
+        notes = measure._doubts(timed, "net.onnx")
     assert [note.split(":")[0] for note in notes] == ["noisy", "drift", "busy machine"]
-    assert measure._doubts(Timed([1.0] * 30, [], 5, 0.0)) == ()
+    assert measure._doubts(Timed([1.0] * 30, [], 5, 0.0), "net.onnx") == ()
     assert LatencyMeasurement(str(CPU), "x", (1.0,), notes=notes).noisy
+
+
+def one_conv(path, shape, half=False):
+    """An ONNX file with one convolution; names in `shape` are symbolic sizes."""
+    kind, dtype = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), dtype), "w")
+    value = [helper.make_tensor_value_info(name, kind, size) for name, size in (("x", shape), ("y", None))]
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "g", value[:1], value[1:], [weight])
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), path)
+    return path
+
+
+def test_a_symbolic_batch_is_the_targets_and_other_symbolic_sizes_are_refused(tmp_path):
+    free = one_conv(tmp_path / "batch.onnx", ["n", 3, 32, 32])
+    assert measure_latency(free, CPU, time_limit_s=0.3).median_ms > 0
+    with pytest.raises(ValueError, match=r"size.onnx: input 'x' has a symbolic size"):
+        measure_latency(one_conv(tmp_path / "size.onnx", ["n", 3, "h", "w"]), CPU, time_limit_s=0.3)
+
+
+def test_a_file_in_another_precision_is_said(tmp_path):
+    half = one_conv(tmp_path / "half.onnx", [1, 3, 32, 32], half=True)
+    with pytest.warns(UserWarning, match="half.onnx computes in fp16, not in the target's fp32"):
+        measure.onnx_source(half, CPU)
 
 
 def test_warm_up_ends_once_times_settle():

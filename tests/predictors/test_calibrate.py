@@ -109,8 +109,17 @@ def test_broken_calibration_resumes(tmp_path):
 
 
 def test_time_limit_ends_measuring(tmp_path):
-    predictor = calibrate("cpu", MadeUpDevice(), samples=200, time_limit_s=0.0, profiles=tmp_path)
+    with pytest.warns(UserWarning) as said:
+        predictor = calibrate("cpu", MadeUpDevice(), samples=200, time_limit_s=0.0, profiles=tmp_path)
     assert predictor.provenance["samples"] == 8
+    texts = [str(warning.message) for warning in said]
+    assert any("51 of 51 probes were not measured" in text for text in texts)
+    assert any("8 of 200 configs were measured" in text for text in texts)
+
+
+def test_an_error_that_was_not_reached_is_said(tmp_path):
+    with pytest.warns(UserWarning, match=r"below [\d.]+% only, not below 0.1%"):
+        calibrate("cpu", MadeUpDevice(), until=0.001, samples=12, probes={}, profiles=tmp_path)
 
 
 def test_whole_graph_times_alone_make_a_profile(tmp_path):

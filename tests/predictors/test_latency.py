@@ -2,9 +2,11 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from lownas.predictors import LatencyPredictor, Target, list_profiles
@@ -14,7 +16,7 @@ from lownas.predictors.kernels import KERNEL_CLASSES
 from lownas.predictors.latency import SCHEMA
 from lownas.predictors.uncertainty import LogErrors
 from lownas.search_space import PRESETS, SearchSpace, op_graph
-from lownas.search_space.onnx_graph import write_onnx
+from lownas.search_space.onnx_graph import op_graph_from_onnx, write_onnx
 
 
 def sampled(count, seed=0):
@@ -97,6 +99,49 @@ def test_outside_widens_the_interval(predictor):
     assert "conv_dense" in unknown.outside
     assert unknown.high_ms / unknown.low_ms > (known.high_ms / known.low_ms) ** 2
     assert unsure.quantile_ms([PRESETS["lowformer_b1"]], 0.95)[0] == pytest.approx(unknown.high_ms)
+
+
+def model_with(path, *nodes, weight=np.float32):
+    """An ONNX file: a convolution and `nodes`, each (operator, output, more inputs)."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(weight))
+    made, last = [onnx.helper.make_node("Conv", ["x", "w"], ["c"])], "c"
+    for op, output, *more in nodes:
+        made.append(onnx.helper.make_node(op, [last, *more], [output]))
+        last = output
+    value = [
+        onnx.helper.make_tensor_value_info(n, kind, s) for n, s in (("x", [1, 3, 34, 34]), (last, [1, 16, 32, 32]))
+    ]
+    stored = [onnx.numpy_helper.from_array(np.ones((16, 3, 3, 3), weight), "w")]
+    graph = onnx.helper.make_graph(made, "g", value[:1], value[1:], stored)
+    onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
+    return path
+
+
+def test_operators_of_no_known_kind_are_named_and_widen_the_upper_end(predictor, tmp_path):
+    files = [model_with(tmp_path / "a.onnx"), model_with(tmp_path / "b.onnx", ("Sin", "s"), ("Mish", "m"))]
+    plain, odd = predictor.predict(files)
+    assert "Sin" in odd.outside and "other" not in odd.outside and "Sin" not in plain.outside
+    assert odd.high_ms / odd.latency_ms > 9 * plain.high_ms / plain.latency_ms
+    # Also where such an operator was among those fitted on: one tells nothing about another.
+    graph = op_graph_from_onnx(files[1])
+    seen = replace(predictor.model, counts=predictor.model.counts + 1)
+    assert "other" in seen.outside(fuse(graph, "onnxruntime", 16))
+
+
+def test_a_file_in_another_precision_is_said(predictor, tmp_path):
+    half = model_with(tmp_path / "half.onnx", weight=np.float16)
+    with pytest.warns(UserWarning, match="half.onnx computes in fp16; predicted as if in fp32"):
+        predictor.predict([half])
+    rtx3090 = LatencyPredictor.load("rtx3090")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rtx3090.predict([half])
+
+
+def test_one_item_must_stand_in_a_list(predictor):
+    for item in ("model.onnx", PRESETS["lowformer_b1"]):
+        with pytest.raises(ValueError, match="put it into a list"):
+            predictor.predict(item)
 
 
 def test_bulk_is_fast(predictor):
