@@ -261,10 +261,11 @@ def borrow(
     if error > WORTH_BORROWING * fit.held_out_error:
         return None
     transfer = fit_transfer(predicted, times_ms)
-    overhead_ms, parts = fit.typical * transfer.overhead_ms, []
+    overhead_ms = fit.typical * transfer.overhead_ms
+    # The device's own model predicts typical times already.
+    parts = [Part(own, transfer.weights.get(own, 0.0), transfer.shares.get(own, 0.0), fit.model)]
     for name, weight in transfer.weights.items():
-        if name == own:  # its model predicts typical times already
-            parts.append(Part(own, weight, transfer.shares[own], fit.model))
+        if name == own:
             continue
         lent = known[name].model
         lent = lent if isinstance(lent, StackedModel) else StackedModel.of(lent)

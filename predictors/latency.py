@@ -23,7 +23,7 @@ from ..search_space.config import LowFormerConfig
 from ..search_space.graph import OpGraph, Unit, units
 from .fusion import fuse, fuse_config, fuse_unit
 from .kernel_model import KernelModel
-from .kernels import KERNEL_CLASS, KERNEL_CLASSES, PLAIN, Kernels
+from .kernels import KERNEL_CLASSES, PLAIN, Kernels
 from .target import ALIASES, Target, profile_folders, user_profiles
 from .transfer import StackedModel
 from .uncertainty import LogErrors
@@ -226,15 +226,16 @@ class LatencyPredictor:
 
     def _item_ms(self, item: LowFormerConfig | OpGraph) -> tuple[float, tuple[str, ...]]:
         """Time by the model, and what is outside of what it was fitted on."""
-        total, outside = self._overhead_ms, set[str]()
-        for weight, model in self._parts:
+        total, outside = self._overhead_ms, []
+        for number, (weight, model) in enumerate(self._parts):
             if isinstance(item, LowFormerConfig):
                 kernels = fuse_config(item, model.runtime, model.block)
             else:
                 kernels = fuse(item, model.runtime, model.block)
             total += weight * model.graph_ms(kernels)
-            outside |= set(model.outside(kernels))
-        return total, tuple(sorted(outside, key=_class_order))
+            if number == 0:
+                outside = model.outside(kernels)
+        return total, tuple(outside)
 
     def latency_ms(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.float64]:
         """(n,) predicted latencies, tens of thousands a second: what units cost is kept between calls."""
@@ -258,12 +259,11 @@ class LatencyPredictor:
 
     def _model_ms(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """(n,) times by the model, and whether each is outside of what it was fitted on."""
-        total, outside = np.full(len(configs), self._overhead_ms), np.zeros(len(configs), dtype=np.bool_)
-        for (weight, _), costs in zip(self._parts, self._units, strict=True):
-            times, flags = costs.graphs(configs)
+        costs = [units.graphs(configs) for units in self._units]
+        total = np.full(len(configs), self._overhead_ms)
+        for (weight, _), (times, _) in zip(self._parts, costs, strict=True):
             total += weight * times
-            outside |= flags
-        return total, outside
+        return total, costs[0][1]
 
 
 class _UnitCosts:
@@ -334,11 +334,6 @@ def _named(outside: tuple[str, ...], item: LowFormerConfig | OpGraph) -> tuple[s
     """`outside` with the operators' own names in the place of "other"."""
     unmodelled = item.unmodelled if isinstance(item, OpGraph) else ()
     return tuple(part for name in outside for part in ((unmodelled or (name,)) if name == "other" else (name,)))
-
-
-def _class_order(name: str) -> tuple[int, str]:
-    """Of what `KernelModel.outside` names: classes in their own order."""
-    return KERNEL_CLASS[name.partition(" ")[0]], name
 
 
 @contextmanager

@@ -95,15 +95,17 @@ class StackedModel:
 
     Attributes:
         overhead_ms: of every network.
-        parts: the models, at least one.
+        parts: the models. The first is the device's own, which says what is outside of what was measured there; its
+            weight may be 0.
     """
 
     overhead_ms: float
     parts: tuple[Part, ...]
 
     def __post_init__(self) -> None:
-        if not self.parts or not all(0 < part.weight < math.inf for part in self.parts):
-            raise ValueError("a stacked model has parts of positive weight")
+        weights = [part.weight for part in self.parts]
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ValueError(f"a stacked model has parts of positive weight, given {weights}")
         if not 0 <= self.overhead_ms < math.inf:
             raise ValueError(f"the overhead of a stacked model is at least 0 ms, given {self.overhead_ms}")
 

@@ -149,6 +149,12 @@ def test_stacked_profiles_are_saved_and_predict_alike(stacked, known, tmp_path):
     assert np.allclose(bulk, [found.latency_ms for found in read.predict(configs)])
     truth = 2 * known["rtx3090"].latency_ms(configs)
     assert np.abs(bulk / truth - 1).max() < 0.1
+    # What is outside is judged by what was measured on the new device, whatever the known ones were fitted on.
+    strange = replace(model.parts[-1].model, counts=0 * model.parts[-1].model.counts)
+    others = (*model.parts[:-1], replace(model.parts[-1], model=strange))
+    for predictor in (written, predictor_of("cuda", replace(model, parts=others))):
+        known_outside = model.parts[0].model.outside(fuse(op_graph(configs[0]), "torch", 0))
+        assert list(predictor.predict(configs[:1])[0].outside) == known_outside
     data = json.loads(path.read_text())
     assert {part["name"] for part in data["model"]["parts"]} <= {"rtx3090", "cpu", "new"}
     with pytest.raises(ValueError, match="parts of positive weight"):
