@@ -45,7 +45,7 @@ SMALL = 4096
 """Elements up to which a constant's value is looked at."""
 
 
-_QUANTIZED = frozenset(
+_INTEGER_OPERATORS = frozenset(
     {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "QGemm"}
 )
 
@@ -98,7 +98,7 @@ def graph_from_model(model: onnx.ModelProto) -> OpGraph:
 
 def precision_of(model: onnx.ModelProto) -> str:
     """What a model computes in: "int8" if any of its operators is quantized, "fp16" if its weights are, else "fp32"."""
-    if any(node.op_type in _QUANTIZED for node in model.graph.node):
+    if any(node.op_type in _INTEGER_OPERATORS for node in model.graph.node):
         return "int8"
     halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     stored = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1]

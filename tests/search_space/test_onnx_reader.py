@@ -22,7 +22,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from torch import Tensor, nn
 
 from lownas.search_space import OpGraph, op_graph_from_onnx
-from lownas.search_space.onnx_graph import graph_from_model
+from lownas.search_space.onnx_graph import graph_from_model, precision_of
 from lownas.search_space.torch_graph import op_graph_from_torch
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -752,3 +752,14 @@ def test_files_with_wrong_bits(tmp_path: Path) -> None:
                 wrong[rng.randrange(len(wrong))] ^= 1 << rng.randrange(8)
             path.write_bytes(wrong)
             outcome_of(path)
+
+
+def test_what_a_file_computes_in(tmp_path: Path) -> None:
+    def precision(operator: str, kind: int) -> str:
+        weight = helper.make_tensor("w", kind, [2, 2], [1.0] * 4)
+        graph = helper.make_graph([helper.make_node(operator, ["x", "w"], ["y"])], "g", [], [], [weight])
+        return precision_of(helper.make_model(graph))
+
+    assert precision("MatMul", TensorProto.FLOAT) == "fp32"
+    assert precision("MatMul", TensorProto.FLOAT16) == precision("MatMul", TensorProto.BFLOAT16) == "fp16"
+    assert precision("QuantizeLinear", TensorProto.FLOAT) == precision("MatMulInteger", TensorProto.FLOAT) == "int8"
