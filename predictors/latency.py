@@ -94,7 +94,7 @@ class LatencyPredictor:
         stacked = model if isinstance(model, StackedModel) else StackedModel.of(model)
         self._parts = [(part.weight, part.model) for part in stacked.parts]
         self._overhead_ms = stacked.overhead_ms
-        self._units = [_UnitCosts(part, self.allowed) for _, part in self._parts]
+        self._costs = [_UnitCosts(part, self.allowed) for _, part in self._parts]
 
     # --- profiles ---------------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class LatencyPredictor:
             else:
                 kernels = fuse(item, model.runtime, model.block)
             total += weight * model.graph_ms(kernels)
-            if number == 0:
+            if number == 0:  # the device's own model
                 outside = model.outside(kernels)
         return total, tuple(outside)
 
@@ -259,11 +259,13 @@ class LatencyPredictor:
 
     def _model_ms(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """(n,) times by the model, and whether each is outside of what it was fitted on."""
-        costs = [units.graphs(configs) for units in self._units]
-        total = np.full(len(configs), self._overhead_ms)
-        for (weight, _), (times, _) in zip(self._parts, costs, strict=True):
+        total, outside = np.full(len(configs), self._overhead_ms), np.zeros(len(configs), dtype=np.bool_)
+        for number, ((weight, _), costs) in enumerate(zip(self._parts, self._costs, strict=True)):
+            times, flags = costs.graphs(configs)
             total += weight * times
-        return total, costs[0][1]
+            if number == 0:  # the device's own model
+                outside = flags
+        return total, outside
 
 
 class _UnitCosts:
