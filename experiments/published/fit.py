@@ -1,6 +1,6 @@
 """Fits the shipped profiles on measurements that others published.
 
-    python fit.py --published FOLDER --graphs CACHE [--only TARGET ...] [--results FOLDER] [--profiles FOLDER]
+    python fit.py --published FOLDER --graphs CACHE [--only FILE ...] [--results FILE] [--profiles FOLDER]
 
 FOLDER holds timm's result files and the batch-1 measurements (see README.md), CACHE what `timm_graphs.py` traced.
 
