@@ -27,7 +27,7 @@ __all__ = [
 
 _LATE = {
     "AccuracyPrior": "accuracy",
-    "Kernels": "fusion",
+    "Kernels": "kernels",
     "LatencyPrediction": "latency",
     "LatencyPredictor": "latency",
     "Target": "target",

@@ -192,7 +192,8 @@ def calibrate(
             stacklevel=2,
         )
     if until is not None and bound > until:
-        warnings.warn(f"the held-out error is below {bound:.1%} only, not below {until:.1%}", stacklevel=2)
+        reached = f"below {bound:.1%} only" if np.isfinite(bound) else f"unknown with fewer than {LEAST_UNTIL} configs"
+        warnings.warn(f"the held-out error is {reached}, not below {until:.1%}", stacklevel=2)
     elif until is None and len(taken.looks) < len(chosen):
         warnings.warn(f"{len(taken.looks)} of {len(chosen)} configs were measured for want of time", stacklevel=2)
     say("fitting")

@@ -94,7 +94,7 @@ def _fuse(graph: OpGraph, runtime: str, block: int, layout: int) -> tuple[Kernel
 
 
 def _merge_chains(graph: OpGraph) -> Kernels:
-    """TensorRT and Inductor: pointwise operators join the kernel that computes their input for them alone."""
+    """TensorRT: pointwise operators join the kernel that computes their input for them alone."""
     fuser = Fuser(graph)
     takes_tail = {"conv", "conv_transpose", "linear", "matmul"}
     for row, op in enumerate(fuser.ops):

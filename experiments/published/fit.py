@@ -43,6 +43,7 @@ Array = NDArray[np.float64]
 
 FOLDS = 8
 MANY_FAMILIES = 20
+GPU_SHARPNESS = 2.0
 DEVELOPMENT_SEED = 7
 """Half of the families, drawn with this seed, are those that the form of the rooflines was developed on; the errors of
 the others were looked at once, when it was settled."""
@@ -88,7 +89,7 @@ class Setting:
     about: str
     cache: int = 0
     runtime: str = "torch-amp"
-    sharpness: float = 2.0
+    sharpness: float = GPU_SHARPNESS
     error: float = 0.08
     weight: float = 0.3
     rates: dict[str, float] = field(default_factory=dict)
@@ -551,7 +552,9 @@ def assemble(base: Array, numbers: Array, variant: Variant) -> Batch1:
     none = np.zeros(len(values))
     coefficients = np.stack([terms.get(name, none) for name in COEFFICIENTS], axis=1)
     overhead = float(np.exp(fixed))
-    model = KernelModel("tensorrt", 0, coefficients, sharpness=2.0, overhead_ms=overhead, tile=tile, pads=TENSORRT_PADS)
+    model = KernelModel(
+        "tensorrt", 0, coefficients, sharpness=GPU_SHARPNESS, overhead_ms=overhead, tile=tile, pads=TENSORRT_PADS
+    )
     return Batch1(model, float(static))
 
 
