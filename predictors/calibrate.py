@@ -192,8 +192,12 @@ def calibrate(
             stacklevel=2,
         )
     if until is not None and bound > until:
-        reached = f"below {bound:.1%} only" if np.isfinite(bound) else f"unknown with fewer than {LEAST_UNTIL} configs"
-        warnings.warn(f"the held-out error is {reached}, not below {until:.1%}", stacklevel=2)
+        sure = (
+            f"surely below {bound:.1%} only"
+            if np.isfinite(bound)
+            else f"not sure with fewer than {LEAST_UNTIL} configs"
+        )
+        warnings.warn(f"held-out error: {sure}, asked for was {until:.1%}", stacklevel=2)
     elif until is None and len(taken.looks) < len(chosen):
         warnings.warn(f"{len(taken.looks)} of {len(chosen)} configs were measured for want of time", stacklevel=2)
     say("fitting")

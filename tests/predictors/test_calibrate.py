@@ -118,9 +118,9 @@ def test_time_limit_ends_measuring(tmp_path):
 
 
 def test_an_error_that_was_not_reached_is_said(tmp_path):
-    with pytest.warns(UserWarning, match=r"below [\d.]+% only, not below 0.1%"):
+    with pytest.warns(UserWarning, match=r"surely below [\d.]+% only, asked for was 0.1%"):
         calibrate("cpu", MadeUpDevice(), until=0.001, samples=12, probes={}, profiles=tmp_path)
-    with pytest.warns(UserWarning, match="unknown with fewer than 12 configs"):
+    with pytest.warns(UserWarning, match="not sure with fewer than 12 configs"):
         calibrate("cpu", MadeUpDevice(), until=0.001, samples=8, probes={}, profiles=tmp_path)
 
 
