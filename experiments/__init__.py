@@ -1,0 +1,1 @@
+"""Runs that show something; `tabular` is also a library."""

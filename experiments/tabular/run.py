@@ -1,0 +1,258 @@
+"""Makes the table: chooses networks, measures their latency, trains them, packs the rows.
+
+    python experiments/tabular/run.py plan                  # measures a pool, chooses from it: plan.json; 15 minutes
+    python experiments/tabular/run.py train                 # one such process per core; about 12 core-hours in all
+    python experiments/tabular/run.py measure --looks 5     # latency, on the quiet machine; 10 minutes
+    python experiments/tabular/run.py pack                  # work/ into table.jsonl.gz
+
+Every step can be stopped at any time and goes on from what is in work/ and in the table. Training holds the lock that
+keeps measurements off, so that no latency is measured beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from lownas.evaluators.agent import training
+from lownas.evaluators.measure import LatencyMeasurement, measure_latency
+from lownas.experiments.tabular.table import TABLE, Network, Table, Training
+from lownas.predictors import Target
+from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
+
+HERE = Path(__file__).parent
+PLAN = HERE / "plan.json"
+WORK = HERE / "work"
+
+POOL = 600
+POOL_MACS = (1.0e6, 8.0e6)
+POOL_LOOKS = 3
+LEVELS, PER_GROUP = 12, 10
+SPREAD = 180
+LATENCY_RANGE = (0.02, 0.90)  # quantiles of the pool between which networks are chosen
+SEEDS = (0, 1)
+LONG_GROUPS = {"group_3": 4, "group_8": 4}  # all of them trained long, so many of each with two seeds
+LONG_SPREAD, LONG_SPREAD_TWICE = 16, 4
+PUBLISHED_RESOLUTION = 32  # 224 / 7, as the proxy training has it
+
+
+# --- which networks --------------------------------------------------------------------------------------------------
+
+
+def pool() -> list[LowFormerConfig]:
+    """Random networks of the tiny space within `POOL_MACS`, all different."""
+    space, rng = SearchSpace.load("tiny"), np.random.default_rng(4)
+    found: dict[str, LowFormerConfig] = {}
+    while len(found) < POOL:
+        config = space.sample(rng)
+        if POOL_MACS[0] <= op_graph(config).macs <= POOL_MACS[1]:
+            found.setdefault(config.id, config)
+    return list(found.values())
+
+
+def published() -> dict[str, LowFormerConfig]:
+    """The eight published LowFormers for ten classes, at a seventh of their resolution."""
+    return {
+        name: config.replace(resolution=PUBLISHED_RESOLUTION, classes=10)
+        for name, config in PRESETS.items()
+        if name.startswith("lowformer_")
+    }
+
+
+def chosen(latency_ms: dict[str, float]) -> dict[str, list[str]]:
+    """Ids by role: "group_0" ... have nearly the same latency, "spread" the whole range, evenly in its logarithm."""
+    free = dict(sorted(latency_ms.items(), key=lambda item: item[1]))
+    low, high = np.quantile(list(free.values()), LATENCY_RANGE)
+
+    def nearest(level: float, count: int) -> list[str]:
+        taken = sorted(free, key=lambda name: abs(np.log(free[name] / level)))[:count]
+        for name in taken:
+            del free[name]
+        return taken
+
+    inner = np.geomspace(low, high, LEVELS + 2)[1:-1]
+    roles = {f"group_{number}": nearest(level, PER_GROUP) for number, level in enumerate(inner)}
+    roles["spread"] = [nearest(level, 1)[0] for level in np.geomspace(low, high, SPREAD)]
+    return roles
+
+
+def write_plan(path: Path = PLAN) -> None:
+    measure(pool(), POOL_LOOKS)
+    latency = {what: float(np.median([m.median_ms for m in looks])) for what, looks in measured().items()}
+    configs = {config.id: config for config in pool()}
+    roles = chosen({name: latency[name] for name in configs})
+    rng = np.random.default_rng(5)
+    spread = [roles["spread"][i] for i in np.linspace(0, SPREAD - 1, LONG_SPREAD).round().astype(int)]
+    long = {name: [0] for name in spread} | {name: [0] for group in LONG_GROUPS for name in roles[group]}
+    twice = rng.choice(spread, LONG_SPREAD_TWICE, replace=False).tolist()
+    for group, count in LONG_GROUPS.items():
+        twice += rng.choice(roles[group], count, replace=False).tolist()
+    long |= {name: list(SEEDS) for name in twice}
+    entries = []
+    for role, names in roles.items():
+        for name in names:
+            seeds = {"short": list(SEEDS)} | ({"long": long[name]} if name in long else {})
+            entries.append({"id": name, "role": role, "seeds": seeds, "config": configs[name].to_dict()})
+    for name, config in published().items():
+        entries.append({"id": config.id, "role": name, "seeds": {"short": list(SEEDS)}, "config": config.to_dict()})
+    entries = [entries[i] for i in rng.permutation(len(entries))]  # so that any first part is a small table
+    path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
+
+
+def plan() -> list[dict[str, Any]]:
+    return json.loads(PLAN.read_text())
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def rows(name: str) -> Iterator[dict[str, Any]]:
+    path = WORK / name
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                print(f"{path}: a broken line is left out", file=sys.stderr)
+
+
+def append(name: str, row: dict[str, Any]) -> None:
+    WORK.mkdir(exist_ok=True)
+    with (WORK / name).open("a") as file:
+        file.write(json.dumps(row) + "\n")  # one write: two processes do not mix their lines
+
+
+def measured() -> dict[str, list[LatencyMeasurement]]:
+    """All looks at the latency so far, by id."""
+    found: dict[str, list[LatencyMeasurement]] = defaultdict(list)
+    for row in rows("latency.jsonl"):
+        found[row["what"]].append(LatencyMeasurement.from_dict(row))
+    return found
+
+
+def measure(configs: list[LowFormerConfig], looks: int) -> None:
+    """Passes over all networks, each in a new random order, so that a disturbance does not fall on the same ones."""
+    target = Target.parse("cpu")
+    done = {name: len(found) for name, found in measured().items()}
+    for number in range(looks):
+        for index in np.random.default_rng(number).permutation(len(configs)):
+            if done.get(configs[index].id, 0) <= number:
+                look = measure_latency(configs[index], target, time_limit_s=2.0, min_runs=100)
+                append("latency.jsonl", look.to_dict())
+                print(number, configs[index].id, f"{look.median_ms:.4f}", *look.notes, flush=True)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def jobs() -> Iterator[tuple[LowFormerConfig, str, int]]:
+    """(network, schedule, seed) that are neither in the table nor in work/."""
+    done = {(row["id"], row["schedule"], row["seed"]) for row in rows("trainings.jsonl")}
+    if TABLE.exists():
+        done |= {(n.config.id, *key) for n in Table.load().networks for key in n.trainings}
+    for entry in plan():
+        for schedule, seeds in entry["seeds"].items():
+            for seed in seeds:
+                if (entry["id"], schedule, seed) not in done:
+                    yield LowFormerConfig.from_dict(entry["config"]), schedule, seed
+
+
+def train_all(limit: int | None) -> None:
+    """Trains what is missing, one after the other; several processes share the work by a lock file each."""
+    from lownas.experiments.tabular.training import SCHEDULES, train
+
+    WORK.mkdir(exist_ok=True)
+    trained = 0
+    for config, schedule, seed in list(jobs()):
+        lock = FileLock(WORK / f"{config.id}-{schedule}-{seed}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        with lock, training():  # measurements wait
+            if (config.id, schedule, seed) in {(r["id"], r["schedule"], r["seed"]) for r in rows("trainings.jsonl")}:
+                continue
+            curve = train(config, SCHEDULES[schedule], seed)
+            append("trainings.jsonl", {"id": config.id, "schedule": schedule, "seed": seed, **asdict(curve)})
+        trained += 1
+        print(config.id, schedule, seed, f"{curve.validation_accuracy[-1]:.4f} {curve.cpu_seconds:.0f} s", flush=True)
+        if limit is not None and trained >= limit:
+            return
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def pack() -> None:
+    """Writes the networks whose trainings are all there; those of the table before, and those in work/."""
+    from lownas.experiments.tabular.training import SCHEDULES
+
+    known = {n.config.id: n for n in Table.load().networks} if TABLE.exists() else {}
+    card = Table.load().card if TABLE.exists() else {}
+    trained: dict[str, dict[tuple[str, int], Training]] = defaultdict(dict)
+    for row in rows("trainings.jsonl"):
+        trained[row["id"]][row["schedule"], row["seed"]] = Training.from_dict(_rounded(row))
+    looks = measured()
+    networks = []
+    for entry in plan():
+        config, wanted = LowFormerConfig.from_dict(entry["config"]), entry["seeds"]
+        old = known.get(config.id)
+        trainings = {**(old.trainings if old else {}), **trained[config.id]}
+        keys = [(schedule, seed) for schedule, seeds in wanted.items() for seed in seeds]
+        times = tuple(look.times_ms for look in looks[config.id]) or (old.looks_ms if old else ())
+        if times and all(key in trainings for key in keys):
+            graph = op_graph(config)
+            networks.append(
+                Network(config, entry["role"], graph.params, graph.macs, times, {key: trainings[key] for key in keys})
+            )
+    if any(looks.values()):
+        latest = next(iter(looks.values()))[-1]
+        card |= {"target": latest.target, "host": dict(latest.host), "latency_versions": dict(latest.versions)}
+    card |= {"planned": len(plan()), "schedules": {name: asdict(schedule) for name, schedule in SCHEDULES.items()}}
+    Table(networks, card).write(TABLE)
+    print(f"{len(networks)} of {len(plan())} networks, {TABLE.stat().st_size / 1e6:.2f} MB")
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Accuracies are multiples of 1e-4; losses and seconds need no more digits than these."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, float):
+            return round(value, 4)
+        return [short(part) for part in value] if isinstance(value, list) else value
+
+    return {name: short(value) for name, value in row.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("plan")
+    steps.add_parser("train").add_argument("--limit", type=int, help="trainings after which this process ends")
+    steps.add_parser("measure").add_argument("--looks", type=int, default=5)
+    steps.add_parser("pack")
+    given = parser.parse_args()
+    if given.step == "plan":
+        write_plan()
+    elif given.step == "train":
+        train_all(given.limit)
+    elif given.step == "measure":
+        measure([LowFormerConfig.from_dict(entry["config"]) for entry in plan()], given.looks)
+    elif given.step == "pack":
+        pack()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The tabular benchmark: networks of the LowFormer space with their trainings and their latency.
+
+from lownas.experiments.tabular import Table
+
+table = Table.load()
+network = table.networks[0]
+table.query(network.config, epoch=3, seed=0).validation_accuracy
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ...search_space import LowFormerConfig
+
+SCHEMA = 1
+TABLE = Path(__file__).with_name("table.jsonl.gz")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of one network.
+
+    Attributes:
+        id: of the network's configuration.
+        schedule: "short" or "long" (`training.SCHEDULES`).
+        seed: of weights, order and augmentation.
+        train_loss: mean over each epoch, nats, label smoothing included.
+        validation_loss: after each epoch, nats.
+        validation_accuracy, test_accuracy: after each epoch, 0 to 1.
+        train_seconds: wall time of the epochs, evaluations left out.
+        cpu_seconds: of the process, evaluations included.
+    """
+
+    id: str
+    schedule: str
+    seed: int
+    train_loss: tuple[float, ...]
+    validation_loss: tuple[float, ...]
+    validation_accuracy: tuple[float, ...]
+    test_accuracy: tuple[float, ...]
+    train_seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+    @property
+    def epochs(self) -> int:
+        return len(self.validation_accuracy)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a training had reached after an epoch; accuracies 0 to 1, seconds of training up to there."""
+
+    validation_accuracy: float
+    test_accuracy: float
+    validation_loss: float
+    train_seconds: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """One row of the table.
+
+    Attributes:
+        config: the architecture.
+        role: "spread", "group_N" (near-equal latency), or the name of the published model whose shape it has.
+        params: trainable parameters.
+        macs: multiply-accumulates of one image.
+        latency_ms: median over the looks of their medians; one image, one thread, onnxruntime, fp32.
+        looks_ms: the raw times of each look, in order.
+        trainings: by (schedule, seed).
+    """
+
+    config: LowFormerConfig
+    role: str
+    params: int
+    macs: int
+    looks_ms: tuple[tuple[float, ...], ...]
+    trainings: Mapping[tuple[str, int], Training]
+
+    @cached_property
+    def latency_ms(self) -> float:
+        return float(np.median([np.median(look) for look in self.looks_ms]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the raw times to a tenth of a microsecond."""
+        return {
+            "id": self.config.id,
+            "role": self.role,
+            "config": self.config.to_dict(),
+            "params": self.params,
+            "macs": self.macs,
+            "looks_ms": [[round(ms, 4) for ms in look] for look in self.looks_ms],
+            "trainings": [asdict(training) for training in self.trainings.values()],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        trainings = [Training.from_dict(training) for training in data["trainings"]]
+        return cls(
+            config=LowFormerConfig.from_dict(data["config"]),
+            role=data["role"],
+            params=data["params"],
+            macs=data["macs"],
+            looks_ms=tuple(tuple(look) for look in data["looks_ms"]),
+            trainings={(training.schedule, training.seed): training for training in trainings},
+        )
+
+
+class Table:
+    """All networks with their trainings.
+
+    Attributes:
+        networks: in the order of the file.
+        card: hardware, versions and schedules, as noted when the file was packed.
+    """
+
+    def __init__(self, networks: Sequence[Network], card: Mapping[str, Any] | None = None) -> None:
+        self.networks = tuple(networks)
+        self.card = dict(card or {})
+        self._by_id = {network.config.id: network for network in networks}
+        if len(self._by_id) < len(self.networks):
+            raise ValueError("a table holds each network once")
+
+    @classmethod
+    def load(cls, path: str | Path = TABLE) -> Self:
+        """Reads the table of this package, or another file of its form. Raises ValueError for anything else."""
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                card, *lines = (json.loads(line) for line in file)
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error, json.JSONDecodeError, ValueError) as error:
+            raise ValueError(f"{path}: not a table: {error}") from None
+        if not isinstance(card, dict) or card.get("schema") != SCHEMA:
+            raise ValueError(f"{path}: not a table of schema {SCHEMA}")
+        return cls([Network.from_dict(line) for line in lines], card)
+
+    def write(self, path: str | Path) -> None:
+        """Writes the file anew, or leaves it as it was."""
+        temporary = Path(f"{path}.new")
+        # Without a time stamp the same content is the same file.
+        with gzip.GzipFile(temporary, "wb", mtime=0) as file:
+            for line in ({"schema": SCHEMA, **self.card}, *(network.to_dict() for network in self.networks)):
+                file.write((json.dumps(line, separators=(",", ":")) + "\n").encode())
+        temporary.replace(path)
+
+    def __len__(self) -> int:
+        return len(self.networks)
+
+    def __contains__(self, config: object) -> bool:
+        return isinstance(config, LowFormerConfig | str) and _id(config) in self._by_id
+
+    def network(self, config: LowFormerConfig | str) -> Network:
+        """The row of a configuration or id. Raises ValueError if there is none."""
+        if (name := _id(config)) not in self._by_id:
+            raise ValueError(f"network {name!r} is not one of the table's {len(self)}")
+        return self._by_id[name]
+
+    def query(
+        self, config: LowFormerConfig | str, epoch: int | None = None, seed: int = 0, schedule: str = "short"
+    ) -> Point:
+        """What the training of a network with a seed had reached after `epoch` epochs, counted from 1; None is the last.
+
+        Raises ValueError for a network, training or epoch that is not in the table, naming those that are.
+        """
+        trainings = self.network(config).trainings
+        if (schedule, seed) not in trainings:
+            raise ValueError(
+                f"network {_id(config)!r} has no {schedule!r} training with seed {seed}; "
+                f"there are {', '.join(f'{name} {number}' for name, number in trainings) or 'none'}"
+            )
+        training = trainings[schedule, seed]
+        epoch = training.epochs if epoch is None else epoch
+        if not 1 <= epoch <= training.epochs:
+            raise ValueError(f"epoch: 1 to {training.epochs} of the {schedule!r} schedule, given {epoch}")
+        return Point(
+            validation_accuracy=training.validation_accuracy[epoch - 1],
+            test_accuracy=training.test_accuracy[epoch - 1],
+            validation_loss=training.validation_loss[epoch - 1],
+            train_seconds=training.train_seconds * epoch / training.epochs,
+        )
+
+
+def _id(config: LowFormerConfig | str) -> str:
+    return config if isinstance(config, str) else config.id
