@@ -1,49 +1,42 @@
 """Proxy training: how good a candidate is, estimated by training it briefly at a fraction of its resolution.
 
 All candidates of a run train under the same `ProxySettings`: equal images, epochs and batches, each at its own
-resolution times one constant. The recipe must be fair from 0.2 to 6 GMACs after some thirty steps, which plain AdamW
-is not (at 2e-3 it left LowFormer-B1.5 at chance). So residual branches and the classifier start at zero, and every
-network starts as a shallow one; the learning rate of a weight falls with the square root of its fan-in; gradients are
-clipped.
+resolution times one constant. A training may be judged at a part of its steps and go on later (`until`, `state`). The
+mechanics are in `training.py`; `budget.py` chooses settings for a time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from ..search_space import LowFormerConfig, SearchSpace, build_model, op_graph
-from .data import FORMULA_CLASSES, FORMULA_VALIDATION_IMAGES, ImageData, load_data
+from ..search_space import LowFormerConfig, build_model
+from .data import FORMULA_CLASSES, ImageData, load_data
+from .training import (
+    Diverged,
+    EpochRecord,
+    Images,
+    Training,
+    augmentation,
+    evaluate,
+    recompute_batch_norm,
+    seeded,
+    silence_residual_branches,
+    torch_threads,
+)
 
-logger = logging.getLogger("lownas.evaluators")
-
-BATCH_NORM_IMAGES = 512  # training images on which BatchNorm statistics are recomputed before evaluation
-EVALUATION_BATCH = 128
 SMALLEST_RESOLUTION = 24  # pixels; below it the published models' resolutions would collapse into one
 RESOLUTION_STEP = 4
 RESOLUTION_SCALE = 1 / 7  # 224 -> 32 pixels
-MIN_EPOCHS = 3
-MAX_EPOCHS = 30
-# Measured on ten formula classes at 32 pixels: LowFormer-B0 reached 0.52 in 30 steps, 0.40 in 18 and 0.27 in 12, a
-# logistic regression on the same images 0.26, 0.28 and 0.25.
-MIN_STEPS = 18
-IMAGES_PER_FORMULA_CLASS = 192  # image passes; with more of them ten classes saturate, so classes are added
-MAX_FORMULA_CLASSES = 100
-ENOUGH_PASSES = 40_000  # with more image passes than this a higher resolution is the better use of time
-BUDGET_SHARE = 0.8  # the rest is for building, loading, and workers that slow each other down
-VALIDATION_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -75,9 +68,9 @@ class ProxySettings:
     data_seed: int = 0
     classes: int = FORMULA_CLASSES
     resolution_scale: float = RESOLUTION_SCALE
-    epochs: int = MIN_EPOCHS
+    epochs: int = 3
     train_images: int = 640
-    validation_images: int = VALIDATION_IMAGES
+    validation_images: int = 1000
     batch_size: int = 64
     learning_rate: float = 3e-3
     full_rate_fan_in: int = 64
@@ -149,43 +142,32 @@ class ProxySettings:
 
 
 @dataclass(frozen=True)
-class EpochRecord:
-    """One epoch: mean loss and accuracy (0 to 1) over its training batches as they were learned from."""
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-
-
-@dataclass(frozen=True)
 class ProxyResult:
     """What a proxy training gave.
 
     Attributes:
-        status: "complete", or "failed" for the `reason`, in one line.
+        status: "complete", "paused" (stopped at `until`, can go on), or "failed" for the `reason`, in one line.
         accuracy: share of the validation images classified correctly, 0 to 1; None if failed.
         loss: mean cross-entropy on them, nats; None if failed.
         history: epochs that were finished.
-        seconds: wall time of training and evaluation, loading the data not counted.
-        images_per_second: training images over the time of the training steps; 0 if no epoch was finished.
+        seconds: wall time of this call's training and evaluation, loading the data not counted.
+        images_per_second: training images over the time of the training steps; 0 if none was made.
         resolution: at which it trained, pixels.
+        share: of its steps that are done.
     """
 
-    status: Literal["complete", "failed"]
+    status: Literal["complete", "paused", "failed"]
     accuracy: float | None
     loss: float | None
     history: tuple[EpochRecord, ...]
     seconds: float
     images_per_second: float
     resolution: int
+    share: float = 1.0
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "history": [asdict(record) for record in self.history]}
-
-
-class _Diverged(Exception):
-    """The loss is no longer finite."""
 
 
 @lru_cache(maxsize=8)
@@ -221,10 +203,13 @@ def train_proxy(
     device: str = "cpu",
     report: Callable[[EpochRecord], None] | None = None,
     threads: int = 1,
+    *,
+    until: float = 1.0,
+    state: Path | None = None,
 ) -> ProxyResult:
     """Trains the network of `config` from fresh weights and evaluates it.
 
-    The same arguments give the same result on the same machine.
+    The same arguments give the same result on the same machine, in one go or in parts.
 
     Args:
         config: its `classes` is replaced by that of the data.
@@ -233,13 +218,19 @@ def train_proxy(
         seed: of weights, order and augmentation.
         report: called after every epoch.
         threads: of torch, while this runs.
+        until: share of the training's steps after which it is judged. The learning rate falls as in the whole training.
+        state: file that a training which stops early is left in, and goes on from; removed when it is complete. One
+            that is missing, broken or of another training only costs time: it is trained anew up to there.
 
     Returns:
         A result, also where training failed (loss not finite, out of memory, any exception of the network's).
 
     Raises:
         ValueError: the data cannot be loaded or is of another resolution than the settings ask for.
+        OSError: the state cannot be written.
     """
+    if not 0 < until <= 1:
+        raise ValueError(f"until: a share of the training above 0 and at most 1, given {until}")
     resolution = settings.proxy_resolution(config.resolution)
     if not isinstance(data, ImageData):
         if data is not None:
@@ -247,35 +238,35 @@ def train_proxy(
         data = load_proxy_data(settings, config.resolution)
     if data.resolution != resolution:
         raise ValueError(f"data at {data.resolution} pixels, but {config.id} trains at {resolution}")
+    config = config.replace(classes=len(data.classes))
+    identity = json.dumps({"config": config.id, "seed": seed, "settings": settings.to_dict()}, sort_keys=True)
 
     start = time.perf_counter()
-    history: list[EpochRecord] = []
+    training: Training | None = None
     images_per_second = 0.0
 
     def failed(reason: str) -> ProxyResult:
+        history = tuple(training.history) if training else ()
         seconds = time.perf_counter() - start
-        return ProxyResult("failed", None, None, tuple(history), seconds, images_per_second, resolution, reason)
+        return ProxyResult("failed", None, None, history, seconds, images_per_second, resolution, reason=reason)
 
-    with _torch_threads(threads), _seeded(seed, device):
+    with torch_threads(threads), seeded(seed, device):
         try:
-            model = _prepared_model(config, len(data.classes), device)
-            train, validation = _Tensors(data, "train", device), _Tensors(data, "validation", device)
-            order = torch.Generator().manual_seed(seed)
-            training = _Training(model, settings, settings.steps(len(train.labels)), device)
-            trained = 0
-            training_start = time.perf_counter()
-            for epoch in range(settings.epochs):
-                record = _train_epoch(training, train, order, epoch)
-                trained += min(
-                    len(train.labels), max(1, len(train.labels) // settings.batch_size) * settings.batch_size
-                )
-                images_per_second = trained / (time.perf_counter() - training_start)
-                history.append(record)
+            model = prepared_model(config, device)
+            train, validation = Images(data, "train", device), Images(data, "validation", device)
+            training = Training(model, settings, len(train), device)
+            if state is not None:
+                training.load(state, identity)
+            begin, before = time.perf_counter(), training.done
+            steps = max(1, round(until * training.steps))
+            for record in training.run(train, augmentation(settings, resolution), steps):
                 if report is not None:
                     report(record)
-            _recompute_batch_norm(model, train, order, device)
-            accuracy, loss = _evaluate(model, validation, device)
-        except _Diverged as error:
+            trained = (training.done - before) * min(settings.batch_size, len(train))
+            images_per_second = trained / (time.perf_counter() - begin)
+            recompute_batch_norm(model, train, seed)
+            accuracy, loss = evaluate(model, validation)
+        except Diverged as error:
             return failed(str(error))
         except (torch.OutOfMemoryError, MemoryError):
             return failed(f"out of memory at batch size {settings.batch_size} and {resolution} pixels")
@@ -284,305 +275,27 @@ def train_proxy(
             if "can't allocate memory" in text or "not enough memory" in text:
                 return failed(f"out of memory at batch size {settings.batch_size} and {resolution} pixels")
             return failed(f"{type(error).__name__}: {text[:300]}")
-    seconds = time.perf_counter() - start
-    return ProxyResult("complete", accuracy, loss, tuple(history), seconds, images_per_second, resolution)
-
-
-def choose_settings(
-    candidates: SearchSpace | Sequence[LowFormerConfig],
-    data: str,
-    proxy_budget_seconds: float,
-    trials: int,
-    workers: int,
-    device: str = "cpu",
-    *,
-    epochs: int | None = None,
-    seed: int = 0,
-    threads: int = 1,
-) -> ProxySettings:
-    """Settings with which `trials` trainings by `workers` at once take about `proxy_budget_seconds` together.
-
-    Times a few steps of a small, a middling and a large candidate on this machine. To be called once in a run.
-
-    Args:
-        candidates: typical ones, or the space to draw them from.
-        data: a specification.
-        trials: trainings in all, repeats with other seeds included.
-        workers: 0 counts as 1.
-        epochs: pins the epochs.
-        seed: of the data's split, and of the draw from the space.
-
-    Raises:
-        ValueError: the data cannot be used, or the budget is not positive.
-    """
-    if not (math.isfinite(proxy_budget_seconds) and proxy_budget_seconds > 0):
-        raise ValueError(f"the proxy budget must be a positive number of seconds, given {proxy_budget_seconds}")
-    if trials < 1:
-        raise ValueError(f"trials: at least 1, given {trials}")
-    if isinstance(candidates, SearchSpace):
-        rng = np.random.default_rng(seed)
-        candidates = [candidates.sample(rng) for _ in range(24)]
-    if not candidates:
-        raise ValueError("candidates: at least one is needed to choose proxy settings")
-    look = load_data(data, SMALLEST_RESOLUTION, seed, train_images=64, validation_images=64)
-    formula = look.card["source"] == "formula"
-    large = max(config.resolution for config in candidates) >= 112
-    settings = ProxySettings(
-        data=data,
-        data_seed=seed,
-        classes=len(look.classes),
-        resolution_scale=RESOLUTION_SCALE if large else 1.0,
-        flip=look.card["source"] != "digits",
-        max_shift=0.0 if formula else 1 / 16,
+        complete = training.done >= training.steps
+        if state is not None:
+            if complete:
+                state.unlink(missing_ok=True)
+            else:
+                training.save(state, identity)
+    return ProxyResult(
+        "complete" if complete else "paused",
+        accuracy,
+        loss,
+        tuple(training.history),
+        time.perf_counter() - start,
+        images_per_second,
+        resolution,
+        training.done / training.steps,
     )
-    available = None if formula else int(look.card["available_train_images"])
-    held_out = FORMULA_VALIDATION_IMAGES if formula else int(look.card["available_validation_images"])
-    held_out = min(held_out, VALIDATION_IMAGES)
-
-    seconds_per_image = _mean_seconds_per_image(candidates, settings, device, threads)
-    each = BUDGET_SHARE * proxy_budget_seconds / math.ceil(trials / max(1, workers))
-    # An evaluated image costs a third of a trained one.
-    evaluation = (held_out + BATCH_NORM_IMAGES) / 3
-    passes = each / seconds_per_image - evaluation
-    while settings.resolution_scale < 1 and passes > ENOUGH_PASSES:
-        scale = min(1.0, 2 * settings.resolution_scale)
-        slower = (scale / settings.resolution_scale) ** 2
-        settings = replace(settings, resolution_scale=scale)
-        seconds_per_image *= slower
-        passes = each / seconds_per_image - evaluation
-    least = MIN_STEPS * settings.batch_size
-    if passes < least:
-        logger.warning(
-            "a proxy budget of %.0f s allows %d images a candidate; %d are used, as fewer teach nothing: about %.0f s",
-            *(proxy_budget_seconds, max(0, int(passes)), least),
-            (least + evaluation) * seconds_per_image * math.ceil(trials / max(1, workers)) / BUDGET_SHARE,
-        )
-        passes = least
-    if formula:
-        if data == "formula":
-            wanted = int(passes / IMAGES_PER_FORMULA_CLASS)
-            settings = replace(settings, classes=min(MAX_FORMULA_CLASSES, max(FORMULA_CLASSES, wanted)))
-        passes = min(passes, 2 * IMAGES_PER_FORMULA_CLASS * settings.classes)
-    chosen_epochs = epochs or MIN_EPOCHS
-    if available is not None:
-        chosen_epochs = epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, int(passes / available)))
-    batches = max(-(-MIN_STEPS // chosen_epochs), round(passes / chosen_epochs / settings.batch_size))
-    train_images = batches * settings.batch_size
-    if available is not None:
-        train_images = min(train_images, available)
-    settings = replace(settings, epochs=chosen_epochs, train_images=train_images, validation_images=held_out)
-    expected = (chosen_epochs * train_images + evaluation) * seconds_per_image
-    return replace(settings, expected_seconds=round(expected, 2))
 
 
-def _mean_seconds_per_image(
-    candidates: Sequence[LowFormerConfig], settings: ProxySettings, device: str, threads: int
-) -> float:
-    """Mean over the candidates of the seconds that training costs per image, from three timed ones, linear between."""
-
-    def proxy_macs(config: LowFormerConfig) -> float:
-        return float(op_graph(config.replace(resolution=settings.proxy_resolution(config.resolution))).macs)
-
-    ordered = sorted(candidates, key=proxy_macs)
-    macs = np.array([proxy_macs(config) for config in ordered])
-    timed = sorted({0, len(ordered) // 2, len(ordered) - 1})
-    seconds = [_seconds_per_image(ordered[i], settings, device, threads) for i in timed]
-    return float(np.interp(macs, macs[timed], seconds).mean())
-
-
-def _seconds_per_image(
-    config: LowFormerConfig, settings: ProxySettings, device: str, threads: int, steps: int = 2
-) -> float:
-    """Median time of a training step on random images over the batch, after one step to warm up."""
-    side = settings.proxy_resolution(config.resolution)
-    with _torch_threads(threads), _seeded(0, device):
-        model = _prepared_model(config, settings.classes, device)
-        training = _Training(model, settings, steps + 1, device)
-        images = torch.randn(settings.batch_size, 3, side, side).to(device, memory_format=torch.channels_last)
-        labels = torch.zeros(settings.batch_size, dtype=torch.int64, device=device)
-        times = []
-        for _ in range(steps + 1):
-            start = time.perf_counter()
-            training.step(images, labels)
-            if torch.device(device).type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-    return float(np.median(times[1:])) / settings.batch_size
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: str) -> Iterator[None]:
-    """Torch's generators seeded inside, as before outside; cuDNN chooses deterministic kernels."""
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        torch.manual_seed(seed)
-        yield
-
-
-def _prepared_model(config: LowFormerConfig, classes: int, device: str) -> nn.Module:
-    model = build_model(config.replace(classes=classes))
+def prepared_model(config: LowFormerConfig, device: str) -> nn.Module:
+    """Fresh weights by torch's generator, channels last; every block starts as the identity, the classifier at zero."""
+    model = build_model(config)
     silence_residual_branches(model)
     nn.init.zeros_(model.classifier.weight)  # type: ignore[arg-type]
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def silence_residual_branches(model: nn.Module) -> int:
-    """Sets the last layer of every residual branch to zero, so that its block starts as the identity.
-
-    Returns the number of branches. Source: Goyal et al., arXiv 1706.02677, section 5.1 (BatchNorm's gamma).
-    """
-    from ..search_space.blocks import Residual
-
-    count = 0
-    for module in model.modules():
-        if isinstance(module, Residual) and module.shortcut:
-            last = [layer for layer in module.main.modules() if isinstance(getattr(layer, "weight", None), Tensor)][-1]
-            for parameter in last.parameters(recurse=False):
-                nn.init.zeros_(parameter)
-            count += 1
-    return count
-
-
-class _Tensors:
-    """One part of the data on the device: bytes (N, 3, R, R), labels (N,), and what normalizes them (of training)."""
-
-    def __init__(self, data: ImageData, part: Literal["train", "validation"], device: str) -> None:
-        images, labels = (
-            (data.train_images, data.train_labels)
-            if part == "train"
-            else (data.validation_images, data.validation_labels)
-        )
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
-        self.labels = torch.from_numpy(labels).to(device)
-        pixels = data.train_images.reshape(-1, 3)
-        mean, spread = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
-        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self.scale = torch.tensor(1 / np.maximum(spread, 1), dtype=torch.float32, device=device).view(1, 3, 1, 1)
-
-    def batch(self, index: Tensor) -> Tensor:
-        """Normalized images (len(index), 3, R, R), channels last."""
-        images = self.images[index.to(self.images.device)].float()
-        return ((images - self.mean) * self.scale).contiguous(memory_format=torch.channels_last)
-
-
-def _augment(images: Tensor, settings: ProxySettings, order: torch.Generator) -> Tensor:
-    """Mirrors and shifts each image of (N, 3, R, R) at random; what a shift uncovers repeats the border."""
-    count, _, side, _ = images.shape
-    if settings.flip:
-        mirrored = (torch.rand(count, generator=order) < 0.5).to(images.device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    pixels = round(settings.max_shift * side)
-    if pixels:
-        shift = torch.randint(-pixels, pixels + 1, (2, count, 1), generator=order)
-        rows, columns = (torch.arange(side) + shift).clamp(0, side - 1).to(images.device)
-        picked = torch.arange(count, device=images.device)[:, None, None]
-        # Indexing with a slice between two index arrays moves the channels last: (N, R, R, 3).
-        images = images[picked, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-class _Training:
-    """A network with its optimizer and schedule."""
-
-    def __init__(self, model: nn.Module, settings: ProxySettings, steps: int, device: str) -> None:
-        self.model = model.train()
-        self.settings = settings
-        self.steps = steps
-        self.warmup = max(1, round(settings.warmup_share * steps))
-        self.done = 0
-        self.device = torch.device(device)
-        by_rate: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for parameter in model.parameters():
-            scale, decay = 1.0, 0.0
-            if parameter.ndim > 1:
-                fan_in = parameter[0].numel()
-                scale, decay = min(1.0, math.sqrt(settings.full_rate_fan_in / fan_in)), settings.weight_decay
-            by_rate.setdefault((scale, decay), []).append(parameter)
-        self.scales = [scale for scale, _ in by_rate]
-        groups = [{"params": group, "weight_decay": decay} for (_, decay), group in by_rate.items()]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=settings.learning_rate, betas=(0.9, settings.second_moment_decay), fused=True
-        )
-
-    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step; gives the loss and the logits (N, classes) before it, detached."""
-        settings = self.settings
-        if self.done < self.warmup:
-            rate = (self.done + 1) / self.warmup
-        else:
-            rate = 0.5 * (1 + math.cos(math.pi * (self.done - self.warmup) / max(1, self.steps - self.warmup)))
-        for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
-            group["lr"] = settings.learning_rate * rate * scale
-        with _autocast(self.device):
-            logits = self.model(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        self.optimizer.step()
-        self.done += 1
-        return loss.detach(), logits.detach()
-
-
-def _autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 on GPUs that have it; on CPUs it measured no faster at these sizes."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def _train_epoch(training: _Training, train: _Tensors, order: torch.Generator, epoch: int) -> EpochRecord:
-    settings = training.settings
-    shuffled = torch.randperm(len(train.labels), generator=order)
-    batches = max(1, len(shuffled) // settings.batch_size)
-    losses, correct, seen = [], [], 0
-    for number in range(batches):
-        index = shuffled[number * settings.batch_size : (number + 1) * settings.batch_size]
-        labels = train.labels[index.to(train.labels.device)]
-        loss, logits = training.step(_augment(train.batch(index), settings, order), labels)
-        losses.append(loss)
-        correct.append((logits.argmax(dim=1) == labels).sum())
-        seen += len(index)
-    # Read once an epoch: reading every step would make a GPU wait.
-    mean_loss = torch.stack(losses).mean().item()
-    if not math.isfinite(mean_loss):
-        raise _Diverged(f"loss is not finite in epoch {epoch + 1} of {settings.epochs}")
-    return EpochRecord(epoch, mean_loss, torch.stack(correct).sum().item() / seen)
-
-
-def _recompute_batch_norm(model: nn.Module, train: _Tensors, order: torch.Generator, device: str) -> None:
-    """BatchNorm statistics as plain averages over training images; after few steps the running ones lag behind."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    index = torch.randperm(len(train.labels), generator=order)[:BATCH_NORM_IMAGES]
-    model.train()
-    with torch.no_grad(), _autocast(torch.device(device)):
-        for part in index.split(EVALUATION_BATCH):
-            if len(part) > 1:
-                model(train.batch(part))
-
-
-def _evaluate(model: nn.Module, validation: _Tensors, device: str) -> tuple[float, float]:
-    """Accuracy, 0 to 1, and mean cross-entropy in nats on the validation images."""
-    model.eval()
-    parts = []
-    with torch.no_grad(), _autocast(torch.device(device)):
-        for part in torch.arange(len(validation.labels)).split(EVALUATION_BATCH):
-            parts.append(model(validation.batch(part)).float())
-    logits = torch.cat(parts)
-    loss = F.cross_entropy(logits, validation.labels).item()
-    if not math.isfinite(loss):
-        raise _Diverged("the validation loss is not finite")
-    return (logits.argmax(dim=1) == validation.labels).float().mean().item(), loss

@@ -28,7 +28,7 @@ def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> 
 
     Raises ValueError if the data cannot be used.
     """
-    from ..evaluators.proxy import choose_settings
+    from ..evaluators.budget import choose_settings
 
     chosen = choose_settings(
         configs,

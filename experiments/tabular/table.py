@@ -171,7 +171,7 @@ class Table:
     def query(
         self, config: LowFormerConfig | str, epoch: int | None = None, seed: int = 0, schedule: str = "short"
     ) -> Point:
-        """What the training of a network with a seed had reached after `epoch` epochs, counted from 1; None is the last.
+        """What a training of a network had reached after `epoch` epochs, counted from 1; None is the last.
 
         Raises ValueError for a network, training or epoch that is not in the table, naming those that are.
         """

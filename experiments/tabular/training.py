@@ -12,7 +12,6 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +110,7 @@ def normalized(images: Tensor) -> Tensor:
 
 
 def augmented(images: Tensor, max_shift: int, random: torch.Generator) -> Tensor:
-    """Each of (N, 1, R, R) mirrored with probability 1/2 and moved by up to `max_shift` / 28 of its side, over black."""
+    """Each of (N, 1, R, R) mirrored with probability 1/2 and moved over black, by at most `max_shift` of 28 pixels."""
     count, _, side, _ = images.shape
     mirrored = torch.rand(count, generator=random) < 0.5
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
@@ -126,7 +125,7 @@ def augmented(images: Tensor, max_shift: int, random: torch.Generator) -> Tensor
 
 def prepared(config: LowFormerConfig, seed: int) -> nn.Module:
     """Fresh weights; every residual branch starts as the identity and the classifier at zero."""
-    from lownas.evaluators.proxy import silence_residual_branches
+    from lownas.evaluators.training import silence_residual_branches
 
     torch.manual_seed(seed)
     model = build_model(config)

@@ -1,15 +1,16 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lownas.evaluators import proxy
 from lownas.evaluators.data import linear_baseline, load_data
-from lownas.evaluators.proxy import ProxySettings, choose_settings, silence_residual_branches, train_proxy
-from lownas.search_space import PRESETS, Attention, LowFormerConfig, StageConfig, build_model
+from lownas.evaluators.proxy import ProxySettings, train_proxy
+from lownas.evaluators.training import EpochRecord
+from lownas.search_space import Attention, LowFormerConfig, StageConfig
 
 TINY = LowFormerConfig(
     resolution=224,
@@ -68,29 +69,6 @@ def test_it_learns_shapes_that_a_linear_model_does_not() -> None:
     assert result.accuracy > linear_baseline(data) + 0.1
 
 
-def test_silenced_branches_make_blocks_the_identity() -> None:
-    model = build_model(PRESETS["cpubone_nano"].replace(classes=3)).eval()
-    block = model.stages[3][1]
-    x = torch.randn(2, 192, 3, 3)
-    assert not torch.equal(block(x), x)
-    count = silence_residual_branches(model)
-    assert torch.equal(block(x), x)
-    assert count == sum(getattr(module, "shortcut", False) is True for module in model.modules())
-
-
-def test_wide_layers_learn_at_lower_rates() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3), nn.Conv2d(256, 8, 1))
-    training = proxy._Training(model, ProxySettings(full_rate_fan_in=64), 10, "cpu")
-    rates = {
-        id(parameter): scale
-        for scale, group in zip(training.scales, training.optimizer.param_groups, strict=True)
-        for parameter in group["params"]
-    }
-    weights = [rates[id(layer.weight)] for layer in model]
-    assert weights == pytest.approx([1.0, math.sqrt(64 / 72), 0.5])
-    assert {rates[id(layer.bias)] for layer in model} == {1.0}
-
-
 def test_a_loss_that_is_not_finite_fails_the_candidate() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
@@ -126,7 +104,7 @@ def test_what_a_candidate_raises_is_its_reason(error: Exception, reason: str, mo
 
 
 def test_an_interrupt_passes() -> None:
-    def interrupt(record: proxy.EpochRecord) -> None:
+    def interrupt(record: EpochRecord) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -140,66 +118,36 @@ def test_bad_data_is_the_users_error_not_the_candidates() -> None:
         train_proxy(TINY, load_data("digits", 16, train_images=20, validation_images=20), QUICK, 0)
 
 
-def test_shifts_move_images_and_keep_their_channels() -> None:
-    settings = replace(QUICK, flip=False, max_shift=0.25)
-    ramp = torch.arange(8.0).expand(3, 8, 8) + 10 * torch.arange(3.0).view(3, 1, 1)
-    images = ramp.expand(20, 3, 8, 8)
-    moved = proxy._augment(images, settings, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    assert torch.equal(moved - moved[:, :1], images - images[:, :1])
-    shifts = {round(float(image[0, 0, 3] - 3)) for image in moved}
-    assert shifts == {-2, -1, 0, 1, 2}
+@pytest.mark.parametrize("until", [(1 / 9, 1 / 3), (0.4,)])
+def test_in_parts_as_in_one_go(until: tuple[float, ...], tmp_path: Path) -> None:
+    settings = replace(QUICK, epochs=3, max_shift=0.1)
+    whole = train_proxy(TINY, None, settings, 5)
+    state = tmp_path / "states" / "5.safetensors"
+    for share in until:
+        part = train_proxy(TINY, None, settings, 5, until=share, state=state)
+        assert part.status == "paused" and part.share == pytest.approx(share, abs=0.06) and state.exists()
+        assert part.accuracy is not None
+    last = train_proxy(TINY, None, settings, 5, state=state)
+    assert (last.status, last.share) == ("complete", 1.0) and not state.exists()
+    assert (last.accuracy, last.loss, last.history) == (whole.accuracy, whole.loss, whole.history)
 
 
-@pytest.fixture
-def steady_clock(monkeypatch: pytest.MonkeyPatch) -> list[LowFormerConfig]:
-    """Training costs 1 ms per image for every candidate; gives the candidates timed."""
-    timed: list[LowFormerConfig] = []
-
-    def seconds(config: LowFormerConfig, *_: object) -> float:
-        timed.append(config)
-        return 1e-3
-
-    monkeypatch.setattr(proxy, "_seconds_per_image", seconds)
-    return timed
-
-
-def test_chosen_settings_fit_the_budget(steady_clock: list[LowFormerConfig]) -> None:
-    small = choose_settings([TINY], "formula", 24, trials=16, workers=2)
-    assert small.expected_seconds * 16 / 2 <= 24
-    assert small.resolution_scale == pytest.approx(1 / 7) and small.classes == 10
-    more = choose_settings([TINY], "formula", 400, trials=16, workers=2)
-    assert more.epochs * more.train_images > 5 * small.epochs * small.train_images
-    assert more.classes > small.classes
-    assert more.expected_seconds * 16 / 2 <= 400
-    assert choose_settings([TINY], "formula:12", 400, 16, 2).classes == 12
+@pytest.mark.parametrize("damage", ["missing", "cut", "other seed", "pickle"])
+def test_a_state_that_does_not_fit_only_costs_time(damage: str, tmp_path: Path) -> None:
+    state = tmp_path / "state.safetensors"
+    train_proxy(TINY, None, QUICK, 6 if damage == "other seed" else 5, until=0.5, state=state)
+    if damage == "missing":
+        state.unlink()
+    elif damage == "cut":
+        state.write_bytes(state.read_bytes()[:-100])
+    elif damage == "pickle":
+        torch.save({"model.x": torch.zeros(1)}, state)
+    whole, after = train_proxy(TINY, None, QUICK, 5), train_proxy(TINY, None, QUICK, 5, state=state)
+    assert after.status == "complete", after.reason
+    assert (after.accuracy, after.loss, after.history) == (whole.accuracy, whole.loss, whole.history)
 
 
-def test_chosen_settings_time_the_smallest_and_the_largest(steady_clock: list[LowFormerConfig]) -> None:
-    names = ("lowformer_b3", "lowformer_b0", "lowformer_b1", "lowformer_e3")
-    choose_settings([PRESETS[name] for name in names], "formula", 100, 4, 0)
-    assert {PRESETS["lowformer_b0"], PRESETS["lowformer_b3"]} <= set(steady_clock)
-    assert len(steady_clock) == 3
-
-
-def test_small_sets_are_used_whole_for_more_epochs(steady_clock: list[LowFormerConfig]) -> None:
-    settings = choose_settings([TINY.replace(resolution=32)], "digits", 100, trials=4, workers=0)
-    available = load_data("digits", 8).card["available_train_images"]
-    assert settings.epochs > 3 and settings.resolution_scale == 1.0 and not settings.flip
-    assert available * 0.9 <= settings.train_images <= available
-    assert choose_settings([TINY], "digits", 100, 4, 0, epochs=2).epochs == 2
-
-
-def test_a_budget_too_small_is_warned_of(steady_clock: list[LowFormerConfig], caplog: pytest.LogCaptureFixture) -> None:
-    settings = choose_settings([TINY], "formula", 0.5, trials=16, workers=1)
-    assert settings.steps(settings.train_images) >= proxy.MIN_STEPS
-    assert "proxy budget of" in caplog.text
-    for budget in (0, -1, math.inf, math.nan):
-        with pytest.raises(ValueError, match="proxy budget"):
-            choose_settings([TINY], "formula", budget, 16, 1)
-
-
-def test_real_timing_gives_usable_settings() -> None:
-    settings = choose_settings([TINY], "formula:4", 5, trials=2, workers=1)
-    assert settings.expected_seconds > 0
-    assert np.isfinite(settings.expected_seconds)
+@pytest.mark.parametrize("until", [0.0, -1.0, 1.1, math.nan])
+def test_impossible_shares_are_refused(until: float) -> None:
+    with pytest.raises(ValueError, match="until"):
+        train_proxy(TINY, None, QUICK, 0, until=until)
