@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..search_space.config import LowFormerConfig
+from .halving import Rungs
 from .settings import SearchSettings
 
 DEFAULT_PROXY_BUDGET_S = 360.0  # of all trainings together, so that a default search ends well within 10 minutes
@@ -34,7 +37,7 @@ def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> 
         configs,
         settings.data or "formula",
         training_budget_s(settings),
-        settings.trials + settings.repeats,
+        math.ceil(Rungs(settings.rung_count).trainings(settings.trials)) + settings.repeats,
         settings.workers,
         _device(),
         epochs=settings.proxy_epochs,
@@ -45,11 +48,22 @@ def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> 
 
 
 def train_candidate(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Proxy training of a task's "config" with its "seed" under the settings "proxy"."""
+    """Proxy training of a task's "config" with its "seed" under the settings "proxy".
+
+    If the task says "until" (a share), it goes that far; what was trained is in, and goes to, the file "state".
+    """
     from ..evaluators.proxy import ProxySettings, train_proxy
 
     config = LowFormerConfig.from_dict(task["config"])
-    result = train_proxy(config, None, ProxySettings.from_dict(task["proxy"]), task["seed"], _device())
+    result = train_proxy(
+        config,
+        None,
+        ProxySettings.from_dict(task["proxy"]),
+        task["seed"],
+        _device(),
+        until=task.get("until", 1.0),
+        state=Path(task["state"]) if task.get("state") else None,
+    )
     return result.to_dict()
 
 

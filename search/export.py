@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..search_space.config import LowFormerConfig
+from .outcome import Candidate, SearchOutcome
 from .run import read_about, read_results, write_text
-from .study import Candidate, SearchOutcome
 
 
 def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:

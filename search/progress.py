@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .outcome import Candidate, SearchOutcome, SearchStatus
 from .report import PublishedRow
-from .study import Candidate, SearchOutcome, SearchStatus
 
 _PHASES = {
     "propose": "searching for candidates",

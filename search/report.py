@@ -10,8 +10,8 @@ from ..predictors.accuracy import AccuracyPrior
 from ..search_space.graph import op_graph
 from ..search_space.presets import PRESETS, PUBLISHED
 from .export import pareto_front
+from .outcome import Candidate, Predictor, SearchOutcome
 from .run import write_text
-from .study import Candidate, Predictor, SearchOutcome
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 run.json        every setting, versions, seed, git commit, the proxy training's plan; written once
 results.jsonl   one `EvaluationResult` a line, append-only, each line on disk before the trial is told to the study
+rungs.jsonl     what a trial had reached at a rung, one a line
+states/         trainings that wait at a rung
 measured.jsonl  one latency measurement of a finalist a line
 study.db        Optuna's storage
 front/          the Pareto front, exported
@@ -167,13 +169,26 @@ class RunFolder:
     def append_result(self, result: EvaluationResult) -> None:
         self._append(self.results_path, result.to_json())
 
+    def load_rungs(self) -> list[dict[str, Any]]:
+        return self._load("rungs.jsonl")
+
+    def append_rung(self, entry: Mapping[str, Any]) -> None:
+        self._append(self.path / "rungs.jsonl", json.dumps(entry))
+
+    def state_path(self, trial: int) -> Path:
+        """Where the training of a trial that waits at a rung is kept."""
+        return self.path / "states" / f"{trial}.safetensors"
+
     def load_measured(self) -> list[dict[str, Any]]:
-        path = self.path / "measured.jsonl"
-        set_aside_broken_tail(path)
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        return self._load("measured.jsonl")
 
     def append_measured(self, measurement: Mapping[str, Any]) -> None:
         self._append(self.path / "measured.jsonl", json.dumps(measurement))
+
+    def _load(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        set_aside_broken_tail(path)
+        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     def _append(self, path: Path, line: str) -> None:
         with _one_line_errors("write", path), path.open("ab") as file:

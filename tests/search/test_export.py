@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from lownas.search.export import export_config, export_outcome, outcome_to_dict, pareto_front, run_config
+from lownas.search.outcome import SearchOutcome
 from lownas.search.progress import SearchProgress, duration, outcome_table
 from lownas.search.report import published_rows, write_report
-from lownas.search.study import SearchOutcome, search
+from lownas.search.study import search
 from lownas.search_space.config import LowFormerConfig
 from lownas.search_space.presets import PRESETS
 
@@ -114,7 +115,7 @@ def test_table_and_progress(outcome, predictor) -> None:
     assert outcome.answer is not None and outcome.answer.config.id in text
     assert "lowformer_b3" in text and "predicted" in text
     with SearchProgress(console) as progress:
-        from lownas.search.study import SearchStatus
+        from lownas.search.outcome import SearchStatus
 
         for phase in ("propose", "plan", "train", "measure", "done"):
             progress(SearchStatus(phase, 1, 4, 1, 1, None, 1.0, 200.0))

@@ -15,8 +15,16 @@ import optuna
 import pytest
 
 from lownas.predictors.accuracy import AccuracyPrior
+from lownas.search.driver import Driver
+from lownas.search.finalists import ROUNDS
+from lownas.search.journal import Journal
+from lownas.search.outcome import SearchOutcome, SearchStatus
+from lownas.search.proposals import division
 from lownas.search.run import RunFolder, read_results
-from lownas.search.study import ROUNDS, SearchOutcome, SearchStatus, division, dry_run, search
+from lownas.search.study import dry_run, search
+from lownas.search_space import SearchSpace
+
+from .conftest import stub_evaluate
 
 
 class Killed(BaseException):
@@ -175,53 +183,107 @@ def test_interrupt_keeps_what_was_found_and_resume_goes_on(run_search, evaluate,
     assert outcome.answer == whole.answer
 
 
-def test_killed_anywhere_the_resumed_run_ends_the_same(run_search, evaluate, tmp_path, monkeypatch) -> None:
-    whole = run_search(run=str(tmp_path / "whole"))
+@pytest.mark.parametrize("rungs", [1, 3])
+def test_killed_anywhere_the_resumed_run_ends_the_same(run_search, tmp_path, monkeypatch, rungs: int) -> None:
+    whole = run_search(run=str(tmp_path / "whole"), rungs=rungs, trials=10, repeats=2)
     expected = facts(whole.run)
-    points = ["_finish", "_tell", "_ask", "_start", "append_result", "suggest"]
-    from lownas.search import study as module
-
     victims: dict[str, Any] = {
-        "_finish": module._Driver,
-        "_tell": module._Driver,
-        "_ask": module._Driver,
-        "_start": module._Driver,
-        "append_result": module.RunFolder,
-        "suggest": module.SearchSpace,
+        "_finish": Driver,
+        "_submit": Driver,
+        "_record": Driver,
+        "_tell": Journal,
+        "ask": Journal,
+        "enqueue": Journal,
+        "append_result": RunFolder,
+        "append_rung": RunFolder,
+        "suggest": SearchSpace,
     }
     attempt = 0
     done = False
     while not done:
-        # Every time, die in another place: before or after the call, on its second use.
-        name, after = points[attempt % len(points)], attempt // len(points) % 2 == 1
+        # Every time, die in another place: before or after the call, on its second use (its first if that is rare).
+        name, after = list(victims)[attempt % len(victims)], attempt // len(victims) % 2 == 1
         owner = victims[name]
         original = getattr(owner, name)
+        last = 1 if name in ("_finish", "_tell", "append_result") else 2
         calls = 0
 
-        def dying(self, *args, original=original, after=after):
+        def dying(self, *args, original=original, after=after, last=last):
             nonlocal calls
             calls += 1
-            if calls == 2 and not after:
+            if calls == last and not after:
                 raise Killed
             result = original(self, *args)
-            if calls == 2:
+            if calls == last:
                 raise Killed
             return result
 
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, dying)
-            patch.setattr(module._Driver, "_settle", lambda self: None)  # a killed driver settles nothing
+            patch.setattr(Journal, "settle", lambda self: None)  # a killed driver settles nothing
             try:
-                outcome = run_search(resume=attempt > 0)
+                outcome = run_search(resume=attempt > 0, rungs=rungs, trials=10, repeats=2)
                 done = True
             except Killed:
                 pass
         attempt += 1
-        assert attempt < 40
+        assert attempt < 80
     assert attempt > 6
     assert facts(outcome.run) == expected
     assert outcome.answer == whole.answer
-    assert states(outcome.run) == ["COMPLETE"] * len(expected)
+    assert states(outcome.run) == states(whole.run)
+    if rungs == 1:
+        assert states(outcome.run) == ["COMPLETE"] * len(expected)
+
+
+def rung_evaluate(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Learns as the training goes on; the order at a rung is nearly that at the end."""
+    result = stub_evaluate(task)
+    return {**result, "accuracy": result["accuracy"] * (0.5 + 0.5 * task["until"]), "seconds": 9 * task["until"]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rungs_stop_the_worse_and_the_better_go_on(run_search, workers: int) -> None:
+    outcome = run_search(evaluate=rung_evaluate, data="digits", trials=18, repeats=1, workers=workers)
+    results = read_results(outcome.run)
+    status = Counter(result.status for result in results)
+    assert status == {"pruned": 16, "complete": 2 + 1}, "18 start, 6 reach a third, 2 the end; one of them once more"
+    assert Counter(states(outcome.run)) == {"PRUNED": 16, "COMPLETE": 3}
+    lines = [json.loads(line) for line in (outcome.run / "rungs.jsonl").read_text().splitlines()]
+    assert Counter(line["rung"] for line in lines) == {0: 18, 1: 6}
+    first = {line["trial"]: line["accuracy"] for line in lines if line["rung"] == 0}
+    gone_on = {line["trial"] for line in lines if line["rung"] == 1}
+    assert np.mean([first[trial] for trial in gone_on]) > np.mean([first[trial] for trial in first.keys() - gone_on])
+    pruned = [result for result in results if result.status == "pruned"]
+    assert all(
+        result.accuracy is None and result.objective is None and "stopped after" in result.reason for result in pruned
+    )
+    complete = next(result for result in results if result.status == "complete" and result.role != "repeat")
+    assert [rung["share"] for rung in complete.details["rungs"]] == pytest.approx([1 / 9, 1 / 3])
+    assert outcome.answer is not None and outcome.answer.accuracy > max(first.values())
+    assert outcome.counts["pruned"] == 16
+    assert not list(outcome.run.glob("states/*"))
+
+
+def test_an_interrupted_run_goes_on_from_its_rungs(run_search, tmp_path) -> None:
+    whole = run_search(evaluate=rung_evaluate, data="digits", run=str(tmp_path / "whole"))
+    asked: list[tuple[int, float]] = []
+
+    def noting(task):
+        asked.append((task["trial"], task["until"]))
+        if len(asked) == 9:
+            raise KeyboardInterrupt
+        return rung_evaluate(task)
+
+    outcome = run_search(evaluate=noting, data="digits")
+    assert outcome.interrupted
+    assert set(states(outcome.run)) <= {"WAITING", "COMPLETE", "PRUNED"}
+    for file in outcome.run.glob("study.db*"):  # even so: rungs.jsonl is the truth
+        file.unlink()
+    outcome = run_search(evaluate=noting, data="digits", resume=True)
+    assert asked.count(asked[8]) == 2 and len(set(asked)) == len(asked) - 1, "only what was cut off is trained again"
+    assert facts(outcome.run) == facts(whole.run)
+    assert outcome.answer == whole.answer
 
 
 def test_broken_last_line_is_set_aside(run_search, evaluate, tmp_path) -> None:
@@ -335,7 +397,7 @@ def test_a_budget_that_nothing_exceeds_is_said(run_search) -> None:
 
 
 def test_on_user_data_the_objective_is_the_accuracy(run_search) -> None:
-    outcome = run_search(data="digits")
+    outcome = run_search(data="digits", rungs=1)
     for candidate in outcome.candidates:
         assert candidate.objective == pytest.approx(100 * candidate.accuracy)
     assert outcome.answer == outcome.candidates[0]

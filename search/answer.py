@@ -1,0 +1,107 @@
+"""What a search concludes from its trials: the ranking, the answer, and what a reader must know of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from .driver import Driver
+from .finalists import Measure, measured_finalists
+from .objective import Objective
+from .outcome import Candidate, SearchOutcome
+from .proposals import USED, stream
+from .strategy import slowest
+
+
+def conclude(driver: Driver, measure: Measure | None, *, rest_s: float, interrupted: bool) -> SearchOutcome:
+    """Ranks what was trained, measures finalists where possible, and chooses the answer."""
+    settings, results = driver.settings, driver.journal.results
+    objective = driver.proposer.objective()
+    ranked = driver.proposer.ranked(objective)
+    counts = Counter(result.status for result in results.values())
+    if not ranked and counts["failed"] and not interrupted:
+        failed = [result for result in results.values() if result.status == "failed"]
+        raise RuntimeError(f"all {len(failed)} candidates failed; the first: {failed[0].reason}")
+    seeds = Counter(result.config_id for result in driver.journal.complete() if not result.reason)
+    extrapolated = driver.prior.extrapolates([result.config for result in ranked])
+    candidates = [
+        Candidate(
+            trial=result.trial,
+            config=result.config,
+            objective=objective.value(result.config_id),
+            accuracy=objective.observed[result.config_id].accuracy,
+            prior_top1=float(result.prior_top1 or 0.0),
+            extrapolated=bool(outside),
+            latency_ms=result.latency_ms,
+            low_ms=result.low_ms,
+            high_ms=result.high_ms,
+            latency_source="predicted",
+            predicted_ms=result.latency_ms,
+            quantile_ms=result.quantile_ms,
+            macs=result.macs,
+            params=result.params,
+            seeds=seeds[result.config_id],
+        )
+        for result, outside in zip(ranked, extrapolated, strict=True)
+    ]
+    notes = _notes(driver, objective)
+    answer = candidates[0] if candidates else None
+    if measure is not None and candidates:
+        driver.report("measure", results.values())
+        try:
+            candidates, answer, remark = measured_finalists(candidates, measure, driver.run, settings, rest_s)
+            notes.append(remark)
+        except KeyboardInterrupt:
+            interrupted = True
+            notes.append("Measuring the finalists was interrupted: the answer's latency is predicted.")
+    elif answer is not None:
+        notes.append(
+            f"The answer's latency is predicted, not measured: {answer.latency_ms:.3g} ms "
+            f"({answer.low_ms:.3g} to {answer.high_ms:.3g})."
+        )
+    if answer is not None:
+        share = answer.quantile_ms / settings.latency_budget_ms
+        notes.append(
+            f"The answer uses {100 * share:.0f} % of the budget, by the latency quantile held against it "
+            f"(confidence {settings.confidence:g})."
+        )
+        if share < USED:
+            _, largest = slowest(
+                driver.space, driver.predictor, stream(settings, "slowest"), confidence=settings.confidence
+            )
+            if largest <= settings.latency_budget_ms:
+                notes.append(
+                    f"Nothing in the space {driver.space.name!r} exceeds the budget: its slowest model takes "
+                    f"{largest:.3g} ms."
+                )
+        if answer.extrapolated and settings.data is None:
+            notes.append(
+                "The answer lies outside the published models in size or resolution: its prior is extrapolated."
+            )
+    if interrupted:
+        notes.append("The search was stopped before all its trials were done; --resume goes on.")
+    return SearchOutcome(
+        run=driver.run.path,
+        settings=settings,
+        answer=answer,
+        candidates=tuple(sorted(candidates, key=lambda candidate: (-candidate.objective, candidate.trial))),
+        reliability=objective.reliability,
+        notes=tuple(notes),
+        counts={str(status): count for status, count in counts.items()},
+        interrupted=interrupted,
+        seconds=time.monotonic() - driver.started,
+    )
+
+
+def _notes(driver: Driver, objective: Objective) -> list[str]:
+    settings, results = driver.settings, driver.journal.results
+    if settings.data is not None:
+        notes = ["Accuracies are of short proxy trainings on the data given."]
+    else:
+        notes = ["Nothing was trained on your data (--data): accuracy is estimated for ImageNet."]
+        notes.append(objective.reliability.sentence())
+    failed = [result for result in results.values() if result.status == "failed"]
+    if failed:
+        reasons = Counter(result.reason for result in failed).most_common(1)[0]
+        notes.append(f"{len(failed)} trials failed; most often: {reasons[0]}")
+    return notes

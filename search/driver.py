@@ -1,0 +1,353 @@
+"""Runs the trials: proposes, lets a pool train, records, promotes from rung to rung."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..predictors.accuracy import AccuracyPrior
+from ..search_space.graph import op_graph
+from ..search_space.space import SearchSpace
+from .halving import Judged, Rungs
+from .journal import Journal, Proposal
+from .outcome import Prediction, Predictor, SearchStatus
+from .proposals import Proposer
+from .result import EvaluationResult
+from .run import RunFolder
+from .settings import SearchSettings
+from .strategy import Front, surely_over
+from .workers import Evaluate, Outcome, Pool, open_pool
+
+Progress = Callable[[SearchStatus], None]
+
+# What an evaluation's value may hold beside "details" of its own.
+_KNOWN = {"status", "reason", "accuracy", "seconds", "history"}
+
+logger = logging.getLogger("lownas.search")
+
+
+class Reporter:
+    """Tells `progress` how far a search is."""
+
+    def __init__(self, progress: Progress | None, total: int, started: float) -> None:
+        self._progress = progress
+        self._total = total
+        self._started = started
+
+    def __call__(
+        self, phase: str, results: Any = (), running: int = 0, size: int = 1, left_s: float | None = None
+    ) -> None:
+        if self._progress is None:
+            return
+        results = list(results)
+        complete = [result for result in results if result.status == "complete" and result.objective is not None]
+        self._progress(
+            SearchStatus(
+                phase=phase,
+                done=len(complete),
+                total=max(self._total, len(complete)),
+                running=running,
+                failed=sum(result.status == "failed" for result in results),
+                best=max(complete, key=lambda result: result.objective, default=None),
+                elapsed_s=time.monotonic() - self._started,
+                left_s=left_s,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A trial that was asked for and has no result yet."""
+
+    number: int
+    proposal: Proposal
+    prediction: Prediction
+    quantile_ms: float
+
+
+class Driver:
+    """The one who asks and tells. `proposer` and `journal` know the rest."""
+
+    def __init__(
+        self,
+        settings: SearchSettings,
+        run: RunFolder,
+        space: SearchSpace,
+        predictor: Predictor,
+        prior: AccuracyPrior,
+        front: Front,
+        report: Reporter,
+        started: float,
+    ) -> None:
+        self.settings, self.run, self.space, self.predictor, self.prior = settings, run, space, predictor, prior
+        self.report, self.started = report, started
+        self.journal = Journal(settings, run, space)
+        self.proposer = Proposer(settings, space, predictor, prior, front, self.journal)
+        self.rungs = Rungs(settings.rung_count)
+        self.open: dict[int, _Open] = {}
+        self.training: dict[int, int] = {}  # by trial, the rung that it will be judged at
+
+    def train(self, evaluate: Evaluate, proxy: Mapping[str, Any]) -> bool:
+        """Runs trials until the plan is fulfilled; whether it was interrupted (Ctrl-C or the time budget)."""
+        self._report("train", 1)
+        self._reopen()
+        if self._decide() is None and not self.journal.waiting:
+            self._close()
+            return False
+        pool = open_pool(evaluate, self.settings.workers)
+        interrupted, finished = False, False
+        try:
+            while True:
+                while pool.pending < pool.size:
+                    if self._out_of_time():
+                        interrupted = self._decide() is not None or self.journal.waiting
+                        break
+                    if not self._start_next(pool, proxy):
+                        break
+                if not pool.pending:
+                    finished = not interrupted
+                    break
+                self._report("train", pool.size)
+                outcomes = pool.wait(self._seconds_left())
+                for outcome in outcomes:
+                    self._record(outcome)
+                self._report("train", pool.size)
+                if not outcomes and self._out_of_time():
+                    interrupted = True
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+            logger.warning("interrupted")
+        finally:
+            with suppress(KeyboardInterrupt):
+                pool.close()
+            self.training.clear()
+            if finished:
+                self._close()
+            self.journal.settle()
+            self.open.clear()
+        return interrupted
+
+    # --- what is next
+
+    def _decide(self) -> Proposal | int | None:
+        """A candidate to start, the trial that should go on from its rung, or None if there is nothing to do now."""
+        judged = self._judged()
+        if (promoted := self.rungs.promotable(judged, self.training)) is not None:
+            return promoted
+        under_way = {number: trial.proposal for number, trial in self.open.items()}
+        if (proposal := self.proposer.propose(len(self.journal), under_way)) is not None:
+            return proposal
+        if self.rungs.count == 1:
+            return None
+        if (promoted := self.rungs.promotable(judged, self.training, closing=True)) is not None:
+            return promoted
+        return None if self.training else self.proposer.repeat(len(self.journal), under_way)
+
+    def _start_next(self, pool: Pool, proxy: Mapping[str, Any]) -> bool:
+        """Starts what is next, or settles it without training; whether there was anything."""
+        if not self.journal.waiting:
+            decision = self._decide()
+            if decision is None:
+                return False
+            if isinstance(decision, int):
+                self._submit(self.open[decision], pool, proxy)
+                return True
+            self.journal.enqueue(decision)
+        trial = self._ask()
+        self.open[trial.number] = trial
+        if trial.number not in self.journal.rungs and not self._settled(trial):
+            self._submit(trial, pool, proxy)
+        return True
+
+    def _reopen(self) -> None:
+        """Trials of an interrupted run that wait at a rung wait there again."""
+        for number in self.journal.waiting_numbers():
+            if number in self.journal.rungs:
+                self.open[number] = self._ask(number)
+
+    def _ask(self, number: int | None = None) -> _Open:
+        trial = self.journal.ask(number)
+        config = self.space.suggest(trial)
+        seed = trial.user_attrs.get("seed", self.proposer.training_seed(trial.number))
+        quantile = float(self.predictor.quantile_ms([config], self.settings.confidence)[0])
+        proposal = Proposal(config, trial.user_attrs.get("role", "enqueued"), seed)
+        return _Open(trial.number, proposal, self.predictor.predict([config])[0], quantile)
+
+    def _judged(self) -> list[Judged]:
+        """For each rung the accuracies there, of the trials that did not fail; second seeds take no part."""
+        judged: list[dict[int, tuple[float]]] = [{} for _ in range(self.rungs.count)]
+        for number, entries in self.journal.rungs.items():
+            result = self.journal.results.get(number)
+            if number in self.open or (result is not None and result.status in ("complete", "pruned")):
+                for entry in entries:  # second seeds have none
+                    judged[entry["rung"]][number] = (entry["accuracy"],)
+                if result is not None and result.status == "complete":
+                    judged[-1][number] = (result.accuracy or 0.0,)
+        return list(judged)
+
+    def _settled(self, trial: _Open) -> bool:
+        """Whether the trial has its result without training: it is surely over the budget, or known already."""
+        over = surely_over(np.array([trial.quantile_ms]), self.settings.latency_budget_ms)[0]
+        if over:
+            reason = f"latency {trial.quantile_ms:.4g} ms at confidence {self.settings.confidence:g} is over the budget"
+            self._finish(EvaluationResult(status="infeasible", reason=reason, **self._facts(trial)))
+            return True
+        config_id = trial.proposal.config.id
+        known = next((result for result in self.journal.complete() if result.config_id == config_id), None)
+        if known is None or trial.proposal.role == "repeat":
+            return False
+        facts = {**self._facts(trial), "seed": known.seed}
+        reason = f"the same as trial {known.trial}"
+        self._finish(EvaluationResult(status="complete", reason=reason, accuracy=known.accuracy, **facts))
+        return True
+
+    def _submit(self, trial: _Open, pool: Pool, proxy: Mapping[str, Any]) -> None:
+        """Gives the trial to the pool as plain values, to be trained up to its next rung; second seeds to the end."""
+        rung = self.rungs.last if trial.proposal.role == "repeat" else len(self.journal.rungs.get(trial.number, ()))
+        self.training[trial.number] = rung
+        pool.submit(
+            {
+                "trial": trial.number,
+                "config": trial.proposal.config.to_dict(),
+                "seed": trial.proposal.seed,
+                "data": self.settings.data or "formula",
+                "proxy": dict(proxy),
+                "until": self.rungs.shares[rung],
+                "state": str(self.run.state_path(trial.number).resolve()) if self.rungs.count > 1 else None,
+            }
+        )
+
+    # --- what has come of it
+
+    def _record(self, outcome: Outcome) -> None:
+        trial = self.open[outcome.trial]
+        rung = self.training.pop(trial.number)
+        value = outcome.value or {}
+        error = outcome.error
+        accuracy = None
+        if not error:
+            accuracy = value.get("accuracy")
+            if accuracy is None or not np.isfinite(accuracy):
+                error = str(value.get("reason") or "") or f"the accuracy is {accuracy}"
+        seconds = float(value.get("seconds", 0.0))
+        if not error and rung < self.rungs.last:
+            entry = {
+                "trial": trial.number,
+                "rung": rung,
+                "share": self.rungs.shares[rung],
+                "accuracy": float(accuracy or 0.0),
+                "seconds": seconds,
+                "role": trial.proposal.role,
+                "seed": trial.proposal.seed,
+                "config": trial.proposal.config.to_dict(),
+            }
+            self.journal.write_rung(entry)
+            logger.info("trial %d at rung %d: accuracy %.4f, %.1f s", trial.number, rung, entry["accuracy"], seconds)
+            return
+        earlier = self.journal.rungs.get(trial.number, [])
+        details = {name: value[name] for name in sorted(set(value) - _KNOWN)}
+        if earlier:
+            details["rungs"] = _reached(earlier)
+        self._finish(
+            EvaluationResult(
+                status="failed" if error else "complete",
+                reason=error,
+                accuracy=None if error or accuracy is None else float(accuracy),
+                seconds=seconds + sum(entry["seconds"] for entry in earlier),
+                history=tuple(dict(entry) for entry in value.get("history", ())),
+                details=details,
+                **self._facts(trial),
+            )
+        )
+
+    def _facts(self, trial: _Open) -> dict[str, Any]:
+        config = trial.proposal.config
+        graph = op_graph(config)
+        return {
+            "trial": trial.number,
+            "role": trial.proposal.role,
+            "config": config,
+            "config_id": config.id,
+            "seed": trial.proposal.seed,
+            "prior_top1": float(self.prior.imagenet_top1([config])[0]),
+            "latency_ms": float(trial.prediction.latency_ms),
+            "low_ms": float(trial.prediction.low_ms),
+            "high_ms": float(trial.prediction.high_ms),
+            "quantile_ms": trial.quantile_ms,
+            "macs": graph.macs,
+            "params": graph.params,
+        }
+
+    def _finish(self, result: EvaluationResult) -> None:
+        if result.status == "complete":
+            so_far = {**self.journal.results, result.trial: result}
+            objective = self.proposer.objective(so_far).value(result.config_id)
+            result = result.model_copy(update={"objective": objective})
+        self.journal.write(result)
+        del self.open[result.trial]
+        self.run.state_path(result.trial).unlink(missing_ok=True)
+        logger.info(
+            "trial %d %s %s %s: accuracy %s, objective %s, %.3f ms (quantile %.3f), %.0f M MACs, %.1f s %s",
+            result.trial,
+            result.role,
+            result.config_id,
+            result.status,
+            result.accuracy,
+            result.objective,
+            result.latency_ms,
+            result.quantile_ms,
+            result.macs / 1e6,
+            result.seconds,
+            result.reason,
+        )
+
+    def _close(self) -> None:
+        """What still waits at a rung, with nothing left to do, was stopped there."""
+        for number, trial in list(self.open.items()):
+            entries = self.journal.rungs.get(number)
+            if entries:
+                last = entries[-1]
+                reason = f"stopped after {last['share']:.2g} of the training, at an accuracy of {last['accuracy']:.3f}"
+                self._finish(
+                    EvaluationResult(
+                        status="pruned",
+                        reason=reason,
+                        seconds=sum(entry["seconds"] for entry in entries),
+                        details={"rungs": _reached(entries)},
+                        **self._facts(trial),
+                    )
+                )
+
+    # --- time
+
+    def _seconds_left(self) -> float | None:
+        if self.settings.time_budget_s is None:
+            return None
+        return max(0.0, self.settings.time_budget_s - (time.monotonic() - self.started))
+
+    def _out_of_time(self) -> bool:
+        left = self._seconds_left()
+        return left is not None and left <= self._typical_s()
+
+    def _typical_s(self) -> float:
+        """Of a training, or where there are rungs, of the time from one to the next."""
+        seconds = [result.seconds for result in self.journal.complete()] if self.rungs.count == 1 else []
+        seconds += [entry["seconds"] for entries in self.journal.rungs.values() for entry in entries]
+        return float(np.median(seconds)) if seconds else 0.0
+
+    def _report(self, phase: str, size: int) -> None:
+        left = self.settings.trials + self.settings.repeats - len(self.journal.complete())
+        typical = self._typical_s()
+        left_s = typical * max(left, 0) / max(size, 1) if typical and self.rungs.count == 1 else None
+        self.report(phase, self.journal.results.values(), len(self.training), size, left_s)
+
+
+def _reached(entries: list[Mapping[str, Any]]) -> list[dict[str, float]]:
+    return [{name: entry[name] for name in ("share", "accuracy", "seconds")} for entry in entries]

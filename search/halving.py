@@ -1,0 +1,125 @@
+"""Asynchronous successive halving: every candidate trains a little, the better ones go on.
+
+Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning", arXiv 1810.05934. Optuna's own pruner of
+that kind serves studies with one objective only; here candidates are ranked by as many as there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Judged = Mapping[int, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Shares of a whole training at which candidates are compared; of those that reach one, 1 in `factor` goes on.
+
+    Attributes:
+        count: rungs, the whole training included; 1 trains every candidate to the end.
+        factor: of two neighbouring shares, and of the candidates that reach them.
+    """
+
+    count: int = 3
+    factor: int = 3
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.factor < 2:
+            raise ValueError(f"rungs: at least 1 and a factor of at least 2, given {self.count} and {self.factor}")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Ascending; the last is 1."""
+        return tuple(float(self.factor) ** (rung + 1 - self.count) for rung in range(self.count))
+
+    @property
+    def last(self) -> int:
+        return self.count - 1
+
+    def trainings(self, candidates: int) -> float:
+        """What `candidates` cost in whole trainings, when all have gone as far as they may."""
+        total, reach, before = 0.0, candidates, 0.0
+        for share in self.shares:
+            total += reach * (share - before)
+            reach, before = self.allowed(reach, closing=True), share
+        return total
+
+    def allowed(self, reached: int, *, closing: bool) -> int:
+        """How many of the candidates that `reached` a rung may go on; rounded up once no more will come (`closing`)."""
+        return -(-reached // self.factor) if closing else reached // self.factor
+
+    def promotable(
+        self, judged: Sequence[Judged], training: Mapping[int, int] | None = None, *, closing: bool = False
+    ) -> int | None:
+        """The candidate that should go on next, or None: from the highest rung where one may.
+
+        Once no new candidates come (`closing`), from the lowest: a rung closes when nothing below can still reach it.
+
+        Args:
+            judged: for each rung the objectives, higher is better, of all candidates judged there, by number.
+            training: the candidates that train now, and the rung that each will be judged at.
+        """
+        training = training or {}
+        for rung in range(self.last - 1, -1, -1):
+            if (found := self._best_left(rung, judged, training, closing=False)) is not None:
+                return found
+        for rung in range(self.last if closing else 0):
+            if any(goal <= rung for goal in training.values()):
+                return None
+            if (found := self._best_left(rung, judged, training, closing=True)) is not None:
+                return found
+        return None
+
+    def _best_left(
+        self, rung: int, judged: Sequence[Judged], training: Mapping[int, int], *, closing: bool
+    ) -> int | None:
+        names = list(judged[rung])
+        allowed = self.allowed(len(names), closing=closing)
+        gone_on = {name for name in names if name in judged[rung + 1] or name in training}
+        # No more go on than a share, even where each new candidate is better than all before: the cost is as planned.
+        if len(gone_on) >= allowed:
+            return None
+        best_first = order(np.array([judged[rung][name] for name in names], dtype=np.float64))
+        return next((names[index] for index in best_first[:allowed] if names[index] not in gone_on), None)
+
+
+def order(objectives: Floats) -> NDArray[np.intp]:
+    """Indices of (n, m) objectives, higher is better, the best first.
+
+    Several objectives rank by Pareto fronts (the candidates that none dominates, then those that only these dominate,
+    and so on), within a front by crowding distance, the most isolated first (Deb et al., NSGA-II, 2002). Ties keep the
+    order given.
+    """
+    count = len(objectives)
+    rank = np.full(count, -1)
+    crowding = np.zeros(count)
+    left = np.arange(count)
+    front = 0
+    while len(left):
+        values = objectives[left]
+        no_worse = (values[:, None] >= values[None]).all(axis=2)
+        better = (values[:, None] > values[None]).any(axis=2)
+        free = ~(no_worse & better).any(axis=0)
+        rank[left[free]] = front
+        crowding[left[free]] = _crowding(values[free])
+        left, front = left[~free], front + 1
+    return np.lexsort((np.arange(count), -crowding, rank))
+
+
+def _crowding(values: Floats) -> Floats:
+    """(n,) of (n, m) objectives of one front: the sum over the objectives of the gap between a point's neighbours."""
+    total = np.zeros(len(values))
+    for column in values.T:
+        sequence = np.argsort(column, kind="stable")
+        ordered = column[sequence]
+        spread = ordered[-1] - ordered[0]
+        if spread > 0:
+            gaps = np.full(len(values), np.inf)
+            gaps[1:-1] = (ordered[2:] - ordered[:-2]) / spread
+            total[sequence] += gaps
+    return total
