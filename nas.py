@@ -110,6 +110,9 @@ def search(
     ] = None,
     proxy_budget: Annotated[str | None, typer.Option(help="Time for all proxy trainings together [6m].")] = None,
     proxy_epochs: Annotated[int | None, typer.Option(help="Pins the epochs of a proxy training.")] = None,
+    rungs: Annotated[
+        int | None, typer.Option(help="Points of a training at which the better third goes on [3 with --data, else 1].")
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Distinct candidates to train [16].")] = None,
     repeats: Annotated[int | None, typer.Option(help="Candidates trained again with a second seed [5].")] = None,
     time_budget: Annotated[str | None, typer.Option(help="No training starts that would end later: 5m, 2h.")] = None,
@@ -133,6 +136,7 @@ def search(
         "data": data,
         "proxy_budget_s": None if proxy_budget is None else parse_duration(proxy_budget, "--proxy-budget"),
         "proxy_epochs": proxy_epochs,
+        "rungs": rungs,
         "trials": trials,
         "repeats": repeats,
         "time_budget_s": None if time_budget is None else parse_duration(time_budget, "--time-budget"),
@@ -251,7 +255,7 @@ def _print_dry_run(plan: Any, settings: SearchSettings, *, as_json: bool) -> Non
     print(f"space:     {settings.space}, {plan.size:.2e} combinations; {share}")
     extremes = f"{plan.fastest_ms:.3g} to {plan.slowest_ms:.3g} ms"
     print(f"latency:   {extremes}, fastest to slowest (quantile {settings.confidence:g} of the prediction)")
-    print(f"trainings: {plan.trainings}, with {settings.workers} workers; time: {time}")
+    print(f"trainings: {plan.trainings:.3g}, with {settings.workers} workers; time: {time}")
 
 
 def _check_run_folder(run: Path, *, resume: bool) -> None:

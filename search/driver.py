@@ -41,17 +41,19 @@ class Reporter:
         self._started = started
 
     def __call__(
-        self, phase: str, results: Any = (), running: int = 0, size: int = 1, left_s: float | None = None
+        self, phase: str, results: Any = (), running: int = 0, left_s: float | None = None, at_rungs: int = 0
     ) -> None:
+        """`at_rungs` trials wait at a rung, beside those with `results`."""
         if self._progress is None:
             return
         results = list(results)
         complete = [result for result in results if result.status == "complete" and result.objective is not None]
+        done = sum(result.status in ("complete", "pruned") for result in results) + at_rungs
         self._progress(
             SearchStatus(
                 phase=phase,
-                done=len(complete),
-                total=max(self._total, len(complete)),
+                done=done,
+                total=max(self._total, done),
                 running=running,
                 failed=sum(result.status == "failed" for result in results),
                 best=max(complete, key=lambda result: result.objective, default=None),
@@ -89,7 +91,7 @@ class Driver:
         self.report, self.started = report, started
         self.journal = Journal(settings, run, space)
         self.proposer = Proposer(settings, space, predictor, prior, front, self.journal)
-        self.rungs = Rungs(settings.rung_count)
+        self.rungs = Rungs(settings.rung_count, least=settings.finalists)
         self.open: dict[int, _Open] = {}
         self.training: dict[int, int] = {}  # by trial, the rung that it will be judged at
 
@@ -346,7 +348,8 @@ class Driver:
         left = self.settings.trials + self.settings.repeats - len(self.journal.complete())
         typical = self._typical_s()
         left_s = typical * max(left, 0) / max(size, 1) if typical and self.rungs.count == 1 else None
-        self.report(phase, self.journal.results.values(), len(self.training), size, left_s)
+        at_rungs = sum(number in self.journal.rungs for number in self.open)
+        self.report(phase, self.journal.results.values(), len(self.training), left_s, at_rungs)
 
 
 def _reached(entries: list[Mapping[str, Any]]) -> list[dict[str, float]]:

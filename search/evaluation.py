@@ -26,6 +26,20 @@ def training_budget_s(settings: SearchSettings) -> float:
     return DEFAULT_PROXY_BUDGET_S if limit is None else min(DEFAULT_PROXY_BUDGET_S, TIME_SHARE * limit)
 
 
+def second_seeds(settings: SearchSettings) -> int:
+    """How many candidates are trained again: with rungs only those that were trained to the end can be."""
+    return min(settings.repeats, _rungs(settings).reach_end(settings.trials))
+
+
+def trainings(settings: SearchSettings) -> float:
+    """What a run costs, in whole proxy trainings; without rungs as many as it makes."""
+    return _rungs(settings).trainings(settings.trials) + second_seeds(settings)
+
+
+def _rungs(settings: SearchSettings) -> Rungs:
+    return Rungs(settings.rung_count, least=settings.finalists)
+
+
 def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> dict[str, Any]:
     """Proxy settings for a run that trains `configs` or the like, as JSON values; times a few steps on this machine.
 
@@ -37,7 +51,7 @@ def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> 
         configs,
         settings.data or "formula",
         training_budget_s(settings),
-        math.ceil(Rungs(settings.rung_count).trainings(settings.trials)) + settings.repeats,
+        math.ceil(trainings(settings)),
         settings.workers,
         _device(),
         epochs=settings.proxy_epochs,

@@ -23,14 +23,16 @@ class Rungs:
     Attributes:
         count: rungs, the whole training included; 1 trains every candidate to the end.
         factor: of two neighbouring shares, and of the candidates that reach them.
+        least: so many go on from every rung in the end, if as many reached it.
     """
 
     count: int = 3
     factor: int = 3
+    least: int = 1
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.factor < 2:
-            raise ValueError(f"rungs: at least 1 and a factor of at least 2, given {self.count} and {self.factor}")
+        if self.count < 1 or self.factor < 2 or self.least < 1:
+            raise ValueError(f"rungs: at least 1, a factor of at least 2 and one that goes on, given {self}")
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -49,9 +51,17 @@ class Rungs:
             reach, before = self.allowed(reach, closing=True), share
         return total
 
+    def reach_end(self, candidates: int) -> int:
+        """How many of `candidates` are trained to the end."""
+        for _ in range(self.last):
+            candidates = self.allowed(candidates, closing=True)
+        return candidates
+
     def allowed(self, reached: int, *, closing: bool) -> int:
         """How many of the candidates that `reached` a rung may go on; rounded up once no more will come (`closing`)."""
-        return -(-reached // self.factor) if closing else reached // self.factor
+        if not closing:
+            return reached // self.factor
+        return min(reached, max(self.least, -(-reached // self.factor)))
 
     def promotable(
         self, judged: Sequence[Judged], training: Mapping[int, int] | None = None, *, closing: bool = False

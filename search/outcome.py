@@ -92,7 +92,8 @@ class SearchOutcome:
 
 @dataclass(frozen=True)
 class SearchStatus:
-    """How far a search is. `phase` is one of "propose", "plan", "train", "measure", "done"."""
+    """How far a search is. `phase` is one of "propose", "plan", "train", "measure", "done"; `done` counts trials that
+    were trained, at least to a rung."""
 
     phase: str
     done: int

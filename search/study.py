@@ -18,7 +18,7 @@ from ..search_space.presets import PRESETS
 from ..search_space.space import SearchSpace
 from .answer import conclude
 from .driver import Driver, Progress, Reporter
-from .evaluation import plan_proxy, train_candidate, training_budget_s
+from .evaluation import plan_proxy, second_seeds, train_candidate, training_budget_s, trainings
 from .finalists import Measure
 from .journal import check_storage
 from .outcome import Predictor, SearchOutcome
@@ -44,7 +44,7 @@ class DryRun:
     feasible_share: float
     fastest_ms: float
     slowest_ms: float
-    trainings: int
+    trainings: float
     expected_s: float
 
 
@@ -85,7 +85,7 @@ def search(
     with RunFolder.open(settings.run, resume=resume) as run:
         if resume:
             settings.check_resumable_from(run.settings)
-        report = Reporter(progress, settings.trials + settings.repeats, started)
+        report = Reporter(progress, settings.trials + second_seeds(settings), started)
         report("propose")
         began = "resumed" if resume else "started"
         logger.info("%s: %s within %g ms", began, settings.target, settings.latency_budget_ms)
@@ -124,7 +124,6 @@ def dry_run(settings: SearchSettings, *, predictor: Predictor, space: SearchSpac
     """What `search` would do, without training or writing anything. Raises ValueError if not even one model fits."""
     rng = stream(settings, "dry run")
     check_budget(space, predictor, settings.latency_budget_ms, rng, confidence=settings.confidence)
-    trainings = settings.trials + settings.repeats
     return DryRun(
         size=space.size,
         feasible_share=feasible_share(
@@ -132,6 +131,6 @@ def dry_run(settings: SearchSettings, *, predictor: Predictor, space: SearchSpac
         ),
         fastest_ms=fastest(space, predictor, rng, confidence=settings.confidence)[1],
         slowest_ms=slowest(space, predictor, rng, confidence=settings.confidence)[1],
-        trainings=trainings,
+        trainings=trainings(settings),
         expected_s=OVERHEAD_S + training_budget_s(settings),
     )

@@ -12,6 +12,8 @@ def test_shares_and_costs() -> None:
     assert Rungs(1).trainings(16) == 16
     # 18 candidates: 18 at a ninth, 6 at a third, 2 to the end.
     assert Rungs(3).trainings(18) == pytest.approx(18 / 9 + 6 * (1 / 3 - 1 / 9) + 2 * (2 / 3))
+    assert Rungs(3).reach_end(18) == 2 and Rungs(1).reach_end(18) == 18
+    assert Rungs(3, least=3).reach_end(18) == 3 and Rungs(3, least=3).reach_end(2) == 2
     with pytest.raises(ValueError, match="at least 1"):
         Rungs(0)
 
