@@ -4,7 +4,7 @@
 
 The bare loop is what a first PyTorch tutorial has: shuffle, index, normalize, forward, cross-entropy, backward, AdamW
 (fused, one parameter group, constant rate), channels-last. The proxy training adds augmentation, label smoothing,
-rates by fan-in, a schedule, clipping and the count of correct answers. Both take turns on the same machine; the ratio of
+rates by fan-in, a schedule, clipping and the count of correct answers. Both take turns on one machine; the ratio of
 each pair of rounds is kept.
 """
 

@@ -1,0 +1,133 @@
+"""The table of trained and measured networks: that it is whole, and that training it again gives the same."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lownas.evaluators.data import FASHION_FOLDER
+from lownas.experiments.tabular import Network, Table, Training
+from lownas.experiments.tabular.table import TABLE
+from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
+
+PLAN = json.loads(TABLE.with_name("plan.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return Table.load()
+
+
+def seed_noise(table: Table) -> float:
+    """Standard deviation of the final validation accuracy between seeds, over all short trainings."""
+    pairs = [[table.query(n.config, seed=seed).validation_accuracy for seed in (0, 1)] for n in table.networks]
+    return float(np.sqrt(np.mean(np.diff(pairs) ** 2) / 2))
+
+
+def test_all_that_was_planned_is_there(table: Table) -> None:
+    missing = {entry["id"] for entry in PLAN} - {network.config.id for network in table.networks}
+    if missing:
+        pytest.skip(f"{len(missing)} of {len(PLAN)} networks are still to be trained")
+
+
+def test_rows_are_complete(table: Table) -> None:
+    planned = {entry["id"]: entry for entry in PLAN}
+    epochs = {name: schedule["epochs"] for name, schedule in table.card["schedules"].items()}
+    for network in table.networks:
+        entry = planned[network.config.id]
+        assert network.role == entry["role"]
+        assert set(network.trainings) == {(name, seed) for name, seeds in entry["seeds"].items() for seed in seeds}
+        for (schedule, seed), training in network.trainings.items():
+            assert (training.id, training.schedule, training.seed) == (network.config.id, schedule, seed)
+            curves = (training.train_loss, training.validation_loss, training.validation_accuracy)
+            assert {len(curve) for curve in (*curves, training.test_accuracy)} == {epochs[schedule]}
+            assert all(np.isfinite(curve).all() for curve in curves)
+            assert 0.5 < training.validation_accuracy[-1] < 1 and 0.5 < training.test_accuracy[-1] < 1
+            assert training.cpu_seconds > 0 and training.train_seconds > 0
+        assert len(network.looks_ms) >= 3 and all(len(look) >= 30 for look in network.looks_ms)
+        assert 0.05 < network.latency_ms < 20
+
+
+def test_configs_are_valid_unique_and_of_the_space(table: Table) -> None:
+    space = SearchSpace.load("tiny")
+    assert len({network.config.id for network in table.networks}) == len(table)
+    for network in table.networks:
+        assert LowFormerConfig.from_dict(network.config.to_dict()) == network.config
+        graph = op_graph(network.config)
+        assert (network.params, network.macs) == (graph.params, graph.macs)
+        if network.role in PRESETS:
+            assert network.config == PRESETS[network.role].replace(resolution=32, classes=10)
+        else:
+            assert network.config in space
+
+
+def test_groups_have_nearly_equal_latency(table: Table) -> None:
+    groups: dict[str, list[float]] = {}
+    for network in table.networks:
+        if network.role.startswith("group_"):
+            groups.setdefault(network.role, []).append(network.latency_ms)
+    for latencies in groups.values():
+        assert max(latencies) / min(latencies) < 1.15
+
+
+@pytest.mark.skipif(not Path(FASHION_FOLDER).is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_training_again_gives_the_same_within_the_seed_noise(table: Table) -> None:
+    from lownas.experiments.tabular.training import SHORT, train
+
+    rng = np.random.default_rng(20)
+    ours = [network for network in table.networks if network.role not in PRESETS]
+    for index in rng.choice(len(ours), 3, replace=False):
+        network, seed = ours[index], int(rng.integers(2))
+        curve = train(network.config, SHORT, seed)
+        known = table.query(network.config, seed=seed).validation_accuracy
+        # Another machine may add in another order, which is as good as another seed.
+        assert abs(curve.validation_accuracy[-1] - known) <= 4 * np.sqrt(2) * seed_noise(table), network.config.id
+
+
+def test_queries(table: Table) -> None:
+    network = table.networks[0]
+    last = table.query(network.config)
+    assert last == table.query(network.config.id, epoch=3, seed=0)
+    first = table.query(network.config, epoch=1)
+    assert first.validation_accuracy == network.trainings["short", 0].validation_accuracy[0]
+    assert first.train_seconds == pytest.approx(last.train_seconds / 3)
+    assert network.config in table and network.config.id in table and "nobody" not in table
+    with pytest.raises(ValueError, match="'nobody' is not one of the table's"):
+        table.query("nobody")
+    with pytest.raises(ValueError, match=r"epoch: 1 to 3 .* given 4"):
+        table.query(network.config, epoch=4)
+    with pytest.raises(ValueError, match=r"no 'short' training with seed 7; there are short 0, short 1"):
+        table.query(network.config, seed=7)
+
+
+def small_network(seed: int) -> Network:
+    config = SearchSpace.load("tiny").sample(np.random.default_rng(seed))
+    training = Training(config.id, "short", 0, (1.0,), (0.9,), (0.7,), (0.69,), 2.0, 3.0)
+    graph = op_graph(config)
+    return Network(config, "spread", graph.params, graph.macs, ((0.1, 0.2, 0.3), (0.5,)), {("short", 0): training})
+
+
+def test_a_file_keeps_everything_and_the_same_content_is_the_same_file(tmp_path: Path) -> None:
+    table = Table([small_network(1), small_network(2)], {"planned": 2})
+    assert table.networks[0].latency_ms == pytest.approx(0.35)
+    files = [tmp_path / "a.gz", tmp_path / "b.gz"]
+    for file in files:
+        table.write(file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    again = Table.load(files[0])
+    assert again.networks == table.networks and again.card["planned"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gz", "b.gz"]
+    with pytest.raises(ValueError, match="once"):
+        Table([small_network(1), small_network(1)])
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"[]\n"), gzip.compress(b'{"schema": 99}\n')])
+def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "table.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="not a table"):
+        Table.load(path)
+    with pytest.raises(ValueError, match="not a table"):
+        Table.load(tmp_path / "missing.gz")
