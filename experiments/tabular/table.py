@@ -53,7 +53,8 @@ class Training:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in data.items()}
+        return cls(**values)
 
     @property
     def epochs(self) -> int:
@@ -150,8 +151,8 @@ class Table:
     def write(self, path: str | Path) -> None:
         """Writes the file anew, or leaves it as it was."""
         temporary = Path(f"{path}.new")
-        # Without a time stamp the same content is the same file.
-        with gzip.GzipFile(temporary, "wb", mtime=0) as file:
+        # Without a name and a time stamp in it, the same content is the same file.
+        with temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
             for line in ({"schema": SCHEMA, **self.card}, *(network.to_dict() for network in self.networks)):
                 file.write((json.dumps(line, separators=(",", ":")) + "\n").encode())
         temporary.replace(path)
