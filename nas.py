@@ -106,7 +106,9 @@ def search(
     resolution: Annotated[int | None, typer.Option(help="Fixes the input resolution, in pixels.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="What to train on: imagefolder:DIR, fashion-mnist:DIR, digits. Without: the ImageNet prior."),
+        typer.Option(
+            help="What to train on: imagefolder:DIR, arrays:PATH, hf:NAME, cifar10:PATH, ... Without: ImageNet prior."
+        ),
     ] = None,
     proxy_budget: Annotated[str | None, typer.Option(help="Time for all proxy trainings together [6m].")] = None,
     proxy_epochs: Annotated[int | None, typer.Option(help="Pins the epochs of a proxy training.")] = None,

@@ -1,46 +1,38 @@
 """Labelled images for proxy training: the user's own, or those that need no download, as arrays of one size.
 
 Specifications: `imagefolder:DIR` (a folder of pictures for each class; train/ and val/ subfolders are honoured),
-`fashion-mnist:DIR` (IDX files, plain or gzipped), `digits` (scikit-learn's, for smoke tests), `formula` or
-`formula:CLASSES` (fractals, see `formula.py`).
+`fashion-mnist:DIR` (IDX files, plain or gzipped), `cifar10:PATH` and `cifar100:PATH` (the python archive or its folder),
+`arrays:PATH` (a .safetensors file or a folder of .npy files: images and labels, or train_images, train_labels,
+validation_images, validation_labels), `hf:NAME` or `hf:NAME:CONFIG` (Hugging Face), `digits` (scikit-learn's, for smoke
+tests), `formula` or `formula:CLASSES` (fractals, see `formula.py`).
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import logging
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .data_sources import Items, Labels, read_source
 from .formula import formula_images
 
 logger = logging.getLogger("lownas.evaluators")
 
-SOURCES = ("imagefolder:DIR", "fashion-mnist:DIR", "digits", "formula", "formula:CLASSES")
 FORMULA_CLASSES = 10
 FORMULA_TRAIN_IMAGES = 1920  # in all, unless said otherwise
 FORMULA_VALIDATION_IMAGES = 1000
+CARD_CLASSES = 1000  # listed one by one in a data card, at most
 VALIDATION_SHARE = 0.2  # of a set that has no validation part of its own
-FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts it
-
-_EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_TRAIN_FOLDERS = ("train", "training")
-_VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
-_FASHION_CLASSES = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
 
 Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -68,14 +60,6 @@ class ImageData:
         return int(self.train_images.shape[1])
 
 
-@dataclass(frozen=True)
-class _Items:
-    """Things that can become images, before any is decoded: files, or arrays of any size, with their labels."""
-
-    images: Sequence[Path] | NDArray[np.uint8]
-    labels: Labels
-
-
 def load_data(
     spec: str,
     resolution: int,
@@ -90,7 +74,7 @@ def load_data(
     Which images are taken depends on the specification, the seed and the counts alone, not on the resolution.
 
     Args:
-        spec: one of `SOURCES`.
+        spec: one of `data_sources.SOURCES`.
         resolution: side of the images in pixels.
         seed: of the split, of the choice of a subset and of what `formula` draws.
         train_images, validation_images: at most this many of each part, balanced over the classes as the set is; None
@@ -113,17 +97,14 @@ def load_data(
     if classes is not None:
         raise ValueError(f"classes can be chosen for 'formula' only, not for {spec!r}")
     rng = np.random.default_rng([seed, 0xDA7A])
-    if source == "digits" and not argument:
-        items, names, card = _digits()
-        train, validation = _split(items, rng, spec)
-    elif source == "fashion-mnist":
-        train, validation, card = _fashion_mnist(Path(argument or FASHION_FOLDER))
-        names = _FASHION_CLASSES
-    elif source == "imagefolder" and argument:
-        train, validation, names, card = _imagefolder(Path(argument), rng, spec)
+    found = read_source(spec)
+    names = found.classes
+    if found.validation is None:
+        train, validation = _split(found.train, rng, spec)
     else:
-        raise ValueError(f"unknown data {spec!r}; allowed are {', '.join(SOURCES)}")
-
+        train, validation = found.train, found.validation
+    _check(train, "training", names, spec)
+    _check(validation, "validation", names, spec)
     available = {"available_train_images": len(train.labels), "available_validation_images": len(validation.labels)}
     train = _subset(train, train_images, rng)
     validation = _subset(validation, validation_images, rng)
@@ -136,8 +117,17 @@ def load_data(
         raise ValueError(f"{spec}: class {names[lost[0]]!r} has no readable training image")
     if not len(y_validation):
         raise ValueError(f"{spec}: no validation image could be read")
-    found = {"source": source, "skipped": len(skipped), "sizes": sizes, **available, **card}
-    return _image_data(spec, x_train, y_train, x_validation, y_validation, names, found)
+    card = {"source": source, "skipped": len(skipped), "sizes": sizes, **available, **found.card}
+    return _image_data(spec, x_train, y_train, x_validation, y_validation, names, card)
+
+
+def _check(items: Items, part: str, names: Sequence[str], spec: str) -> None:
+    if len(names) < 2:
+        raise ValueError(f"{spec}: at least 2 classes are needed, found {len(names)} ({', '.join(names)})")
+    if not len(items.labels):
+        raise ValueError(f"{spec}: no {part} images")
+    if len(outside := items.labels[(items.labels < 0) | (items.labels >= len(names))]):
+        raise ValueError(f"{spec}: a {part} image has label {outside[0]}, allowed are 0 to {len(names) - 1}")
 
 
 def data_identity(data: ImageData) -> str:
@@ -147,6 +137,19 @@ def data_identity(data: ImageData) -> str:
         digest.update(repr((part.shape, str(part.dtype))).encode())
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:12]
+
+
+def data_card(data: ImageData) -> dict[str, Any]:
+    """What there is to know of the images that a run trains on, as plain JSON values.
+
+    Origin, counts, images of each class, sizes as found, what was skipped, the accuracy of always guessing the largest
+    class ("chance"), and the identity of the content.
+    """
+    parts = {"train": data.train_labels, "validation": data.validation_labels}
+    per_class = {part: np.bincount(labels, minlength=len(data.classes)).tolist() for part, labels in parts.items()}
+    names = data.classes[:CARD_CLASSES]
+    images = {name: {part: per_class[part][index] for part in parts} for index, name in enumerate(names)}
+    return {"data": data.spec, **data.card, "images_by_class": images, "identity": data_identity(data)}
 
 
 def linear_baseline(data: ImageData, seed: int = 0) -> float:
@@ -217,97 +220,7 @@ def _formula(
     return _image_data(spec, images[~held_out], labels[~held_out], images[held_out], labels[held_out], names, card)
 
 
-def _digits() -> tuple[_Items, tuple[str, ...], dict[str, Any]]:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    grey = np.clip(bunch.images * (255 / 16), 0, 255).astype(np.uint8)
-    card = {"origin": "scikit-learn's handwritten digits, 8 x 8 pixels: for smoke tests"}
-    return _Items(grey, bunch.target.astype(np.int64)), tuple("0123456789"), card
-
-
-def _fashion_mnist(folder: Path) -> tuple[_Items, _Items, dict[str, Any]]:
-    parts = []
-    for part in ("train", "t10k"):
-        images = _read_idx(folder, f"{part}-images-idx3-ubyte", 3)
-        labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", 1).astype(np.int64)
-        if len(images) != len(labels):
-            raise ValueError(f"{folder}: {part} has {len(images)} images but {len(labels)} labels")
-        if not len(labels):
-            raise ValueError(f"{folder}: {part} has no images")
-        if labels.max() >= len(_FASHION_CLASSES):
-            raise ValueError(f"{folder}: {part} has label {labels.max()}, allowed are 0 to {len(_FASHION_CLASSES) - 1}")
-        parts.append(_Items(images, labels))
-    return parts[0], parts[1], {"origin": "Fashion-MNIST IDX files, validation: t10k"}
-
-
-def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes (format: yann.lecun.com/exdb/mnist), gzipped or not."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder (Fashion-MNIST's IDX files are expected there)")
-    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
-    if path is None:
-        raise ValueError(f"{folder}: neither {name} nor {name}.gz is there")
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise ValueError(f"{path}: not an IDX file of unsigned bytes in {dimensions} dimensions")
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    expected = header + int(np.prod(shape, dtype=np.int64))
-    if len(content) != expected:
-        raise ValueError(f"{path}: truncated or too long: {len(content)} bytes, expected {expected} for shape {shape}")
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
-
-
-def _imagefolder(
-    folder: Path, rng: np.random.Generator, spec: str
-) -> tuple[_Items, _Items, tuple[str, ...], dict[str, Any]]:
-    if not folder.is_dir():
-        raise ValueError(f"{spec}: {'not a folder' if folder.exists() else 'no such folder'}")
-    train_folder = _subfolder(folder, _TRAIN_FOLDERS)
-    validation_folder = _subfolder(folder, _VALIDATION_FOLDERS) if train_folder else None
-    items, names = _list_folder(train_folder or folder, None)
-    if not len(items.labels):
-        raise ValueError(
-            f"{spec}: no images; expected one subfolder per class with files {', '.join(sorted(_EXTENSIONS))}"
-        )
-    if len(names) < 2:
-        raise ValueError(f"{spec}: at least 2 classes are needed, found {len(names)} ({', '.join(names)})")
-    if validation_folder is None:
-        train, validation = _split(items, rng, spec)
-        return train, validation, names, {"origin": "image folder, split by class"}
-    validation, _ = _list_folder(validation_folder, names)
-    if not len(validation.labels):
-        raise ValueError(f"{spec}: no images of the training classes in {validation_folder.name}/")
-    return items, validation, names, {"origin": f"image folder with {validation_folder.name}/ for validation"}
-
-
-def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
-
-
-def _list_folder(folder: Path, known: tuple[str, ...] | None) -> tuple[_Items, tuple[str, ...]]:
-    """The image files of a folder of classes, sorted, and the classes: those `known`, or those that have images."""
-    files: dict[str, list[Path]] = {}
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            found = sorted(p for p in child.rglob("*") if p.suffix.lower() in _EXTENSIONS and p.is_file())
-            if found:
-                files[child.name] = found
-    if known is not None and (extra := sorted(set(files) - set(known))):
-        logger.warning("%s: classes without training images are left out: %s", folder, ", ".join(extra))
-    names = tuple(files) if known is None else known
-    paths = [path for name in names for path in files.get(name, [])]
-    labels = [label for label, name in enumerate(names) for _ in files.get(name, [])]
-    return _Items(paths, np.array(labels, dtype=np.int64)), names
-
-
-def _split(items: _Items, rng: np.random.Generator, spec: str) -> tuple[_Items, _Items]:
+def _split(items: Items, rng: np.random.Generator, spec: str) -> tuple[Items, Items]:
     """A share of each class, at least one image of it, is held out."""
     held_out = np.zeros(len(items.labels), dtype=bool)
     for label in range(int(items.labels.max()) + 1):
@@ -318,10 +231,10 @@ def _split(items: _Items, rng: np.random.Generator, spec: str) -> tuple[_Items, 
                 f"class number {label} has {len(members)}"
             )
         held_out[members[: max(1, round(VALIDATION_SHARE * len(members)))]] = True
-    return _take(items, np.flatnonzero(~held_out)), _take(items, np.flatnonzero(held_out))
+    return items.take(np.flatnonzero(~held_out)), items.take(np.flatnonzero(held_out))
 
 
-def _subset(items: _Items, count: int | None, rng: np.random.Generator) -> _Items:
+def _subset(items: Items, count: int | None, rng: np.random.Generator) -> Items:
     """At most `count` items, class by class in the proportions of the whole, but at least one of each class."""
     if count is None or count >= len(items.labels):
         return items
@@ -333,16 +246,10 @@ def _subset(items: _Items, count: int | None, rng: np.random.Generator) -> _Item
         rank[members] = (np.arange(len(members)) + rng.random()) / len(members)
         first.append(members[0])
     rank[first] = -1 if len(first) <= count else rank[first]
-    return _take(items, np.sort(np.argsort(rank, kind="stable")[:count]))
+    return items.take(np.sort(np.argsort(rank, kind="stable")[:count]))
 
 
-def _take(items: _Items, index: NDArray[np.intp]) -> _Items:
-    if isinstance(items.images, np.ndarray):
-        return _Items(items.images[index], items.labels[index])
-    return _Items([items.images[i] for i in index], items.labels[index])
-
-
-def _decode(items: _Items, resolution: int) -> tuple[Images, Labels, list[str], str]:
+def _decode(items: Items, resolution: int) -> tuple[Images, Labels, list[str], str]:
     """Images (N, resolution, resolution, 3), their labels, the files that could not be read, and the sizes found."""
     from PIL import Image
 
@@ -350,17 +257,19 @@ def _decode(items: _Items, resolution: int) -> tuple[Images, Labels, list[str], 
     labels: list[int] = []
     skipped: list[str] = []
     sides: list[int] = []
-    for item, label in zip(items.images, items.labels, strict=True):
-        if isinstance(item, Path):
+    for index, label in enumerate(items.labels):
+        item = items.images[index]
+        if isinstance(item, Path | bytes):
             try:
-                with Image.open(item) as file:
+                with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
                     # JPEGs are decoded at a fraction of their size where that is enough.
                     sides += file.size
                     file.draft("RGB", (2 * resolution, 2 * resolution))
                     picture = _rgb(file)
             # What Pillow raises on broken files: among them OSError (also truncated or unknown ones), struct.error.
             except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-                skipped.append(f"{item}: {' '.join(str(error).split())}")
+                name = f"image {index}" if isinstance(item, bytes) else str(item)
+                skipped.append(f"{name}: {' '.join(str(error).split())}")
                 continue
         else:
             picture = Image.fromarray(item)

@@ -43,9 +43,13 @@ def _rungs(settings: SearchSettings) -> Rungs:
 def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> dict[str, Any]:
     """Proxy settings for a run that trains `configs` or the like, as JSON values; times a few steps on this machine.
 
+    On the user's data also a "data_card", which is not a setting.
+
     Raises ValueError if the data cannot be used.
     """
     from ..evaluators.budget import choose_settings
+    from ..evaluators.data import data_card
+    from ..evaluators.proxy import load_proxy_data
 
     chosen = choose_settings(
         configs,
@@ -58,7 +62,10 @@ def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> 
         seed=settings.seed,
     )
     logger.info("proxy training: %s", chosen.to_json())
-    return chosen.to_dict()
+    if settings.data is None:
+        return chosen.to_dict()
+    card = data_card(load_proxy_data(chosen, configs[0].resolution))
+    return {**chosen.to_dict(), "data_card": {**card, "seed": settings.seed}}
 
 
 def train_candidate(task: Mapping[str, Any]) -> dict[str, Any]:

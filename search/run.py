@@ -1,6 +1,7 @@
 """The run folder: what a search leaves behind, and from which it resumes.
 
 run.json        every setting, versions, seed, git commit, the proxy training's plan; written once
+data_card.json  what the user's data are, as they were found
 results.jsonl   one `EvaluationResult` a line, append-only, each line on disk before the trial is told to the study
 rungs.jsonl     what a trial had reached at a rung, one a line
 states/         trainings that wait at a rung

@@ -6,6 +6,7 @@ run that was interrupted goes on as if it had not been.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from .finalists import Measure
 from .journal import check_storage
 from .outcome import Predictor, SearchOutcome
 from .proposals import stream, typical
-from .run import RunFolder
+from .run import RunFolder, write_text
 from .settings import SearchSettings
 from .strategy import check_budget, evolve_front, fastest, feasible_share, slowest
 from .workers import Evaluate
@@ -71,7 +72,7 @@ def search(
         evaluate: trains a candidate: a task (see `Driver`) to a mapping with "accuracy" (0 to 1), and optionally
             "history" and "seconds". Default: proxy training.
         plan: chooses the proxy training once per run, given a few candidates from small to large: JSON values, kept in
-            run.json and handed to every task. Default: the proxy's own.
+            run.json and handed to every task; a "data_card" among them goes to data_card.json. Default: the proxy's.
         measure: measures the latency of a finalist, where the target is at hand.
         rest_s: seconds between two measurements of a finalist; a machine's speed drifts over some seconds.
         about: further facts for run.json, as JSON values (the predictor's provenance, say).
@@ -111,6 +112,8 @@ def search(
         else:
             report("plan")
             proxy = dict(plan(settings, typical(front, settings.trials)))
+            if (card := proxy.pop("data_card", None)) is not None:
+                write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
             run.write_about(settings, proxy=proxy, scored=front.scored, **(about or {}))
         driver = Driver(settings, run, space, predictor, prior, front, report, started)
         driver.journal.reconcile()

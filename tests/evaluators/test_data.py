@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lownas.evaluators.data import FASHION_FOLDER, data_identity, linear_baseline, load_data
+from lownas.evaluators.data import data_identity, linear_baseline, load_data
+from lownas.evaluators.data_sources import FASHION_FOLDER
 
 
 def save(path: Path, colour: tuple[int, ...] | int, size: tuple[int, int] = (20, 30), mode: str = "RGB") -> None:

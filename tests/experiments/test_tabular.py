@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lownas.evaluators.data import FASHION_FOLDER
+from lownas.evaluators.data_sources import FASHION_FOLDER
 from lownas.experiments.tabular import Network, Table, Training
 from lownas.experiments.tabular.table import TABLE
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph

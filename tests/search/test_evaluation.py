@@ -17,6 +17,10 @@ def test_planned_and_trained(settings, space) -> None:
     asked = settings(data="digits", proxy_budget_s=6.0, trials=2, repeats=1)
     proxy = plan_proxy(asked, configs)
     assert json.loads(json.dumps(proxy)) == proxy
+    card = proxy.pop("data_card")
+    assert card["data"] == "digits" and card["classes"] == 10 and len(card["identity"]) == 12
+    assert sum(part["train"] for part in card["images_by_class"].values()) == card["train_images"]
+    assert sum(part["validation"] for part in card["images_by_class"].values()) == card["validation_images"]
     assert plan_proxy(asked.replace(proxy_epochs=2), configs)["epochs"] == 2
     task = {"trial": 0, "config": configs[0].to_dict(), "seed": 3, "data": "digits", "proxy": proxy | SMALL}
     value = train_candidate(task)

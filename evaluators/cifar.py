@@ -1,0 +1,262 @@
+"""CIFAR-10 and CIFAR-100 from their python archives, read without unpickling.
+
+The archives (cs.toronto.edu/~kriz/cifar.html) hold dictionaries of arrays and lists, pickled. A pickle is a program;
+here its instructions are read one by one, and the few that build dictionaries, lists, numbers, strings and numpy arrays
+are followed. Whatever else stands there is refused, so that no code of the file can run.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_FILE = 512 * 2**20
+"""Bytes of one file of an archive, unpacked; those of CIFAR have at most 154 MB."""
+
+_DTYPE = re.compile(r"[|<>]?[uif][1248]")
+_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """Images (N, 32, 32, 3) and labels (N,) of both parts, and the names of the classes."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+def read_cifar(path: Path, classes: int) -> Cifar:
+    """CIFAR-`classes` (10 or 100) from the archive `path`, its folder, or the folder around that.
+
+    Raises ValueError, in one line: nothing there, cut short, not CIFAR, or something in it that is no plain data.
+    """
+    folder, parts, label_key, meta, names_key = {
+        10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "labels", "batches.meta", "label_names"),
+        100: ("cifar-100-python", ["train"], "fine_labels", "meta", "fine_label_names"),
+    }[classes]
+    test = "test_batch" if classes == 10 else "test"
+    files = _files(path, folder, [*parts, test, meta])
+    images, labels = [], []
+    for part in (*parts, test):
+        x, y = _part(files[part], f"{path}: {part}", label_key, classes)
+        images.append(x)
+        labels.append(y)
+    names = plain_pickle(files[meta], f"{path}: {meta}").get(names_key)
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: {meta} does not name {classes} classes")
+    return Cifar(np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1], tuple(names))
+
+
+def _part(content: bytes, what: str, label_key: str, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    batch = plain_pickle(content, what)
+    data, given = batch.get("data"), batch.get(label_key)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        raise ValueError(f"{what}: no images of 32 x 32 pixels")
+    if not isinstance(given, list) or not all(isinstance(label, int) for label in given):
+        raise ValueError(f"{what}: no {label_key!r}")
+    labels = np.array(given, dtype=np.int64)
+    if len(labels) != len(data):
+        raise ValueError(f"{what}: {len(data)} images but {len(labels)} labels")
+    if len(wrong := labels[(labels < 0) | (labels >= classes)]):
+        raise ValueError(f"{what}: label {wrong[0]}, allowed are 0 to {classes - 1}")
+    return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
+
+
+def _files(path: Path, folder: str, wanted: list[str]) -> dict[str, bytes]:
+    """The content of the wanted files, from the archive or the folder."""
+    if path.is_dir():
+        inside = path / folder if (path / folder).is_dir() else path
+        if missing := [name for name in wanted if not (inside / name).is_file()]:
+            raise ValueError(f"{path}: no {missing[0]} there (expected: {folder}/ with {', '.join(wanted)})")
+        return {name: (inside / name).read_bytes() for name in wanted}
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file or folder (the python archive of CIFAR, or the folder in it)")
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = member.name.removeprefix("./").removeprefix(f"{folder}/")
+                if name not in wanted or not member.isfile():
+                    continue
+                if member.size > LARGEST_FILE:
+                    raise ValueError(f"{path}: {name} is said to have {member.size} bytes")
+                content = archive.extractfile(member)
+                found[name] = content.read() if content else b""
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: cut short, or no archive: {error}") from None
+    if missing := [name for name in wanted if name not in found]:
+        raise ValueError(f"{path}: no {missing[0]} in it (expected: {folder}/ with {', '.join(wanted)})")
+    return found
+
+
+# --- pickles as data -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A name that a pickle mentions; it stands for itself and is never looked up."""
+
+    module: str
+    name: str
+
+
+class _Array:
+    """An array that is being made, as numpy's `_reconstruct` leaves it."""
+
+    value: NDArray[Any] | None = None
+
+
+class _Mark:
+    pass
+
+
+_MARK = _Mark()
+_TEXT = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"}
+_BYTES = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+_OLD_TEXT = {"STRING", "BINSTRING", "SHORT_BINSTRING"}  # Python 2's, bytes or text
+_INTEGERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def plain_pickle(content: bytes, what: str) -> dict[str, Any]:
+    """The dictionary in a pickle of plain data: text keys; numbers, text, bytes, lists and arrays as values.
+
+    Raises ValueError, in one line that begins with `what`, for anything else.
+    """
+    try:
+        value = _followed(content)
+    # What an interpreter stumbles over in a malformed program: an empty stack, a wrong operand, a number too large.
+    except (ValueError, IndexError, KeyError, TypeError, StopIteration, OverflowError) as error:
+        raise ValueError(f"{what}: not plain data, or cut short: {' '.join(str(error).split()):.120}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what}: a dictionary is expected, not {type(value).__name__}")
+    return {_text(key): _finished(entry) for key, entry in value.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def _finished(value: Any) -> Any:
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, list):
+        return [_text(entry) if isinstance(entry, bytes) else entry for entry in value]
+    return value
+
+
+def _followed(content: bytes) -> Any:
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+
+    def above_mark() -> list[Any]:
+        place = next(place for place in reversed(range(len(stack))) if stack[place] is _MARK)
+        taken = stack[place + 1 :]
+        del stack[place:]
+        return taken
+
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(content):
+        name = opcode.name
+        if name in ("PROTO", "FRAME"):
+            pass
+        elif name == "STOP":
+            return stack.pop()
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
+            stack.append({} if name == "EMPTY_DICT" else [])
+        elif name in ("DICT", "LIST", "TUPLE"):
+            taken = above_mark()
+            stack.append(_pairs(taken) if name == "DICT" else taken if name == "LIST" else tuple(taken))
+        elif name in _TUPLES:
+            count = _TUPLES[name]
+            taken = stack[len(stack) - count :] if count else []
+            del stack[len(stack) - count :]
+            stack.append(tuple(taken))
+        elif name in ("APPEND", "APPENDS"):
+            taken = above_mark() if name == "APPENDS" else [stack.pop()]
+            _of(stack[-1], list).extend(taken)
+        elif name in ("SETITEM", "SETITEMS"):
+            taken = above_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
+            _of(stack[-1], dict).update(_pairs(taken))
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else int(argument)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(memo[int(argument)])
+        elif name in _TEXT or name in _BYTES or name in _INTEGERS:
+            stack.append(argument)
+        elif name in _OLD_TEXT:
+            stack.append(argument.encode("latin-1"))
+        elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
+            stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+        elif name == "GLOBAL":
+            stack.append(_Global(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            attribute, module = stack.pop(), stack.pop()
+            stack.append(_Global(_text(module), _text(attribute)))
+        elif name == "REDUCE":
+            arguments = _of(stack.pop(), tuple)
+            stack.append(_called(stack.pop(), arguments))
+        elif name == "BUILD":
+            state = stack.pop()
+            _build(stack[-1], state)
+        else:
+            raise ValueError(f"the instruction {name}")
+    raise ValueError("no end")
+
+
+def _of(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{kind.__name__} expected, found {type(value).__name__}")
+    return value
+
+
+def _pairs(flat: list[Any]) -> dict[Any, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _called(function: Any, arguments: tuple[Any, ...]) -> Any:
+    """What numpy's own few functions would give for these arguments; nothing is called by its name."""
+    wanted = _of(function, _Global)
+    if wanted.module in _NUMPY and wanted.name == "_reconstruct":
+        return _Array()
+    if (wanted.module, wanted.name) == ("numpy", "dtype"):
+        code = _text(arguments[0])
+        if not _DTYPE.fullmatch(code):
+            raise ValueError(f"an array of type {code!r}")
+        return np.dtype(code)
+    if (wanted.module, wanted.name) == ("_codecs", "encode"):  # bytes, as Python 3 writes them in old protocols
+        return _of(arguments[0], str).encode("latin-1")
+    if wanted.module in ("numpy.core.numeric", "numpy._core.numeric") and wanted.name == "_frombuffer":
+        data, dtype, shape, layout = arguments
+        return _shaped(data, dtype, shape, layout)
+    raise ValueError(f"it calls {wanted.module}.{wanted.name}")
+
+
+def _build(target: Any, state: Any) -> None:
+    if isinstance(target, np.dtype):  # (version, byte order, ...), which the code of one-byte numbers does not need
+        if target.itemsize > 1 and _text(state[1]) not in ("<", "="):
+            raise ValueError("an array of big-endian numbers")
+        return
+    _, shape, dtype, columns_first, data = state
+    data = data.encode("latin-1") if isinstance(data, str) else data
+    _of(target, _Array).value = _shaped(data, dtype, shape, "F" if columns_first else "C")
+
+
+def _shaped(data: bytes, dtype: Any, shape: tuple[int, ...], layout: Any) -> NDArray[Any]:
+    if layout not in ("C", "F"):
+        raise ValueError(f"an array of layout {layout!r}")
+    flat: NDArray[Any] = np.frombuffer(data, _of(dtype, np.dtype))
+    return flat.reshape(shape, order="F" if layout == "F" else "C")
