@@ -1,7 +1,7 @@
 """Labelled images for proxy training: the user's own, or those that need no download, as arrays of one size.
 
 Specifications: `imagefolder:DIR` (a folder of pictures for each class; train/ and val/ subfolders are honoured),
-`fashion-mnist:DIR` (IDX files, plain or gzipped), `cifar10:PATH` and `cifar100:PATH` (the python archive or its folder),
+`fashion-mnist:DIR` (IDX files, plain or gzipped), `cifar10:PATH`, `cifar100:PATH` (the python archive or its folder),
 `arrays:PATH` (a .safetensors file or a folder of .npy files: images and labels, or train_images, train_labels,
 validation_images, validation_labels), `hf:NAME` or `hf:NAME:CONFIG` (Hugging Face), `digits` (scikit-learn's, for smoke
 tests), `formula` or `formula:CLASSES` (fractals, see `formula.py`).
