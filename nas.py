@@ -112,6 +112,9 @@ def search(
     ] = None,
     proxy_budget: Annotated[str | None, typer.Option(help="Time for all proxy trainings together [6m].")] = None,
     proxy_epochs: Annotated[int | None, typer.Option(help="Pins the epochs of a proxy training.")] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Checkpoint of a LowFormer whose weights all candidates start from.")
+    ] = None,
     rungs: Annotated[
         int | None, typer.Option(help="Points of a training at which the better third goes on [3 with --data, else 1].")
     ] = None,
@@ -138,6 +141,7 @@ def search(
         "data": data,
         "proxy_budget_s": None if proxy_budget is None else parse_duration(proxy_budget, "--proxy-budget"),
         "proxy_epochs": proxy_epochs,
+        "init_from": None if init_from is None else str(init_from.absolute()),
         "rungs": rungs,
         "trials": trials,
         "repeats": repeats,
@@ -189,6 +193,10 @@ def _search(
 
         # What is wrong with it is said before anything starts.
         load_data(settings.data, 32, settings.seed, train_images=64, validation_images=64)
+    if settings.init_from is not None:
+        from lownas.evaluators.inherit import load_source
+
+        load_source(settings.init_from)
     if not dry_run:
         _check_run_folder(Path(settings.run), resume=resume)
     predictor = _predictor(target, profiles, calibrate_if_missing=not dry_run)

@@ -20,7 +20,9 @@ import torch
 from torch import nn
 
 from ..search_space import LowFormerConfig, build_model
+from ..search_space.lowformer import LowFormer
 from .data import FORMULA_CLASSES, ImageData, load_data
+from .inherit import Source, inherit
 from .training import (
     Diverged,
     EpochRecord,
@@ -206,8 +208,9 @@ def train_proxy(
     *,
     until: float = 1.0,
     state: Path | None = None,
+    source: Source | None = None,
 ) -> ProxyResult:
-    """Trains the network of `config` from fresh weights and evaluates it.
+    """Trains the network of `config` from fresh or inherited weights and evaluates it.
 
     The same arguments give the same result on the same machine, in one go or in parts.
 
@@ -221,6 +224,7 @@ def train_proxy(
         until: share of the training's steps after which it is judged. The learning rate falls as in the whole training.
         state: file that a training which stops early is left in, and goes on from; removed when it is complete. One
             that is missing, broken or of another training only costs time: it is trained anew up to there.
+        source: a network whose weights it starts from, as far as they correspond (`inherit`).
 
     Returns:
         A result, also where training failed (loss not finite, out of memory, any exception of the network's).
@@ -239,7 +243,8 @@ def train_proxy(
     if data.resolution != resolution:
         raise ValueError(f"data at {data.resolution} pixels, but {config.id} trains at {resolution}")
     config = config.replace(classes=len(data.classes))
-    identity = json.dumps({"config": config.id, "seed": seed, "settings": settings.to_dict()}, sort_keys=True)
+    facts = {"config": config.id, "seed": seed, "settings": settings.to_dict()}
+    identity = json.dumps(facts | {"source": source.identity if source else None}, sort_keys=True)
 
     start = time.perf_counter()
     training: Training | None = None
@@ -252,7 +257,7 @@ def train_proxy(
 
     with torch_threads(threads), seeded(seed, device):
         try:
-            model = prepared_model(config, device)
+            model = prepared_model(config, device, source)
             train, validation = Images(data, "train", device), Images(data, "validation", device)
             training = Training(model, settings, len(train), device)
             if state is not None:
@@ -293,9 +298,14 @@ def train_proxy(
     )
 
 
-def prepared_model(config: LowFormerConfig, device: str) -> nn.Module:
-    """Fresh weights by torch's generator, channels last; every block starts as the identity, the classifier at zero."""
+def prepared_model(config: LowFormerConfig, device: str, source: Source | None = None) -> LowFormer:
+    """As a training starts: weights by torch's generator, channels last; every block the identity, the classifier zero.
+
+    Then what can be inherited from `source`.
+    """
     model = build_model(config)
     silence_residual_branches(model)
     nn.init.zeros_(model.classifier.weight)  # type: ignore[arg-type]
+    if source is not None:
+        inherit(model, source)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -220,6 +220,7 @@ class Driver:
                 "config": trial.proposal.config.to_dict(),
                 "seed": trial.proposal.seed,
                 "data": self.settings.data or "formula",
+                "init_from": self.settings.init_from,
                 "proxy": dict(proxy),
                 "until": self.rungs.shares[rung],
                 "state": str(self.run.state_path(trial.number).resolve()) if self.rungs.count > 1 else None,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..search_space.config import LowFormerConfig
 from .halving import Rungs
 from .settings import SearchSettings
+
+if TYPE_CHECKING:
+    from ..evaluators.inherit import Source
 
 DEFAULT_PROXY_BUDGET_S = 360.0  # of all trainings together, so that a default search ends well within 10 minutes
 TIME_SHARE = 0.7  # of a time budget, for the trainings; proposing, starting and measuring take the rest
@@ -71,7 +75,8 @@ def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> 
 def train_candidate(task: Mapping[str, Any]) -> dict[str, Any]:
     """Proxy training of a task's "config" with its "seed" under the settings "proxy".
 
-    If the task says "until" (a share), it goes that far; what was trained is in, and goes to, the file "state".
+    If the task says "until" (a share), it goes that far; what was trained is in, and goes to, the file "state". Weights
+    are inherited from the checkpoint "init_from".
     """
     from ..evaluators.proxy import ProxySettings, train_proxy
 
@@ -84,8 +89,17 @@ def train_candidate(task: Mapping[str, Any]) -> dict[str, Any]:
         _device(),
         until=task.get("until", 1.0),
         state=Path(task["state"]) if task.get("state") else None,
+        source=_source(task["init_from"]) if task.get("init_from") else None,
     )
     return result.to_dict()
+
+
+@lru_cache(maxsize=1)
+def _source(path: str) -> Source:
+    """The network that all candidates of a run inherit from; a worker reads it once."""
+    from ..evaluators.inherit import load_source
+
+    return load_source(path)
 
 
 def _device() -> str:

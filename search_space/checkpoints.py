@@ -5,6 +5,7 @@ Ours has timm's `lowformer_*` names, which reach every point of the space; the o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from .config import LowFormerConfig, StageConfig, blocks_after_downsampler
+from .config import Attention, LowFormerConfig, StageConfig, blocks_after_downsampler
+from .graph import attention_heads
 from .lowformer import LowFormer, build_model
 
 # (pattern, replacement) in the order in which they are applied.
@@ -251,3 +253,94 @@ def _to_cpubone(name: str, config: LowFormerConfig) -> str:
         r"\.(spatial_conv|depth_conv|conv_proj)\.conv\." if stride_one else r"\.(spatial_conv|depth_conv)\.conv\."
     )
     return re.sub(even_kernels, r".\1.conv.1.", name) if stage.kernel == 2 else name
+
+
+def infer_config(state_dict: Mapping[str, Any], resolution: int = 224) -> LowFormerConfig:
+    """The architecture that a checkpoint's names and shapes tell, in any of the formats of `load_checkpoint`.
+
+    They do not tell the resolution, nor all of the stride of an attention that upsamples by "nearest": with a 2x2
+    reduction it is taken for that of the published models (1 in stage 4, else 2), with a 5x5 for 2.
+
+    Raises ValueError for what is no LowFormer.
+    """
+    shapes = {name: tuple(value.shape) for name, value in to_native_keys(unwrap(state_dict)).items()}
+    try:
+        return _config_of_shapes(shapes, resolution)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"the checkpoint is not one of a LowFormer: no fitting {error}") from None
+
+
+def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> LowFormerConfig:
+    stem_width = shapes["stem.0.conv.weight"][0]
+    width = stem_width
+    stem_depth = _count(shapes, "stem.") - 1
+    stem = {"stem_depth": stem_depth}
+    if stem_depth:
+        middle, per_group = shapes["stem.1.main.spatial_conv.conv.weight"][:2]
+        stem |= {"stem_expansion": middle // width, "stem_groups": width // per_group}
+    stages = []
+    for index in range(4):
+        prefix = f"stages.{index}."
+        blocks = _count(shapes, prefix)
+        middle, per_group = shapes[f"{prefix}0.main.spatial_conv.conv.weight"][:2]
+        stage: dict[str, Any] = {
+            "depth": blocks if index < 2 else blocks - 1,
+            "down_expansion": middle // width,
+            "groups": width // per_group,
+        }
+        width = stage["width"] = shapes[f"{prefix}0.main.point_conv.conv.weight"][0]
+        if blocks > 1:
+            last = f"{prefix}{blocks - 1}."
+            local = f"{last}local.main." if f"{last}local.main.point_conv.conv.weight" in shapes else f"{last}main."
+            fused = f"{local}spatial_conv.conv.weight" in shapes
+            stage["local"] = "fused" if fused else "unfused"
+            stage["expansion"] = shapes[f"{local}point_conv.conv.weight"][1] // width
+            stage["kernel"] = shapes[f"{local}{'spatial_conv' if fused else 'depth_conv'}.conv.weight"][-1]
+            if f"{last}mlp.main.1.weight" in shapes:
+                stage["mlp_ratio"] = shapes[f"{last}mlp.main.1.weight"][0] // width
+            stage["attention"] = _attention_of_shapes(shapes, prefix, blocks, width, index)
+        stages.append(stage)
+    config = {
+        "resolution": resolution,
+        "stem_width": stem_width,
+        **stem,
+        "stages": stages,
+        "head_widths": [shapes["in_conv.conv.weight"][0], shapes["pre_classifier.0.weight"][0]],
+        "classes": shapes["classifier.weight"][0],
+    }
+    return LowFormerConfig.from_dict(config)
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    numbers = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
+    return 1 + max(int(number) for number in numbers) if numbers else 0
+
+
+def _attention_of_shapes(
+    shapes: Mapping[str, tuple[int, ...]], prefix: str, blocks: int, width: int, index: int
+) -> dict[str, Any] | None:
+    """The attention of stage `index` (0-3), whose blocks are 1 to `blocks` - 1; None if none of them attends."""
+    found = {}
+    for block in range(1, blocks):
+        for main in (f"{prefix}{block}.attn.main.", f"{prefix}{block}.attn.main.1."):
+            if f"{main}pwise.weight" in shapes:
+                found[block] = main
+    if not found:
+        return None
+    attends = tuple(block in found for block in range(1, blocks))
+    names = ("all", *(f"last_{k}" for k in range(1, blocks - 1)), "alternate")
+    placement = next((name for name in names if Attention(placement=name).attends(blocks - 1) == attends), None)
+    if placement is None:
+        raise ValueError(f"the checkpoint's stage {index + 1} attends in blocks {sorted(found)}, which is no placement")
+    main = found[blocks - 1]
+    inner = shapes[f"{main}pwise.weight"][0] // 3
+    reduction = next((r for r in (0.5, 1.0, 0.25) if math.prod(attention_heads(width, r)) == inner), None)
+    if reduction is None:
+        raise ValueError(f"the checkpoint's stage {index + 1} attends with {inner} of {width} channels")
+    reducing = shapes[f"{main}conv_proj.conv.weight"][-1]  # a 2x2 fits every stride
+    upsampling, stride = "nearest", 1 if reducing == 3 or (reducing == 2 and index == 3) else 2
+    if f"{main}upsampling.weight" in shapes:
+        kernel = shapes[f"{main}upsampling.weight"][-1]
+        upsampling = "separable" if f"{main}o_proj.weight" in shapes else "transposed"
+        stride = 1 if kernel == 3 else kernel // 2
+    return {"placement": placement, "stride": stride, "reduction": reduction, "upsampling": upsampling}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lownas.nas import main, parse_duration
@@ -30,6 +32,23 @@ def broken(tmp_path: Path, name: str, content: bytes) -> str:
     path = tmp_path / name
     path.write_bytes(content)
     return str(path)
+
+
+def other_checkpoint(tmp_path: Path) -> str:
+    from safetensors.numpy import save_file
+
+    save_file({"layer1.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    return str(tmp_path / "other.safetensors")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("code of the checkpoint ran",))
+
+
+def evil_checkpoint(tmp_path: Path) -> str:
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"stem.0.conv.weight": Evil()}))
+    return str(tmp_path / "evil.pth")
 
 
 def one_class(tmp_path: Path) -> str:
@@ -67,6 +86,12 @@ WRONG: dict[str, tuple[Words, str]] = {
     "unknown data": (lambda p: [*SEARCH, "2ms", "--data", "imagnet"], "imagnet"),
     "missing data": (lambda p: [*SEARCH, "2ms", "--data", f"imagefolder:{p / 'none'}"], "none"),
     "one class": (lambda p: [*SEARCH, "2ms", "--data", one_class(p)], "class"),
+    "missing archive": (lambda p: [*SEARCH, "2ms", "--data", f"cifar10:{p / 'none.tar.gz'}"], "no such file or folder"),
+    "missing arrays": (lambda p: [*SEARCH, "2ms", "--data", f"arrays:{p / 'none'}"], "no such file or folder"),
+    "no rungs": (lambda p: [*SEARCH, "2ms", "--rungs", "0"], "rungs"),
+    "missing checkpoint": (lambda p: [*SEARCH, "2ms", "--init-from", str(p / "none.pth")], "no checkpoint at"),
+    "a checkpoint of another kind": (lambda p: [*SEARCH, "2ms", "--init-from", other_checkpoint(p)], "unknown format"),
+    "a checkpoint with code in it": (lambda p: [*SEARCH, "2ms", "--init-from", evil_checkpoint(p)], "plain tensors"),
     "resume nothing": (lambda p: [*SEARCH, "2ms", "--resume"], "--run"),
     "resume what is no run": (lambda p: [*SEARCH, "2ms", "--resume", "--run", str(p)], "run.json"),
     "replay nothing": (lambda p: ["--replay", str(p / "run.json")], "run.json"),

@@ -8,8 +8,9 @@ from torch import nn
 
 from lownas.evaluators import proxy
 from lownas.evaluators.data import linear_baseline, load_data
-from lownas.evaluators.proxy import ProxySettings, train_proxy
-from lownas.evaluators.training import EpochRecord
+from lownas.evaluators.inherit import Source
+from lownas.evaluators.proxy import ProxySettings, prepared_model, train_proxy
+from lownas.evaluators.training import EpochRecord, Images, Training, evaluate, recompute_batch_norm
 from lownas.search_space import Attention, LowFormerConfig, StageConfig
 
 TINY = LowFormerConfig(
@@ -145,6 +146,25 @@ def test_a_state_that_does_not_fit_only_costs_time(damage: str, tmp_path: Path) 
     whole, after = train_proxy(TINY, None, QUICK, 5), train_proxy(TINY, None, QUICK, 5, state=state)
     assert after.status == "complete", after.reason
     assert (after.accuracy, after.loss, after.history) == (whole.accuracy, whole.loss, whole.history)
+
+
+def test_inherited_weights_are_where_it_starts(tmp_path: Path) -> None:
+    few = ProxySettings(data="digits", classes=10, resolution_scale=1 / 7, epochs=1, train_images=32, batch_size=32)
+    torch.manual_seed(0)
+    model = prepared_model(TINY.replace(classes=10), "cpu")
+    data = load_data("digits", 32, train_images=512, validation_images=200)
+    images = Images(data, "train", "cpu")
+    training = Training(model, replace(few, epochs=12, flip=False), len(images), "cpu")
+    list(training.run(images, nn.Identity(), training.steps))
+    recompute_batch_norm(model, images, 0)
+    accuracy, _ = evaluate(model, Images(data, "validation", "cpu"))
+    source = Source(model, "0123456789ab")
+    fresh = train_proxy(TINY, data, few, 0, until=1e-6)
+    inherited = train_proxy(TINY, data, few, 0, until=1e-6, source=source, state=tmp_path / "s")
+    assert fresh.accuracy is not None and inherited.accuracy is not None
+    assert accuracy > 0.6 and inherited.accuracy > fresh.accuracy + 0.3
+    again = train_proxy(TINY, data, few, 0, source=source)
+    assert train_proxy(TINY, data, few, 0, source=source, state=tmp_path / "s").accuracy == again.accuracy
 
 
 @pytest.mark.parametrize("until", [0.0, -1.0, 1.1, math.nan])
