@@ -1,127 +1,161 @@
-"""Scores of a network that was not trained: from its fresh weights and one batch of images.
+"""Zero-cost scores: what fresh weights and one batch of images tell about a network before any training.
 
-Whether such a score tells anything beyond MACs and parameters is measured on the table of `experiments/tabular`
-(`experiments/proxy_fidelity/`); a search uses none unless it does. Higher is meant to be better, for all of them.
+Each score is a plain function of a module and leaves that module as it was; higher is meant to be better. None of them
+is an accuracy: only the order of networks scored on the same images means something.
+
+Shapes: N images of (3, R, R) pixels.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ..search_space import LowFormerConfig, build_model
+from .training import seeded
 
-SCORES = ("naswot", "synflow", "zico", "grad_norm")
-ZICO_PARTS = 4  # batches whose gradients are compared
-
-_ACTIVATIONS = (nn.Hardswish, nn.GELU, nn.ReLU)
-_NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
-_WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+ACTIVATIONS = (nn.Hardswish, nn.GELU, nn.ReLU, nn.SiLU)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+ZICO_BATCHES = 4
 
 
 def zero_cost_scores(config: LowFormerConfig, images: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float]:
-    """All `SCORES` of the network of `config`.
+    """All scores of the network of `config`: "naswot", "synflow", "zico" and "grad_norm".
 
     Args:
-        images: (N, 3, R, R), normalized; N at least 2 for each of `ZICO_PARTS`.
-        labels: (N,) below `config.classes`.
-        seed: of the weights; torch's own generator is left as it was.
+        images: (N, 3, R, R), normalized, N at least `ZICO_BATCHES`. The scores are computed on their device.
+        labels: (N,) classes below `config.classes`.
+        seed: of the fresh weights. Torch's global generators are left as they were.
+
+    Raises:
+        ValueError: shapes or labels that do not fit.
     """
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        model = build_model(config)
-    return {
-        "naswot": naswot(model, images),
-        "synflow": synflow(model, (3, *images.shape[-2:])),
-        "zico": zico(model, images, labels),
-        "grad_norm": grad_norm(model, images, labels),
-    }
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be (N, 3, R, R), given {tuple(images.shape)}")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must be ({len(images)},), one for each image, given {tuple(labels.shape)}")
+    if len(images) < ZICO_BATCHES:
+        raise ValueError(f"at least {ZICO_BATCHES} images are needed, given {len(images)}")
+    if labels.min() < 0 or labels.max() >= config.classes:
+        raise ValueError(
+            f"labels must be 0 to {config.classes - 1}, the classes of the config; given {int(labels.min())} to "
+            f"{int(labels.max())}"
+        )
+    with seeded(seed, str(images.device)):
+        model = build_model(config).to(images.device)
+        return {
+            "naswot": naswot(model, images),
+            "synflow": synflow(model, images.shape[1:]),
+            "zico": zico(model, images, labels),
+            "grad_norm": grad_norm(model, images, labels),
+        }
 
 
-@torch.no_grad()
 def naswot(model: nn.Module, images: Tensor) -> float:
-    """How differently the images drive the activations: log determinant of the kernel of their sign patterns.
+    """ln det of the (N, N) kernel that counts the units at which two images are active or inactive together.
 
-    Two images agree in an activation if its input has the same sign for both. Source: Mellor et al., arXiv 2006.04647,
-    there for ReLU; Hardswish and GELU bend at zero too. BatchNorm by the batch.
+    A unit is one input of an activation, active where it is positive: so ReLU networks get the published score, and
+    smooth activations the same code. BatchNorm uses the batch's statistics. -inf if two images have the same code.
+
+    Source: Mellor et al., arXiv 2006.04647.
     """
+    model = copy.deepcopy(model).train()
     kernel = torch.zeros(len(images), len(images), dtype=torch.float64)
 
-    def compare(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        positive = (inputs[0].flatten(1) > 0).float()
-        kernel.add_((positive @ positive.T + (1 - positive) @ (1 - positive).T).double())
+    def count(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # Signs of +-1: their product is the units that agree less those that differ.
+        signs = torch.where(inputs[0].flatten(1) > 0, 1.0, -1.0)
+        kernel.add_(((signs @ signs.T + signs.shape[1]) / 2).double().cpu())
 
-    hooks = [
-        module.register_forward_pre_hook(compare) for module in model.modules() if isinstance(module, _ACTIVATIONS)
-    ]
-    try:
-        model.train()(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for module in model.modules():
+        if isinstance(module, ACTIVATIONS):
+            module.register_forward_pre_hook(count)
+    with torch.no_grad():
+        model(images)
     return float(torch.linalg.slogdet(kernel).logabsdet)
 
 
-def synflow(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """ln of the sum over all weights of weight times gradient, of a network of absolute weights and an input of ones.
+def synflow(model: nn.Module, shape: tuple[int, ...] | torch.Size) -> float:
+    """ln of the sum over parameters of parameter x dR/dparameter, R the output's sum for an image of ones.
 
-    Source: Tanaka et al., arXiv 2006.05467. Norms are taken out: they would undo the scale that is measured.
+    All parameters are replaced by their absolute values, norms and activations are left out, and attention
+    (`scaled_dot_product_attention`) averages its tokens, so that R is a sum of positive products over the paths through
+    the network. In double precision, because that sum grows exponentially with depth. No data is used.
+
+    Args:
+        shape: (3, R, R).
+
+    Source: Tanaka et al., arXiv 2006.05467; summed over a network by Abdelfattah et al., arXiv 2101.08134.
     """
-    positive = copy.deepcopy(model).double().eval()
-    for parent in list(positive.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, _NORMS):
-                setattr(parent, name, nn.Identity())
+    model = copy.deepcopy(model).double().eval()
+    for module in model.modules():
+        if isinstance(module, NORMS + ACTIVATIONS):
+            module.register_forward_hook(lambda _module, inputs, _output: inputs[0])
+    parameters = list(model.parameters())
     with torch.no_grad():
-        for parameter in positive.parameters():
+        for parameter in parameters:
             parameter.abs_()
-    positive(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
-    flow = sum(
-        float((parameter.detach() * parameter.grad).abs().sum())
-        for parameter in positive.parameters()
-        if parameter.ndim > 1 and parameter.grad is not None
-    )
-    return math.log(flow) if flow > 0 else -math.inf
+    ones = torch.ones(1, *shape, dtype=torch.float64, device=parameters[0].device)
+    with _UniformAttention():
+        gradients = torch.autograd.grad(model(ones).sum(), parameters, allow_unused=True)
+    pairs = zip(parameters, gradients, strict=True)
+    return math.log(sum(float(torch.sum(p.detach() * gradient)) for p, gradient in pairs if gradient is not None))
+
+
+class _UniformAttention(TorchFunctionMode):
+    """Inside, every token attends to all alike: with a softmax the output would not be linear in queries and keys."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        queries, _, values = args[:3]  # (..., T, channels)
+        return values.mean(-2, keepdim=True).expand(*queries.shape[:-1], values.shape[-1])
 
 
 def zico(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Sum over the layers of ln(sum over their weights of mean |gradient| / its deviation), over parts of the batch.
+    """Sum over layers of ln(sum over the layer's weights of mean / standard deviation of the gradient's magnitude).
+
+    Mean and deviation are over the gradients of `ZICO_BATCHES` equal parts of the images. Weights whose gradient does
+    not vary are left out, and so are layers that have no others.
 
     Source: Li et al., arXiv 2301.11300.
     """
-    layers = [module for module in model.modules() if isinstance(module, _WEIGHTED)]
-    parts = zip(images.chunk(ZICO_PARTS), labels.chunk(ZICO_PARTS), strict=True)
-    by_part = [_gradients(model, part, wanted) for part, wanted in parts]
-    total = 0.0
-    for module in layers:
-        gradients = [part[module.weight] for part in by_part if module.weight in part]
-        if len(gradients) < 2:
-            continue
-        stacked = torch.stack(gradients).flatten(1)
-        mean, deviation = stacked.abs().mean(dim=0), stacked.std(dim=0, correction=0)
-        moves = deviation > 0
-        if (ratio := float((mean[moves] / deviation[moves]).sum())) > 0:
-            total += math.log(ratio)
-    return total
+    model = copy.deepcopy(model).train()
+    parts = zip(images.chunk(ZICO_BATCHES), labels.chunk(ZICO_BATCHES), strict=True)
+    score = 0.0
+    for layer in zip(*(_weight_gradients(model, *part) for part in parts), strict=True):
+        magnitude = torch.stack(layer).abs().double()
+        deviation, mean = torch.std_mean(magnitude, dim=0, correction=0)
+        varies = deviation > 0
+        if varies.any():
+            score += float((mean[varies] / deviation[varies]).sum().log())
+    return score
 
 
 def grad_norm(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """ln of the Euclidean norm of the loss's gradient."""
-    gradients = _gradients(model, images, labels).values()
-    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-    return math.log(norm) if norm > 0 else -math.inf
+    """Sum over layers of the Euclidean norm of the gradient of cross-entropy by the layer's weights.
+
+    Source: Abdelfattah et al., arXiv 2101.08134.
+    """
+    gradients = _weight_gradients(copy.deepcopy(model).train(), images, labels)
+    return sum(float(gradient.norm()) for gradient in gradients)
 
 
-def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[Tensor, Tensor]:
-    """Of the cross-entropy, by parameter; BatchNorm by the batch."""
-    model.train().zero_grad(set_to_none=True)
-    F.cross_entropy(model(images), labels).backward()
-    found: dict[Tensor, Tensor] = {
-        parameter: parameter.grad for parameter in model.parameters() if parameter.grad is not None
-    }
-    model.zero_grad(set_to_none=True)
-    return found
+def _weight_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """The gradient of the mean cross-entropy by the weights of each convolution and linear layer."""
+    weights = [module.weight for module in model.modules() if isinstance(module, LAYERS)]
+    return torch.autograd.grad(F.cross_entropy(model(images), labels), weights)

@@ -1,75 +1,164 @@
+"""Zero-cost scores: small networks worked out by hand, and all of the space's kinds of network."""
+
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lownas.evaluators.zero_cost import SCORES, grad_norm, naswot, synflow, zero_cost_scores, zico
-from lownas.search_space import PRESETS, SearchSpace
+from lownas.evaluators.zero_cost import ZICO_BATCHES, grad_norm, naswot, synflow, zero_cost_scores, zico
+from lownas.search_space import PRESETS, SearchSpace, build_model
 
-
-class Fixed(nn.Module):
-    """A ReLU behind given weights (out, in), on (N, in, 1, 1) images."""
-
-    def __init__(self, weights: list[list[float]]) -> None:
-        super().__init__()
-        self.layer = nn.Linear(len(weights[0]), len(weights), bias=False)
-        self.layer.weight.data = torch.tensor(weights)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.relu(self.layer(x.flatten(1)))
+NAMES = {"naswot", "synflow", "zico", "grad_norm"}
 
 
-def test_naswot_of_two_images() -> None:
-    model = Fixed([[1.0], [1.0], [-1.0], [2.0]])
-    images = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
-    # They disagree in all four activations: the kernel is 4 times the identity.
-    assert naswot(model, images) == pytest.approx(math.log(16))
-    assert naswot(model, images.abs()) == -math.inf, "the same pattern twice"
+def linear(*rows: Sequence[float]) -> nn.Linear:
+    layer = nn.Linear(len(rows[0]), len(rows), bias=False)
+    layer.weight.data = torch.tensor(rows)
+    return layer
 
 
-def test_synflow_of_a_linear_network_sums_its_paths() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False), nn.LayerNorm(2), nn.Linear(2, 1, bias=False))
-    model[1].weight.data = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
-    model[3].weight.data = torch.tensor([[-1.0, 2.0]])
-    paths = 1 * 1 + 2 * 1 + 3 * 2 + 0.5 * 2  # each path once for each of its two weights
-    before = model[1].weight.clone()
-    assert synflow(model, (2, 1, 1)) == pytest.approx(math.log(2 * paths))
-    assert torch.equal(model[1].weight, before)
+def batch(size: int = 32, count: int = 8, classes: int = 10) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, size, size, generator=random)
+    return images, torch.randint(0, classes, (count,), generator=random)
 
 
-def test_gradient_norm_is_that_of_autograd() -> None:
-    model = Fixed([[0.3, -0.2], [0.1, 0.4]])
-    images, labels = torch.rand(8, 2, 1, 1), torch.tensor([0, 1] * 4)
-    loss = nn.functional.cross_entropy(model(images), labels)
-    wanted = torch.autograd.grad(loss, model.layer.weight)[0].norm()
-    assert grad_norm(model, images, labels) == pytest.approx(math.log(wanted))
-    assert model.layer.weight.grad is None
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Hardswish, nn.GELU, nn.SiLU])
+def test_naswot_by_hand(activation: type[nn.Module]) -> None:
+    # Codes (1, 0, 1), (1, 1, 0): they agree at one unit of three.
+    model = nn.Sequential(linear([1.0, 0.0], [0.0, 1.0], [0.0, -1.0]), activation(), nn.Linear(3, 2))
+    images = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+    assert naswot(model, images) == pytest.approx(math.log(3 * 3 - 1 * 1))
 
 
-def test_zico_by_its_formula() -> None:
-    model = Fixed([[0.3, -0.2], [0.1, 0.4]])
-    torch.manual_seed(0)
-    images, labels = torch.rand(8, 2, 1, 1), torch.tensor([0, 1] * 4)
-    gradients = []
-    for part, wanted in zip(images.chunk(4), labels.chunk(4), strict=True):
-        loss = nn.functional.cross_entropy(model(part), wanted)
-        gradients.append(torch.autograd.grad(loss, model.layer.weight)[0].flatten())
-    stacked = torch.stack(gradients)
-    wanted_score = math.log(float((stacked.abs().mean(0) / stacked.std(0, correction=0)).sum()))
-    assert zico(model, images, labels) == pytest.approx(wanted_score, rel=1e-5)
+def test_naswot_counts_the_units_of_all_activations() -> None:
+    model = nn.Sequential(linear([1.0, 0.0], [0.0, 1.0]), nn.ReLU(), linear([1.0, -2.0], [1.0, 1.0]), nn.ReLU())
+    images = torch.tensor([[1.0, -1.0], [1.0, 1.0]])  # codes (1, 0 | 1, 1), (1, 1 | 0, 1)
+    assert naswot(model, images) == pytest.approx(math.log(4 * 4 - 2 * 2))
 
 
-def test_scores_are_finite_and_depend_on_nothing_but_the_seed() -> None:
-    space, rng = SearchSpace.load("tiny"), np.random.default_rng(0)
-    configs = [space.sample(rng) for _ in range(12)] + [PRESETS[name] for name in ("cpubone_nano", "lowformer_b0")]
-    images, labels = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
-    for config in configs:
-        before = torch.get_rng_state()
-        scores = zero_cost_scores(config, images, labels, seed=1)
-        assert tuple(scores) == SCORES and all(map(math.isfinite, scores.values())), config.id
-        assert torch.equal(before, torch.get_rng_state())
-    assert zero_cost_scores(config, images, labels, seed=1) == scores
-    assert zero_cost_scores(config, images, labels, seed=2) != scores
+def test_naswot_of_equal_images_is_minus_infinity() -> None:
+    model = nn.Sequential(linear([1.0], [-1.0]), nn.ReLU())
+    assert naswot(model, torch.ones(2, 1)) == -math.inf
+
+
+def test_synflow_by_hand() -> None:
+    # |weights| [[1, 2], [3, 4]] then [1, 1]: R = 10 for an input of ones, and each layer's parameters earn R.
+    model = nn.Sequential(linear([1.0, -2.0], [-3.0, 4.0]), nn.LayerNorm(2), nn.GELU(), linear([1.0, -1.0]))
+    assert synflow(model, (2,)) == pytest.approx(math.log(2 * 10))
+
+
+def test_synflow_attention_averages_values() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value = linear([5.0]), linear([7.0]), linear([-3.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.unsqueeze(-1)  # (N, T, 1)
+            return F.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
+
+    assert synflow(Attention(), (4,)) == pytest.approx(math.log(4 * 3.0))
+
+
+def test_zico_by_hand() -> None:
+    # Logits (w x, 0) with w = 0: the gradient by w is x (softmax - target) = x / 2 for class 1, -x / 2 for class 0.
+    class OneWeight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = linear([0.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.layer(x), torch.zeros_like(x)], dim=1)
+
+    images = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    labels = torch.tensor([0, 1, 0, 1])
+    magnitudes = np.array([0.5, 1.0, 1.5, 2.0])
+    assert len(images) == ZICO_BATCHES
+    assert zico(OneWeight(), images, labels) == pytest.approx(math.log(magnitudes.mean() / magnitudes.std()))
+    assert grad_norm(OneWeight(), images, labels) == pytest.approx(abs(-1 + 2 - 3 + 4) / 2 / 4)
+
+
+def test_grad_norm_sums_over_layers() -> None:
+    # w2 w1 x and 0 as logits, w1 = w2 = 1, x = ln 3, class 1: softmax 3/4, gradient 3/4 w2 x and 3/4 w1 x.
+    class TwoWeights(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(linear([1.0]), linear([1.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.layers(x), torch.zeros_like(x)], dim=1)
+
+    images, labels = torch.tensor([[math.log(3.0)]]), torch.tensor([1])
+    assert grad_norm(TwoWeights(), images, labels) == pytest.approx(2 * 0.75 * math.log(3.0))
+
+
+def test_the_module_stays_as_it_was() -> None:
+    model = build_model(PRESETS["cpubone_nano"].replace(classes=10)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images, labels = batch()
+    for _ in range(2):
+        naswot(model, images)
+        synflow(model, (3, 32, 32))
+        zico(model, images, labels)
+        grad_norm(model, images, labels)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_same_seed_same_scores_and_torch_generator_untouched() -> None:
+    config = SearchSpace.load("tiny").sample(np.random.default_rng(0))
+    images, labels = batch()
+    state = torch.get_rng_state()
+    first = zero_cost_scores(config, images, labels, seed=3)
+    torch.rand(5)
+    assert zero_cost_scores(config, images, labels, seed=3) == first
+    assert zero_cost_scores(config, images, labels, seed=4) != first
+    torch.set_rng_state(state)
+    zero_cost_scores(config, images, labels)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_finite_for_random_networks() -> None:
+    space, rng = SearchSpace.load("tiny"), np.random.default_rng(1)
+    for _ in range(30):
+        config = space.sample(rng)
+        scores = zero_cost_scores(config, *batch(config.resolution))
+        assert scores.keys() == NAMES
+        assert all(map(math.isfinite, scores.values())), (config.id, scores)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_finite_for_published_networks(name: str) -> None:
+    scores = zero_cost_scores(PRESETS[name].replace(resolution=32, classes=10), *batch())
+    assert all(map(math.isfinite, scores.values())), scores
+
+
+def test_wider_networks_score_higher() -> None:
+    nano = PRESETS["cpubone_nano"].replace(resolution=32, classes=10)
+    small, large = (
+        zero_cost_scores(config, *batch())
+        for config in (nano, PRESETS["cpubone_s0"].replace(resolution=32, classes=10))
+    )
+    assert all(large[name] > small[name] for name in ("naswot", "synflow", "zico"))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(8, 1, 32, 32), torch.zeros(8, dtype=torch.long), r"\(N, 3, R, R\), given \(8, 1, 32, 32\)"),
+        (torch.zeros(8, 3, 32, 32), torch.zeros(7, dtype=torch.long), r"\(8,\), one for each image, given \(7,\)"),
+        (torch.zeros(3, 3, 32, 32), torch.zeros(3, dtype=torch.long), "at least 4 images are needed, given 3"),
+        (torch.zeros(8, 3, 32, 32), torch.full((8,), 10), "labels must be 0 to 9, .* given 10 to 10"),
+    ],
+)
+def test_what_does_not_fit_is_refused(images: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        zero_cost_scores(PRESETS["cpubone_nano"].replace(resolution=32, classes=10), images, labels)
