@@ -139,7 +139,8 @@ def zico(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     score = 0.0
     for layer in zip(*(_weight_gradients(model, *part) for part in parts), strict=True):
         magnitude = torch.stack(layer).abs().double()
-        deviation, mean = torch.std_mean(magnitude, dim=0, correction=0)
+        mean = magnitude.mean(0)
+        deviation = (magnitude - mean).square().mean(0).sqrt()  # `torch.std` is many times slower along this axis
         varies = deviation > 0
         if varies.any():
             score += float((mean[varies] / deviation[varies]).sum().log())
