@@ -122,6 +122,9 @@ def search(
     repeats: Annotated[int | None, typer.Option(help="Candidates trained again with a second seed [5].")] = None,
     time_budget: Annotated[str | None, typer.Option(help="No training starts that would end later: 5m, 2h.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray workers; 0 trains in this process [one per core].")] = None,
+    gpu_fraction: Annotated[
+        float | None, typer.Option(help="Share of a GPU that each worker has [the GPUs are shared evenly].")
+    ] = None,
     confidence: Annotated[float | None, typer.Option(help="Feasible: P(latency <= budget) >= this [0.9].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random [0].")] = None,
     run: Annotated[Path | None, typer.Option(help="The run folder [runs/TARGET-BUDGET-N].")] = None,
@@ -147,6 +150,7 @@ def search(
         "repeats": repeats,
         "time_budget_s": None if time_budget is None else parse_duration(time_budget, "--time-budget"),
         "workers": workers,
+        "gpu_fraction": gpu_fraction,
         "confidence": confidence,
         "seed": seed,
         "storage": storage,

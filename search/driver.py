@@ -102,7 +102,7 @@ class Driver:
         if self._decide() is None and not self.journal.waiting:
             self._close()
             return False
-        pool = open_pool(evaluate, self.settings.workers)
+        pool = open_pool(evaluate, self.settings.workers, self.settings.gpu_fraction)
         interrupted, finished = False, False
         try:
             while True:

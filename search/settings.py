@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..search_space.config import one_line
 
 # Settings that a resumed run may change; all others decide what the run's numbers mean.
-CHANGEABLE = frozenset({"trials", "repeats", "workers", "time_budget_s", "run", "finalists"})
+CHANGEABLE = frozenset({"trials", "repeats", "workers", "gpu_fraction", "time_budget_s", "run", "finalists"})
 
 
 class SearchSettings(BaseModel):
@@ -31,6 +31,7 @@ class SearchSettings(BaseModel):
         trials: how many distinct candidates are trained.
         repeats: how many of them are trained again with a second seed.
         workers: worker processes; 0 trains in this process, without Ray.
+        gpu_fraction: of a GPU that each worker has, or None to share what there is evenly.
         seed: of everything random in the run.
         confidence: a candidate is feasible if P(latency <= budget) is at least this.
         time_budget_s: no trial is started that would end later than this, or None.
@@ -54,6 +55,7 @@ class SearchSettings(BaseModel):
     trials: int = Field(default=16, ge=1)
     repeats: int = Field(default=5, ge=0)
     workers: int = Field(default=0, ge=0, le=4096)
+    gpu_fraction: float | None = Field(default=None, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
     confidence: float = Field(default=0.9, ge=0.5, lt=1)
     time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -51,9 +51,9 @@ class Pool(Protocol):
         """Gives up what is pending and frees everything. May be called twice."""
 
 
-def open_pool(evaluate: Evaluate, workers: int) -> Pool:
-    """A pool of `workers` processes, or of this one for 0."""
-    return RayPool(evaluate, workers) if workers else InProcessPool(evaluate)
+def open_pool(evaluate: Evaluate, workers: int, gpu_fraction: float | None = None) -> Pool:
+    """A pool of `workers` processes, or of this one for 0; each has `gpu_fraction` of a GPU, None shares evenly."""
+    return RayPool(evaluate, workers, gpu_fraction) if workers else InProcessPool(evaluate)
 
 
 def describe_error(error: BaseException) -> str:
@@ -95,10 +95,11 @@ class RayPool:
     """Evaluates tasks in Ray workers on this machine, each with one CPU and one torch thread.
 
     Ray is started locally, on the loopback interface, without dashboard, and stopped by `close`. If CUDA devices are
-    there, the workers share them evenly.
+    there, the workers share them evenly, or each has `gpu_fraction` of one and no more train at once than that allows.
+    Raises ValueError for a fraction of what is not there.
     """
 
-    def __init__(self, evaluate: Evaluate, workers: int) -> None:
+    def __init__(self, evaluate: Evaluate, workers: int, gpu_fraction: float | None = None) -> None:
         if workers < 1:
             raise ValueError(f"workers: at least 1, given {workers}")
         # Read when Ray is imported or its processes start.
@@ -130,6 +131,11 @@ class RayPool:
         )
         gpus = ray.cluster_resources().get("GPU", 0.0)
         share = math.floor(gpus / workers * 100) / 100 if gpus < workers else 1.0
+        if gpu_fraction is not None:
+            if not gpus:
+                ray.shutdown()
+                raise ValueError(f"--gpu-fraction {gpu_fraction:g}: this machine has no CUDA device")
+            share = gpu_fraction
         self._evaluate = ray.put(evaluate)
         self._remote = ray.remote(num_cpus=1, num_gpus=share, max_retries=RETRIES, retry_exceptions=False)(_in_worker)
 

@@ -88,6 +88,7 @@ WRONG: dict[str, tuple[Words, str]] = {
     "one class": (lambda p: [*SEARCH, "2ms", "--data", one_class(p)], "class"),
     "missing archive": (lambda p: [*SEARCH, "2ms", "--data", f"cifar10:{p / 'none.tar.gz'}"], "no such file or folder"),
     "missing arrays": (lambda p: [*SEARCH, "2ms", "--data", f"arrays:{p / 'none'}"], "no such file or folder"),
+    "more than a GPU": (lambda p: [*SEARCH, "2ms", "--gpu-fraction", "2"], "gpu_fraction"),
     "no rungs": (lambda p: [*SEARCH, "2ms", "--rungs", "0"], "rungs"),
     "missing checkpoint": (lambda p: [*SEARCH, "2ms", "--init-from", str(p / "none.pth")], "no checkpoint at"),
     "a checkpoint of another kind": (lambda p: [*SEARCH, "2ms", "--init-from", other_checkpoint(p)], "unknown format"),
