@@ -2,11 +2,13 @@
 
 The archives (cs.toronto.edu/~kriz/cifar.html) hold dictionaries of arrays and lists, pickled. A pickle is a program;
 here its instructions are read one by one, and the few that build dictionaries, lists, numbers, strings and numpy arrays
-are followed. Whatever else stands there is refused, so that no code of the file can run.
+are followed. Whatever else stands there is refused, so that no code of the file can run, and neither can it make the
+reader hang or grow: sizes and the number of instructions are bounded, and nothing nested is ever hashed or printed.
 """
 
 from __future__ import annotations
 
+import lzma
 import pickletools
 import re
 import tarfile
@@ -18,8 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_FILE = 512 * 2**20
-"""Bytes of one file of an archive, unpacked; those of CIFAR have at most 154 MB."""
+LARGEST_FILE = 256 * 2**20
+"""Bytes of one file of an archive, unpacked; those of CIFAR have at most 155 MB."""
+
+MOST_INSTRUCTIONS = 1_000_000
+"""Of one pickle. CIFAR's have a few for each label and file name, of which none holds more than 150,000."""
 
 _DTYPE = re.compile(r"[|<>]?[uif][1248]")
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -63,7 +68,7 @@ def _part(content: bytes, what: str, label_key: str, classes: int) -> tuple[NDAr
     data, given = batch.get("data"), batch.get(label_key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise ValueError(f"{what}: no images of 32 x 32 pixels")
-    if not isinstance(given, list) or not all(isinstance(label, int) for label in given):
+    if not isinstance(given, list) or not all(isinstance(label, int) and label.bit_length() < 63 for label in given):
         raise ValueError(f"{what}: no {label_key!r}")
     labels = np.array(given, dtype=np.int64)
     if len(labels) != len(data):
@@ -79,25 +84,36 @@ def _files(path: Path, folder: str, wanted: list[str]) -> dict[str, bytes]:
         inside = path / folder if (path / folder).is_dir() else path
         if missing := [name for name in wanted if not (inside / name).is_file()]:
             raise ValueError(f"{path}: no {missing[0]} there (expected: {folder}/ with {', '.join(wanted)})")
-        return {name: (inside / name).read_bytes() for name in wanted}
+        try:
+            for name in wanted:
+                _check_size((inside / name).stat().st_size, name, path)
+            return {name: (inside / name).read_bytes() for name in wanted}
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read: {error}") from None
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder (the python archive of CIFAR, or the folder in it)")
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
+                _check_size(member.size, member.name, path)  # also of others: they are unpacked to be skipped
                 name = member.name.removeprefix("./").removeprefix(f"{folder}/")
-                if name not in wanted or not member.isfile():
-                    continue
-                if member.size > LARGEST_FILE:
-                    raise ValueError(f"{path}: {name} is said to have {member.size} bytes")
-                content = archive.extractfile(member)
-                found[name] = content.read() if content else b""
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: cut short, or no archive: {error}") from None
+                if name in wanted and member.isfile() and (content := archive.extractfile(member)):
+                    found[name] = content.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{path}: cut short, or no archive: {_one_line(error)}") from None
     if missing := [name for name in wanted if name not in found]:
         raise ValueError(f"{path}: no {missing[0]} in it (expected: {folder}/ with {', '.join(wanted)})")
     return found
+
+
+def _one_line(error: Exception) -> str:
+    return f"{' '.join(str(error).split()):.120}"
+
+
+def _check_size(size: int, name: str, path: Path) -> None:
+    if size > LARGEST_FILE:
+        raise ValueError(f"{path}: {name} is said to have {size} bytes, allowed are {LARGEST_FILE}")
 
 
 # --- pickles as data -------------------------------------------------------------------------------------------------
@@ -138,14 +154,15 @@ def plain_pickle(content: bytes, what: str) -> dict[str, Any]:
         value = _followed(content)
     # What an interpreter stumbles over in a malformed program: an empty stack, a wrong operand, a number too large.
     except (ValueError, IndexError, KeyError, TypeError, StopIteration, OverflowError) as error:
-        raise ValueError(f"{what}: not plain data, or cut short: {' '.join(str(error).split()):.120}") from None
+        raise ValueError(f"{what}: not plain data, or cut short: {_one_line(error)}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what}: a dictionary is expected, not {type(value).__name__}")
     return {_text(key): _finished(entry) for key, entry in value.items()}
 
 
 def _text(value: Any) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    text: str = value.decode("latin-1") if isinstance(value, bytes) else _of(value, str)
+    return text
 
 
 def _finished(value: Any) -> Any:
@@ -159,6 +176,7 @@ def _finished(value: Any) -> Any:
 def _followed(content: bytes) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    room = len(content)  # for bytes made of text: only text that is used again and again gives more than the file has
 
     def above_mark() -> list[Any]:
         place = next(place for place in reversed(range(len(stack))) if stack[place] is _MARK)
@@ -167,7 +185,9 @@ def _followed(content: bytes) -> Any:
         return taken
 
     argument: Any
-    for opcode, argument, _ in pickletools.genops(content):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if count >= MOST_INSTRUCTIONS:
+            raise ValueError(f"more than {MOST_INSTRUCTIONS} instructions")
         name = opcode.name
         if name in ("PROTO", "FRAME"):
             pass
@@ -181,9 +201,9 @@ def _followed(content: bytes) -> Any:
             taken = above_mark()
             stack.append(_pairs(taken) if name == "DICT" else taken if name == "LIST" else tuple(taken))
         elif name in _TUPLES:
-            count = _TUPLES[name]
-            taken = stack[len(stack) - count :] if count else []
-            del stack[len(stack) - count :]
+            place = len(stack) - _TUPLES[name]
+            taken = stack[place:]
+            del stack[place:]
             stack.append(tuple(taken))
         elif name in ("APPEND", "APPENDS"):
             taken = above_mark() if name == "APPENDS" else [stack.pop()]
@@ -208,7 +228,11 @@ def _followed(content: bytes) -> Any:
             stack.append(_Global(_text(module), _text(attribute)))
         elif name == "REDUCE":
             arguments = _of(stack.pop(), tuple)
-            stack.append(_called(stack.pop(), arguments))
+            made = _called(stack.pop(), arguments)
+            room -= len(made) if isinstance(made, bytes) else 0
+            if room < 0:
+                raise ValueError("more bytes than the file has")
+            stack.append(made)
         elif name == "BUILD":
             state = stack.pop()
             _build(stack[-1], state)
@@ -223,8 +247,11 @@ def _of(value: Any, kind: type) -> Any:
     return value
 
 
-def _pairs(flat: list[Any]) -> dict[Any, Any]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+def _pairs(flat: list[Any]) -> dict[str | bytes, Any]:
+    keys = flat[::2]
+    if not all(isinstance(key, str | bytes) for key in keys):
+        raise ValueError("a key that is no text")
+    return dict(zip(keys, flat[1::2], strict=True))
 
 
 def _called(function: Any, arguments: tuple[Any, ...]) -> Any:
@@ -251,12 +278,11 @@ def _build(target: Any, state: Any) -> None:
             raise ValueError("an array of big-endian numbers")
         return
     _, shape, dtype, columns_first, data = state
-    data = data.encode("latin-1") if isinstance(data, str) else data
     _of(target, _Array).value = _shaped(data, dtype, shape, "F" if columns_first else "C")
 
 
 def _shaped(data: bytes, dtype: Any, shape: tuple[int, ...], layout: Any) -> NDArray[Any]:
     if layout not in ("C", "F"):
-        raise ValueError(f"an array of layout {layout!r}")
+        raise ValueError("an array whose entries stand in neither C's nor Fortran's order")
     flat: NDArray[Any] = np.frombuffer(data, _of(dtype, np.dtype))
     return flat.reshape(shape, order="F" if layout == "F" else "C")

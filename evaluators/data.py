@@ -99,12 +99,12 @@ def load_data(
     rng = np.random.default_rng([seed, 0xDA7A])
     found = read_source(spec)
     names = found.classes
+    _check(found.train, "training", names, spec)
     if found.validation is None:
-        train, validation = _split(found.train, rng, spec)
+        train, validation = _split(found.train, rng, spec, names)
     else:
         train, validation = found.train, found.validation
-    _check(train, "training", names, spec)
-    _check(validation, "validation", names, spec)
+        _check(validation, "validation", names, spec)
     available = {"available_train_images": len(train.labels), "available_validation_images": len(validation.labels)}
     train = _subset(train, train_images, rng)
     validation = _subset(validation, validation_images, rng)
@@ -122,10 +122,10 @@ def load_data(
 
 
 def _check(items: Items, part: str, names: Sequence[str], spec: str) -> None:
-    if len(names) < 2:
-        raise ValueError(f"{spec}: at least 2 classes are needed, found {len(names)} ({', '.join(names)})")
     if not len(items.labels):
         raise ValueError(f"{spec}: no {part} images")
+    if len(names) < 2:
+        raise ValueError(f"{spec}: at least 2 classes are needed, found {len(names)} ({', '.join(names)})")
     if len(outside := items.labels[(items.labels < 0) | (items.labels >= len(names))]):
         raise ValueError(f"{spec}: a {part} image has label {outside[0]}, allowed are 0 to {len(names) - 1}")
 
@@ -220,15 +220,15 @@ def _formula(
     return _image_data(spec, images[~held_out], labels[~held_out], images[held_out], labels[held_out], names, card)
 
 
-def _split(items: Items, rng: np.random.Generator, spec: str) -> tuple[Items, Items]:
-    """A share of each class, at least one image of it, is held out."""
+def _split(items: Items, rng: np.random.Generator, spec: str, names: Sequence[str]) -> tuple[Items, Items]:
+    """A share of each class that has images, at least one image of it, is held out."""
     held_out = np.zeros(len(items.labels), dtype=bool)
-    for label in range(int(items.labels.max()) + 1):
+    for label in np.unique(items.labels):
         members = rng.permutation(np.flatnonzero(items.labels == label))
         if len(members) < 2:
             raise ValueError(
                 f"{spec}: at least 2 images of each class are needed, one to train and one to validate; "
-                f"class number {label} has {len(members)}"
+                f"class {names[label]!r} has {len(members)}"
             )
         held_out[members[: max(1, round(VALIDATION_SHARE * len(members)))]] = True
     return items.take(np.flatnonzero(~held_out)), items.take(np.flatnonzero(held_out))
@@ -262,6 +262,8 @@ def _decode(items: Items, resolution: int) -> tuple[Images, Labels, list[str], s
         if isinstance(item, Path | bytes):
             try:
                 with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
+                    if file.format == "EPS":  # a program, which Pillow would have Ghostscript run
+                        raise OSError("PostScript is not decoded")
                     # JPEGs are decoded at a fraction of their size where that is enough.
                     sides += file.size
                     file.draft("RGB", (2 * resolution, 2 * resolution))

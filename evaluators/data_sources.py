@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import logging
 import struct
+import tokenize
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"  # where Debian's package d
 _EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _TRAIN_FOLDERS = ("train", "training")
 _VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
+_ARRAYS = tuple(f"{part}{what}" for part in ("", "train_", "validation_") for what in ("images", "labels"))
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target")
 _FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -33,7 +36,7 @@ _FASHION_CLASSES = (
 
 SOURCES = (
     *("imagefolder:DIR", "fashion-mnist:DIR", "cifar10:PATH", "cifar100:PATH", "arrays:PATH", "hf:NAME"),
-    *("digits", "formula", "formula:CLASSES"),
+    *("hf:NAME:CONFIG", "digits", "formula", "formula:CLASSES"),
 )
 
 Labels = NDArray[np.int64]
@@ -93,7 +96,7 @@ class Source:
 
 
 def read_source(spec: str) -> Source:
-    """The source that a specification (see `data.SOURCES`) names.
+    """The source that a specification (see `SOURCES`) names.
 
     Raises ValueError, in one line: unknown, not there, broken, or not usable.
     """
@@ -213,14 +216,17 @@ def _arrays(argument: str, spec: str) -> Source:
     prefix = "train_" if "train_images" in arrays else ""
     if f"{prefix}images" not in arrays or f"{prefix}labels" not in arrays:
         raise ValueError(f"{spec}: expected are images and labels, or train_images and train_labels; found {found}")
-    values: NDArray[np.int64] | None = None
+    values: NDArray[Any] | None = None
     parts: list[Items | None] = []
     for part in (prefix, "validation_"):
-        if f"{part}images" not in arrays:
+        here = [name for name in (f"{part}images", f"{part}labels") if name in arrays]
+        if not here:
             parts.append(None)
             continue
-        if f"{part}labels" not in arrays:
-            raise ValueError(f"{spec}: {part}images without {part}labels")
+        if len(here) == 1:
+            raise ValueError(f"{spec}: {here[0]} alone; {part}images and {part}labels belong together")
+        if arrays[f"{part}images"].shape[:1] == (0,):
+            raise ValueError(f"{spec}: no images in {part}images")
         images = _as_bytes(arrays[f"{part}images"], f"{spec}: {part}images")
         labels = arrays[f"{part}labels"]
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -228,7 +234,7 @@ def _arrays(argument: str, spec: str) -> Source:
         if len(labels) != len(images):
             raise ValueError(f"{spec}: {len(images)} {part}images but {len(labels)} {part}labels")
         if values is None:
-            values = np.unique(labels).astype(np.int64)
+            values = np.unique(labels)
         if unknown := sorted(set(labels.tolist()) - set(values.tolist())):
             raise ValueError(f"{spec}: {part}labels has {unknown[0]}, which no training image has")
         parts.append(Items(images, np.searchsorted(values, labels).astype(np.int64)))
@@ -238,11 +244,15 @@ def _arrays(argument: str, spec: str) -> Source:
 
 
 def _npy_folder(folder: Path) -> dict[str, NDArray[Any]]:
-    arrays = {}
-    for file in sorted(folder.glob("*.npy")):
+    arrays: dict[str, NDArray[Any]] = {}
+    for file in (folder / f"{name}.npy" for name in _ARRAYS):
+        if not file.exists():
+            continue
         try:
-            arrays[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            # Not `np.load`: it opens archives, whatever their name. Both refuse arrays of objects.
+            arrays[file.stem] = np.lib.format.open_memmap(file, mode="r")
+        # What numpy stumbles over in a damaged header is among them.
+        except (ValueError, OSError, EOFError, OverflowError, TypeError, tokenize.TokenError) as error:
             raise ValueError(f"{file}: not a plain array: {' '.join(str(error).split()):.120}") from None
     return arrays
 
@@ -255,6 +265,8 @@ def _safetensors(file: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{file}: no such file or folder (a .safetensors file, or a folder of .npy files)")
     try:
         return dict(load_file(file))
+    except (TypeError, AttributeError):  # how numbers that numpy does not have announce themselves
+        raise ValueError(f"{file}: numbers that numpy lacks (bfloat16, float8); expected are bytes or floats") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file}: not a safetensors file: {' '.join(str(error).split()):.120}") from None
 
@@ -294,8 +306,10 @@ class _Rows:
     column: str
 
     def __getitem__(self, index: int) -> bytes | Path:
-        image = self.table[index][self.column]
-        return image["bytes"] if image["bytes"] is not None else Path(image["path"])
+        image = self.table[index][self.column] or {}  # None where there is none
+        if image.get("bytes") is not None or image.get("path") is None:
+            return image.get("bytes") or b""  # which no decoder takes for an image
+        return Path(image["path"])
 
     def take(self, index: NDArray[np.intp]) -> _Rows:
         return _Rows(self.table.select(index), self.column)
@@ -306,39 +320,76 @@ def _hugging_face(argument: str, spec: str) -> Source:
         import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         raise ValueError(f"{spec} needs the library `datasets`: pip install 'lownas[data]'") from None
-    name, _, config = argument.partition(":")
-    try:
-        found = datasets.load_dataset(name, config or None)
-    # Whatever the library and the network raise: not found, no access, a script it would have to run, broken files.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{spec}: cannot be loaded: {type(error).__name__}: {reason:.200}") from None
+    found = _load_dataset(argument, spec)
     train = next((found[part] for part in _TRAIN_FOLDERS if part in found), None)
     if train is None:
         raise ValueError(f"{spec}: no split 'train'; there are {', '.join(found)}")
-    images = [column for column, kind in train.features.items() if isinstance(kind, datasets.Image)]
-    labels = [column for column, kind in train.features.items() if isinstance(kind, datasets.ClassLabel)]
-    if not labels:  # else one that is called so
-        labels = [column for column in ("label", "labels", "fine_label") if column in train.features]
-    if not images or not labels:
-        raise ValueError(f"{spec}: a column of images and one of labels are needed; there are {train.column_names}")
-    kind = train.features[labels[0]]
-    given = np.array(train[labels[0]][:])
-    names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else tuple(map(str, np.unique(given)))
-    number = {name: index for index, name in enumerate(names)}
+    image, label = _columns(train, spec)
+    kind = train.features[label]
+    given = train[label][:]
+    # Known from here on: the names in the order of the labels, and the label of each value that may occur.
+    if isinstance(kind, datasets.ClassLabel):
+        names = tuple(kind.names)
+        number = {index: index for index in range(len(names))}
+    else:
+        values = sorted({value for value in given if value is not None})
+        names = tuple(map(str, values))
+        number = {value: index for index, value in enumerate(values)}
 
     def items(part: Any) -> Items:
-        values = np.array(part[labels[0]][:])
-        if not isinstance(kind, datasets.ClassLabel):
-            if unknown := sorted({str(value) for value in values} - set(number)):
-                raise ValueError(f"{spec}: label {unknown[0]!r} occurs in no training image")
-            values = np.array([number[str(value)] for value in values])
-        files = part.cast_column(images[0], datasets.Image(decode=False))
-        return Items(_Rows(files, images[0]), values.astype(np.int64))
+        values = part[label][:]
+        if unknown := sorted({str(value) for value in values if value not in number}):
+            raise ValueError(
+                f"{spec}: {unknown[0]} in column {label!r} is no class; classes are {', '.join(names):.80}"
+            )
+        files = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        return Items(_Rows(files, image), np.array([number[value] for value in values], dtype=np.int64))
 
-    held_out = next((part for part in _VALIDATION_FOLDERS if part in found), None)
-    origin = f"Hugging Face data set, {f'validation: {held_out}' if held_out else 'split by class'}"
+    # A published test part may hide its labels (-1 or none): then it is no part to judge by.
+    held_out = next(
+        (part for part in _VALIDATION_FOLDERS if part in found and not {-1, None}.issuperset(found[part][label][:])),
+        None,
+    )
+    judged = f"validation: {held_out}" if held_out else "split by class"
+    origin = f"Hugging Face data set, columns {image!r} and {label!r}, {judged}"
     return Source(items(train), items(found[held_out]) if held_out else None, names, {"origin": origin})
+
+
+def _load_dataset(argument: str, spec: str) -> Any:
+    """The parts of a data set by their names; of what the library reads, nothing is executed."""
+    import datasets
+
+    name, _, config = argument.partition(":")
+    if name == "pandas":  # the library's reader of pickles, which it would let loose on the current folder
+        raise ValueError(f"{spec}: not a data set; of a folder called so say hf:./pandas")
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise ValueError(f"{spec}: no such folder")
+    try:
+        return datasets.load_dataset(name, config or None)
+    # Whatever the library and the network raise: not found, no access, a script it would have to run, broken files.
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        reason = " ".join(str(cause or error).split())
+        raise ValueError(f"{spec}: cannot be loaded: {type(error).__name__}: {reason:.200}") from None
+
+
+def _columns(table: Any, spec: str) -> tuple[str, str]:
+    """The columns of images and of labels, by their types; else labels are integers or text, by name or alone."""
+    import datasets
+
+    images = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    labels = [column for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
+    plain = [
+        column
+        for column, kind in table.features.items()
+        if isinstance(kind, datasets.Value) and kind.dtype.strip("u").startswith(("int", "string", "large_string"))
+    ]
+    labels = labels or [column for column in _LABEL_COLUMNS if column in plain] or (plain if len(plain) == 1 else [])
+    if not images or not labels:
+        raise ValueError(
+            f"{spec}: a column of images and one of labels are needed; there are {', '.join(table.column_names):.120}"
+        )
+    return images[0], labels[0]
 
 
 _READERS: Mapping[str, Callable[[str, str], Source]] = {

@@ -1,8 +1,9 @@
 """ImageNet top-1 as far as published results of this family support it: the accuracy prior.
 
-A line through the published points (`PUBLISHED`) in log MACs, log resolution and the share of blocks that attend: what
-a model of this family, trained as the authors train, may be expected to reach. Of how the MACs are spent otherwise it
-knows nothing; proxy training corrects it.
+A power law through the published points (`PUBLISHED`): what a model of this family, trained as the authors train, may
+be expected to reach with its MACs, resolution, blocks and attention. How these features were chosen, and what the
+choice is worth, stands in experiments/prior/. Of how the MACs are spent otherwise it knows nothing; proxy training
+corrects it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..search_space.config import LowFormerConfig
 from ..search_space.graph import AttentionUnit, LocalUnit, Unit, unit_graph, units
-from ..search_space.presets import PRESETS, PUBLISHED, Published
+from ..search_space.presets import PUBLISHED, Published
 
 Floats = NDArray[np.float64]
 
@@ -33,86 +34,91 @@ def total_macs(configs: Sequence[LowFormerConfig]) -> Floats:
     return np.array([sum(map(_unit_macs, units(config))) for config in configs], dtype=np.float64)
 
 
-def attending_share(config: LowFormerConfig) -> float:
-    """Share of the LowFormer blocks that have attention, 0 to 1; 0 without such blocks."""
-    return _attending_share(units(config))
+def macs_and_shape(configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats, Floats]:
+    """(n,) MACs, (n,) local blocks (downsamplers included), (n,) share of the LowFormer blocks that attend, 0 to 1."""
+    rows = np.array([_macs_and_shape(units(config)) for config in configs], dtype=np.float64).reshape(-1, 3)
+    return rows[:, 0], rows[:, 1], rows[:, 2]
 
 
-def _attending_share(parts: Sequence[Unit]) -> float:
-    blocks = sum(isinstance(part, LocalUnit) and part.in_block for part in parts)
-    return sum(isinstance(part, AttentionUnit) for part in parts) / blocks if blocks else 0.0
+def _macs_and_shape(parts: Sequence[Unit]) -> tuple[int, int, float]:
+    local = [part.in_block for part in parts if isinstance(part, LocalUnit)]
+    attending = sum(isinstance(part, AttentionUnit) for part in parts)
+    return sum(map(_unit_macs, parts)), len(local), attending / max(sum(local), 1)
 
 
 class AccuracyPrior:
-    """top-1 (%) = intercept + slope_macs ln(MACs / 1e9) + slope_resolution ln(resolution / 224) + gain_attention share.
+    """ln(100 - top-1 %) as a line in ln MACs, ln resolution, ln blocks and the share of blocks that attend.
 
     MACs count at the config's own resolution. Outside what was published it is careful:
     - Test resolutions are 224 to 288, of models trained at up to 224. Below 224 the resolution's term is held at its
       value at 224, so that there a multiply-accumulate is worth the same whether resolution or width saves it (as the
-      published MobileNetV2 family has it: 65.3 % at 128 pixels and 99 M, 65.4 % at half width and 97 M); the line would
+      published MobileNetV2 family has it: 65.3 % at 128 pixels and 99 M, 65.4 % at half width and 97 M); the law would
       credit small images with accuracy that nobody has measured.
-    - MACs beyond those of the largest published model (at the same resolution) earn nothing: nobody has measured what
-      they bring, and evolution would spend any budget on them. `beyond` tells which configs have them.
+    - MACs (at the same resolution) and blocks beyond the largest published ones earn nothing: nobody has measured what
+      they bring, and evolution would spend any budget on them. `beyond` tells which configs have more MACs.
 
     Attributes:
-        intercept, slope_macs, slope_resolution, gain_attention: the coefficients, in percentage points.
+        coefficients: (5,) constant, per ln(GMACs), ln(resolution / 224), ln(blocks), share that attends.
         points: how many published points (models times test resolutions) it was fitted on.
         models: how many models.
-        leave_one_out_error: mean absolute error in points over the published points, each predicted from a fit without
-            its model (at any resolution).
-        baseline_error: the same for a line in MACs and resolution alone.
+        leave_one_out_error, worst_leave_one_out_error: mean and largest absolute error in points over the published
+            points, each predicted by the law fitted without its model (at any resolution). The features were chosen
+            on the same points; chosen anew without each model, the errors are larger (experiments/prior/).
+        baseline_error, worst_baseline_error: the same for a line in ln MACs and ln resolution.
         macs_range: smallest and largest MACs of the published models, at 224 pixels.
         resolution_range: smallest and largest published test resolution.
+        most_blocks: of the published models.
     """
 
     def __init__(self, published: Mapping[str, Published] = PUBLISHED) -> None:
-        if len(published) < 5:
-            raise ValueError(f"an accuracy prior needs at least 5 published models, given {len(published)}")
-        names: list[str] = []
-        rows: list[tuple[float, float, float]] = []
-        top1: list[float] = []
-        for name, model in published.items():
-            # CPUBone-B0, B1 and B2, which cannot be built here, attend in all their blocks.
-            share = attending_share(PRESETS[model.preset]) if model.preset else 1.0
-            for resolution, accuracy in model.top1.items():
-                names.append(name)
-                rows.append((_published_macs(model, resolution), resolution, share))
-                top1.append(accuracy)
-        macs, resolutions, shares = np.array(rows, dtype=np.float64).T
-        at_reference = [model.macs for model in published.values()]
-        self.macs_range = (min(at_reference), max(at_reference))
+        if len(published) < 6:
+            raise ValueError(f"an accuracy prior needs at least 6 published models, given {len(published)}")
+        points = [
+            (name, model.config.replace(resolution=resolution), top1)
+            for name, model in published.items()
+            for resolution, top1 in model.top1.items()
+        ]
+        names = [name for name, _, _ in points]
+        configs = [config for _, config, _ in points]
+        top1 = np.array([accuracy for _, _, accuracy in points])
+        macs, blocks, shares = macs_and_shape(configs)
+        resolutions = _resolutions(configs)
+        at_reference = total_macs([model.config for model in published.values()])
+        self.macs_range = (float(at_reference.min()), float(at_reference.max()))
         self.resolution_range = (int(resolutions.min()), int(resolutions.max()))
-        features, accuracies = _features(macs, resolutions, shares), np.array(top1)
-        coefficients = _fit(features, accuracies)
-        self.intercept, self.slope_macs, self.slope_resolution, self.gain_attention = map(float, coefficients)
-        self.points = len(names)
+        self.most_blocks = float(blocks.max())
+        features = _features(macs, resolutions, blocks, shares)
+        self.coefficients = _fit(features, np.log(100 - top1))
+        self.points = len(points)
         self.models = len(published)
-        self.leave_one_out_error = _leave_one_model_out(names, features, accuracies)
-        self.baseline_error = _leave_one_model_out(names, features[:, :3], accuracies)
+        errors = np.abs(100 - np.exp(_left_out(names, features, np.log(100 - top1))) - top1)
+        self.leave_one_out_error, self.worst_leave_one_out_error = float(errors.mean()), float(errors.max())
+        errors = np.abs(_left_out(names, features[:, :3], top1) - top1)
+        self.baseline_error, self.worst_baseline_error = float(errors.mean()), float(errors.max())
 
     def imagenet_top1(self, configs: Sequence[LowFormerConfig]) -> Floats:
         """(n,) expected ImageNet top-1 in percent, each config at its own resolution."""
-        parts = [units(config) for config in configs]
-        macs = np.array([sum(map(_unit_macs, part)) for part in parts], dtype=np.float64)
-        shares = np.array([_attending_share(part) for part in parts], dtype=np.float64)
-        return self.top1_from_costs(macs, np.array([config.resolution for config in configs], dtype=np.float64), shares)
+        macs, blocks, shares = macs_and_shape(configs)
+        return self.top1_from_costs(macs, _resolutions(configs), blocks, shares)
 
-    def top1_from_costs(self, macs: Floats, resolutions: Floats, attending_shares: Floats) -> Floats:
-        """(n,) the same from (n,) MACs at (n,) resolutions in pixels and (n,) shares of blocks that attend."""
+    def top1_from_costs(self, macs: Floats, resolutions: Floats, blocks: Floats, shares: Floats) -> Floats:
+        """(n,) the same from (n,) MACs at (n,) resolutions in pixels, and what `macs_and_shape` gives beside them."""
         earning = macs / np.maximum(_at_reference(macs, resolutions) / self.macs_range[1], 1.0)
-        coefficients = np.array([self.intercept, self.slope_macs, self.slope_resolution, self.gain_attention])
-        top1: Floats = np.clip(_features(earning, resolutions, attending_shares) @ coefficients, 0.0, 100.0)
+        error = np.exp(
+            _features(earning, resolutions, np.minimum(blocks, self.most_blocks), shares) @ self.coefficients
+        )
+        top1: Floats = np.maximum(100 - error, 0.0)
         return top1
 
     def beyond(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
         """(n,) whether a config has more MACs (scaled to 224 pixels) than the largest published model."""
-        resolutions = np.array([config.resolution for config in configs], dtype=np.float64)
-        larger: NDArray[np.bool_] = _at_reference(total_macs(configs), resolutions) > self.macs_range[1] * _ROUNDING
+        macs = _at_reference(total_macs(configs), _resolutions(configs))
+        larger: NDArray[np.bool_] = macs > self.macs_range[1] * _ROUNDING
         return larger
 
     def extrapolates(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
         """(n,) whether a config lies outside the published models, in MACs (scaled to 224 pixels) or in resolution."""
-        resolutions = np.array([config.resolution for config in configs], dtype=np.float64)
+        resolutions = _resolutions(configs)
         macs = _at_reference(total_macs(configs), resolutions)
         low, high = self.macs_range
         smallest, largest = self.resolution_range
@@ -126,31 +132,26 @@ def _at_reference(macs: Floats, resolutions: Floats) -> Floats:
     return scaled
 
 
-def _published_macs(model: Published, resolution: int) -> float:
-    """MACs of a published model at `resolution`: counted where we can build it, else scaled by the area."""
-    if resolution == REFERENCE_RESOLUTION:
-        return model.macs
-    if model.preset is not None:
-        return float(total_macs([PRESETS[model.preset].replace(resolution=resolution)])[0])
-    return model.macs * (resolution / REFERENCE_RESOLUTION) ** 2
+def _resolutions(configs: Sequence[LowFormerConfig]) -> Floats:
+    return np.array([config.resolution for config in configs], dtype=np.float64)
 
 
-def _features(macs: Floats, resolutions: Floats, attending_shares: Floats) -> Floats:
-    """(n, 4) constant, ln(GMACs), ln(resolution / 224) (not below 0), share of blocks that attend."""
+def _features(macs: Floats, resolutions: Floats, blocks: Floats, shares: Floats) -> Floats:
+    """(n, 5) constant, ln(GMACs), ln(resolution / 224) (not below 0), ln(blocks), share that attends."""
     larger = np.maximum(resolutions, REFERENCE_RESOLUTION) / REFERENCE_RESOLUTION
-    return np.stack([np.ones_like(macs), np.log(macs / 1e9), np.log(larger), attending_shares], axis=1)
+    return np.stack([np.ones_like(macs), np.log(macs / 1e9), np.log(larger), np.log(blocks), shares], axis=1)
 
 
-def _fit(features: Floats, accuracies: Floats) -> Floats:
-    coefficients: Floats = np.linalg.lstsq(features, accuracies, rcond=None)[0].astype(np.float64)
+def _fit(features: Floats, targets: Floats) -> Floats:
+    coefficients: Floats = np.linalg.lstsq(features, targets, rcond=None)[0].astype(np.float64)
     return coefficients
 
 
-def _leave_one_model_out(names: Sequence[str], features: Floats, accuracies: Floats) -> float:
+def _left_out(names: Sequence[str], features: Floats, targets: Floats) -> Floats:
+    """(n,) each target predicted from a fit without the points of its model."""
     labels = np.array(names)
-    errors: list[float] = []
+    predicted = np.empty_like(targets)
     for name in dict.fromkeys(names):
         held = labels == name
-        coefficients = _fit(features[~held], accuracies[~held])
-        errors.extend(np.abs(features[held] @ coefficients - accuracies[held]).tolist())
-    return float(np.mean(errors))
+        predicted[held] = features[held] @ _fit(features[~held], targets[~held])
+    return predicted

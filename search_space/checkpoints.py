@@ -6,11 +6,15 @@ Ours has timm's `lowformer_*` names, which reach every point of the space; the o
 from __future__ import annotations
 
 import math
+import pickle
 import re
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from .config import Attention, LowFormerConfig, StageConfig, blocks_after_downsampler
@@ -55,6 +59,12 @@ _TO_CPUBONE = (
     (r"\.o_proj\.", ".upsampling.0."),
 )
 
+# Whatever broken bytes do to torch's unpickler, which checks little, comes out as one of these.
+_UNREADABLE = (
+    *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError),
+    *(TypeError, AttributeError, AssertionError, OverflowError, OSError),
+)
+
 
 def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
@@ -78,16 +88,19 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from None
-    import pickle
-
-    import torch
-
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols, beside the error that follows
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except _UNREADABLE as error:
+            # torch's own message advises to load it unsafely.
+            code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            reason = f"it names {code[1]}; save state_dict() alone" if code else "damaged or of another format"
+            raise ValueError(f"{path} is not a checkpoint of plain tensors: {reason}") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is not a checkpoint of plain tensors: {reason}") from None
-    return unwrap(content)
+        return unwrap(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
@@ -97,7 +110,7 @@ def unwrap(content: Any) -> dict[str, Tensor]:
             content = content[name]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"a state dict maps names to tensors, given {type(content).__name__}")
-    wrong = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    wrong = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if wrong:
         raise ValueError(
             f"a state dict maps names to tensors, but {wrong[0]!r} holds {type(content[wrong[0]]).__name__}"
@@ -144,8 +157,8 @@ def load_checkpoint(config: LowFormerConfig, state_dict: Mapping[str, Any]) -> L
             that `num_batches_tracked` may be absent.
     """
     native = to_native_keys(unwrap(state_dict))
-    model = build_model(config)
-    expected = model.state_dict()
+    with torch.device("meta"):  # a configuration may ask for more memory than its checkpoint has numbers
+        expected = build_model(config).state_dict()
     missing = [name for name in expected if name not in native and not name.endswith("num_batches_tracked")]
     unknown = [name for name in native if name not in expected]
     shapes = [
@@ -159,7 +172,8 @@ def load_checkpoint(config: LowFormerConfig, state_dict: Mapping[str, Any]) -> L
             problems.append(f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})")
     if problems:
         raise ValueError(f"the checkpoint is not one of config {config.id}: " + "; ".join(problems))
-    model.load_state_dict({**expected, **native})
+    model = build_model(config)
+    model.load_state_dict({**model.state_dict(), **native})
     return model
 
 
@@ -266,8 +280,10 @@ def infer_config(state_dict: Mapping[str, Any], resolution: int = 224) -> LowFor
     shapes = {name: tuple(value.shape) for name, value in to_native_keys(unwrap(state_dict)).items()}
     try:
         return _config_of_shapes(shapes, resolution)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"the checkpoint is not one of a LowFormer: no fitting {error}") from None
+    except KeyError as error:
+        raise ValueError(f"the checkpoint is not one of a LowFormer: it has no {error}") from None
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"the checkpoint is not one of a LowFormer: {error}") from None
 
 
 def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], resolution: int) -> LowFormerConfig:
@@ -313,7 +329,7 @@ def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], resolution: int) ->
 
 def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     numbers = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
-    return 1 + max(int(number) for number in numbers) if numbers else 0
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 def _attention_of_shapes(
@@ -331,12 +347,12 @@ def _attention_of_shapes(
     names = ("all", *(f"last_{k}" for k in range(1, blocks - 1)), "alternate")
     placement = next((name for name in names if Attention(placement=name).attends(blocks - 1) == attends), None)
     if placement is None:
-        raise ValueError(f"the checkpoint's stage {index + 1} attends in blocks {sorted(found)}, which is no placement")
+        raise ValueError(f"stage {index + 1} attends in blocks {sorted(found)}, which is no placement")
     main = found[blocks - 1]
     inner = shapes[f"{main}pwise.weight"][0] // 3
     reduction = next((r for r in (0.5, 1.0, 0.25) if math.prod(attention_heads(width, r)) == inner), None)
     if reduction is None:
-        raise ValueError(f"the checkpoint's stage {index + 1} attends with {inner} of {width} channels")
+        raise ValueError(f"stage {index + 1} attends with {inner} of {width} channels")
     reducing = shapes[f"{main}conv_proj.conv.weight"][-1]  # a 2x2 fits every stride
     upsampling, stride = "nearest", 1 if reducing == 3 or (reducing == 2 and index == 3) else 2
     if f"{main}upsampling.weight" in shapes:

@@ -65,6 +65,9 @@ def config_with(**fields: Any) -> bytes:
 
 
 SEARCH = ["--target", "rtx3090", "--latency-budget"]
+CALL = b"cposix\nsystem\n(S'false'\ntR."
+"""A pickle that runs a command where it is loaded."""
+
 Words = Callable[[Path], list[str]]
 WRONG: dict[str, tuple[Words, str]] = {
     "unknown target": (lambda p: ["--target", "rtx309", "--latency-budget", "2ms"], "rtx3090"),
@@ -88,6 +91,14 @@ WRONG: dict[str, tuple[Words, str]] = {
     "one class": (lambda p: [*SEARCH, "2ms", "--data", one_class(p)], "class"),
     "missing archive": (lambda p: [*SEARCH, "2ms", "--data", f"cifar10:{p / 'none.tar.gz'}"], "no such file or folder"),
     "missing arrays": (lambda p: [*SEARCH, "2ms", "--data", f"arrays:{p / 'none'}"], "no such file or folder"),
+    "a pickle for an archive": (
+        lambda p: [*SEARCH, "2ms", "--data", f"cifar10:{broken(p, 'c.gz', CALL)}"],
+        "no archive",
+    ),
+    "a pickle for arrays": (
+        lambda p: [*SEARCH, "2ms", "--data", f"arrays:{Path(broken(p, 'images.npy', CALL)).parent}"],
+        "images.npy: not a plain array",
+    ),
     "more than a GPU": (lambda p: [*SEARCH, "2ms", "--gpu-fraction", "2"], "gpu_fraction"),
     "no rungs": (lambda p: [*SEARCH, "2ms", "--rungs", "0"], "rungs"),
     "missing checkpoint": (lambda p: [*SEARCH, "2ms", "--init-from", str(p / "none.pth")], "no checkpoint at"),
@@ -219,6 +230,8 @@ def test_search_resume_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*words, "--trials", "2"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["answer"]["quantile_ms"] <= 2 and len(first["candidates"]) == 2
+    card = json.loads((run / "data_card.json").read_text())
+    assert (card["source"], card["classes"], card["seed"]) == ("digits", 10, 0)
     assert main([*words, "--trials", "2"]) == 2, "a run is not overwritten"
     assert main(["--resume", "--run", str(run), "--trials", "3", "--json"]) == 0
     capsys.readouterr()

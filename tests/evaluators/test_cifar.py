@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lownas.evaluators.cifar import plain_pickle, read_cifar
+from lownas.evaluators.cifar import LARGEST_FILE, MOST_INSTRUCTIONS, plain_pickle, read_cifar
 from lownas.evaluators.data import load_data
 
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -84,7 +84,7 @@ def test_our_imitation_is_what_pickle_understands() -> None:
     assert np.array_equal(ours["data"], theirs[b"data"])
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_what_python_writes_today_is_read_too(protocol: int) -> None:
     images = np.random.default_rng(2).integers(0, 256, (4, 3072), dtype=np.uint8)
     content = pickle.dumps({b"data": images, "labels": [3, 1, 2, 0], "names": ["a", "b"]}, protocol)
@@ -114,6 +114,37 @@ def test_cifar100(tmp_path: Path) -> None:
     (folder / "meta").write_bytes(old_pickle({b"fine_label_names": old_list(names)}))
     data = load_data(f"cifar100:{tmp_path}", 24)
     assert len(data.classes) == 100 and data.train_images.shape == (200, 24, 24, 3)
+
+
+def test_what_python_2_wrote_as_text_is_read_too() -> None:
+    content = b"(dp0\nS'num_vis'\np1\nI3072\nsS'label_names'\np2\n(lp3\nS'airplane'\np4\naS'ship'\np5\nas."
+    assert plain_pickle(content, "meta") == {"num_vis": 3072, "label_names": ["airplane", "ship"]}
+
+
+def nested(depth: int, twice: bool) -> bytes:
+    """A number in a tuple in a tuple and so on; if `twice`, each holds the one before two times."""
+    if not twice:
+        return b"K\x01" + b"\x85" * depth
+    return b"K\x01q\x00" + b"".join(b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(depth))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"}(" + nested(200_000, twice=False) + b"K\x01u.", "a key that is no text"),
+        (b"}(" + nested(60, twice=True) + b"K\x01u.", "a key that is no text"),
+        (b"}" + nested(60, twice=True) + b"h\x3c\x93.", "str expected, found tuple"),
+        (b"}" + b"0" * 3, "the instruction POP"),
+        (b"}" + b"]" * MOST_INSTRUCTIONS, f"more than {MOST_INSTRUCTIONS} instructions"),
+        (
+            b"}c_codecs\nencode\nq\x00X\x64\x00\x00\x00" + b"a" * 100 + b"\x85q\x01R" + b"h\x00h\x01R" * 50 + b".",
+            "more bytes than the file has",
+        ),
+    ],
+)
+def test_pickles_made_to_hang_or_grow(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^x: not plain data, or cut short: {message}"):
+        plain_pickle(b"\x80\x02" + content, "x")
 
 
 class Evil:
@@ -166,6 +197,10 @@ print(len(read_cifar(Path({str(folder)!r}), 10).train_labels))
             {"test_batch": old_pickle({b"data": old_array(np.zeros((1, 3072), np.uint8)), b"labels": old_list([10])})},
             "label 10, allowed are 0 to 9",
         ),
+        (
+            {"test_batch": pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [2**100]}, 2)},
+            "no 'labels'",
+        ),
         ({"batches_meta": old_pickle({b"label_names": old_list([b"cat"])})}, "does not name 10 classes"),
     ],
 )
@@ -190,6 +225,19 @@ def test_bad_archives_are_one_clear_line(tmp_path: Path) -> None:
         empty.addfile(tarfile.TarInfo("readme"), io.BytesIO())
     with pytest.raises(ValueError, match="no data_batch_1 in it"):
         read_cifar(archive, 10)
+
+
+def test_files_of_a_size_that_cannot_be(tmp_path: Path) -> None:
+    folder = cifar10(tmp_path)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-py/readme.html")
+        member.size = LARGEST_FILE + 1
+        archive.fileobj.write(member.tobuf())  # type: ignore[union-attr]
+    with (folder / "data_batch_2").open("r+b") as file:
+        file.truncate(LARGEST_FILE + 1)
+    for path in (tmp_path / "a.tar", folder):
+        with pytest.raises(ValueError, match=f"is said to have {LARGEST_FILE + 1} bytes"):
+            read_cifar(path, 10)
 
 
 def test_damaged_bytes_give_a_line_or_data(tmp_path: Path) -> None:

@@ -114,6 +114,14 @@ def test_corrupt_images_are_counted_and_skipped(tmp_path: Path, caplog: pytest.L
     assert "skipped 3 images" in caplog.text
 
 
+def test_postscript_is_not_handed_to_its_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path, {"a": 3, "b": 3})
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a" / "program.png").write_bytes(program)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("it would run"))
+    assert load_data(f"imagefolder:{tmp_path}", 16).card["skipped"] == 1
+
+
 def test_a_subset_is_balanced_and_at_most_as_large(tmp_path: Path) -> None:
     spec = f"imagefolder:{folder_of(tmp_path, {'a': 40, 'b': 20, 'c': 2})}"
     data = load_data(spec, 8, train_images=12, validation_images=3)

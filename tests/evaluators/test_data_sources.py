@@ -1,6 +1,9 @@
 """Arrays and Hugging Face data sets as sources; the others are tested where their files are made."""
 
 import pickle
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +100,9 @@ def test_floats_of_0_to_1_are_scaled(tmp_path: Path) -> None:
         ({"images": np.ones((40, 20), np.uint8)}, r"expected is \(N, H, W\)"),
         ({"images": np.ones((40, 20, 28, 7), np.uint8)}, r"expected is \(N, H, W\)"),
         ({"images": None}, "expected are images and labels, or train_images and train_labels; found labels"),
-        ({"validation_images": np.ones((4, 20, 28), np.uint8)}, "validation_images without validation_labels"),
+        ({"validation_images": np.ones((4, 20, 28), np.uint8)}, "validation_images alone"),
+        ({"validation_labels": np.arange(4)}, "validation_labels alone"),
+        ({"images": np.ones((0, 20, 28), np.uint8), "labels": np.ones(0, np.int64)}, "no images in images"),
         (
             {"validation_images": np.ones((4, 20, 28), np.uint8), "validation_labels": np.arange(4) + 1},
             "validation_labels has 4, which no training image has",
@@ -134,6 +139,75 @@ def test_pickles_among_the_arrays_are_not_loaded(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
+def test_archives_and_damaged_headers_are_no_arrays(tmp_path: Path) -> None:
+    folder = save_npy(tmp_path, {**arrays(), "of_something_else": np.array([{}], dtype=object)})
+    load_data(f"arrays:{folder}", 16)
+    images = folder / "images.npy"
+    whole = images.read_bytes()
+    with images.open("wb") as file:
+        np.savez(file, images=arrays()["images"])
+    with pytest.raises(ValueError, match=r"images\.npy: not a plain array"):
+        load_data(f"arrays:{folder}", 16)
+    for damaged in (whole.replace(b"}", b"{"), whole.replace(b"(40,", b"(-4,"), whole[:20]):
+        images.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"images\.npy: not a plain array") as caught:
+            load_data(f"arrays:{folder}", 16)
+        assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_numpy_lacks(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    for kind in (torch.bfloat16, torch.float8_e4m3fn):
+        save_tensors({"images": torch.zeros(4, 8, 8).to(kind), "labels": torch.arange(4)}, tmp_path / "a.safetensors")
+        with pytest.raises(ValueError, match=r"numbers that numpy lacks|images are bfloat16"):
+            load_data(f"arrays:{tmp_path / 'a.safetensors'}", 16)
+
+
+def refused(specs: list[str], folder: Path) -> None:
+    """All of them give one line, and no name in a pickle is looked up."""
+    code = f"""
+import os, sys
+import numpy, PIL.Image, safetensors.numpy
+from lownas.evaluators.data import load_data
+try:
+    import datasets
+except ImportError:
+    pass
+sys.addaudithook(lambda event, arguments: os._exit(3) if event == "pickle.find_class" else None)
+for spec in {specs!r}:
+    try:
+        load_data(spec, 16)
+    except ValueError as error:
+        assert "\\n" not in str(error), error
+    else:
+        raise SystemExit(f"{{spec}} was loaded")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
+
+
+def test_a_pickle_in_place_of_any_file_is_never_loaded(tmp_path: Path) -> None:
+    evil = pickle.dumps(Evil(tmp_path / "trap"))
+    batches = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
+    for name in (
+        *(f"ten/cifar-10-batches-py/{batch}" for batch in (*batches, "batches.meta")),
+        *(f"hundred/cifar-100-python/{part}" for part in ("train", "test", "meta")),
+        *("cifar.tar.gz", "raw/images.npy", "a.safetensors", "a/1.png", "a/2.png", "b/1.jpg", "b/2.jpg"),
+        *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(evil)
+    save_npy(tmp_path / "raw", {"labels": arrays()["labels"]})
+    save_npy(tmp_path / "objects", {**arrays(), "images": np.array([Evil(tmp_path / "trap")] * 40, dtype=object)})
+    with tarfile.open(tmp_path / "ten.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "ten" / "cifar-10-batches-py", "cifar-10-batches-py")
+    specs = ["cifar10:ten", "cifar10:ten.tar.gz", "cifar10:cifar.tar.gz", "cifar100:hundred", "arrays:raw"]
+    refused([*specs, "arrays:objects", "arrays:a.safetensors", "imagefolder:.", "fashion-mnist:."], tmp_path)
+    assert not (tmp_path / "trap").exists()
+
+
 def test_missing_and_cut_arrays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
         load_data(f"arrays:{tmp_path / 'nothing.safetensors'}", 16)
@@ -163,6 +237,7 @@ def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.Monkey
 def hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # of subprocesses
     return datasets
 
 
@@ -201,7 +276,103 @@ def test_a_hugging_face_set_without_one_and_with_broken_images(
     assert data.card["skipped"] == 3 and "skipped 3 images" in caplog.text
 
 
-def test_a_hugging_face_set_that_does_not_exist(hugging_face: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be loaded") as caught:
-        load_data(f"hf:{tmp_path / 'nothing'}", 16)
+def table_of(datasets: Any, table: dict[str, list[Any]], label: Any) -> Any:
+    features = datasets.Features({"image": datasets.Image(), **label})
+    return datasets.Dataset.from_dict(table, features=features)
+
+
+def pictures(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("hidden_label", [-1, None])
+def test_a_test_part_without_labels_is_not_judged_by(
+    hugging_face: Any, tmp_path: Path, hidden_label: int | None
+) -> None:
+    label = {"label": hugging_face.ClassLabel(names=["cat", "unused", "dog"])}
+    (tmp_path / "set").mkdir()
+    for part, labels in (("train", [0, 2] * 10), ("test", [hidden_label] * 6)):
+        table = table_of(hugging_face, {"image": pictures(len(labels)), "label": labels}, label)
+        table.to_parquet(str(tmp_path / "set" / f"{part}.parquet"))
+    data = load_data(f"hf:{tmp_path / 'set'}", 16)
+    assert (len(data.train_labels), len(data.validation_labels)) == (16, 4)
+    assert data.classes == ("cat", "unused", "dog") and "split by class" in data.card["origin"]
+
+
+def test_a_column_of_integers_that_is_called_something_else(hugging_face: Any, tmp_path: Path) -> None:
+    columns = {"image": [None, *pictures(19)], "kind": [7, 100] * 10}
+    (tmp_path / "set").mkdir()
+    table = table_of(hugging_face, columns, {"kind": hugging_face.Value("int16")})
+    table.to_parquet(str(tmp_path / "set" / "train.parquet"))
+    data = load_data(f"hf:{tmp_path / 'set'}", 16)
+    assert data.classes == ("7", "100") and data.card["skipped"] == 1, "a missing image counts as a corrupt one"
+    assert "columns 'image' and 'kind'" in data.card["origin"]
+
+
+def test_a_folder_of_pictures_read_by_the_library(hugging_face: Any, tmp_path: Path) -> None:
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for index, picture in enumerate(pictures(count)):
+                picture.save(tmp_path / "set" / part / name / f"{index}.png")
+    data = load_data(f"hf:{tmp_path / 'set'}", 16)
+    assert (len(data.train_labels), len(data.validation_labels), data.classes) == (12, 4, ("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "column", "message"),
+    [
+        ([0, None, 1, 0], "label", "None in column 'label' is no class; classes are 0, 1"),
+        ([0, 0, 0, 0], "label", "at least 2 classes are needed"),
+        ([0, 0, 0, 1], "label", "class '1' has 1"),
+        ([], "label", "cannot be loaded: .* no data"),
+        ([0.5] * 4, "label", "a column of images and one of labels are needed; there are image, label"),
+    ],
+)
+def test_hugging_face_sets_that_cannot_be_used(
+    hugging_face: Any, tmp_path: Path, labels: list[Any], column: str, message: str
+) -> None:
+    kind = hugging_face.Value("float32" if 0.5 in labels else "int64")
+    (tmp_path / "set").mkdir()
+    table = table_of(hugging_face, {"image": pictures(len(labels)), column: labels}, {column: kind})
+    table.to_parquet(str(tmp_path / "set" / "train.parquet"))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_data(f"hf:{tmp_path / 'set'}", 16)
     assert "\n" not in str(caught.value)
+
+
+def test_no_pickle_or_script_of_a_hugging_face_set_runs(hugging_face: Any, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    evil = pickle.dumps(Evil(trap))
+    for name in (
+        "set/train.pkl",
+        "set/train.parquet",
+        "tarred/train/0.pkl",
+        "tarred/train/0.pyd",
+        "tarred/train/0.pth",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(evil)
+    np.save(tmp_path / "tarred" / "train" / "0.npy", np.array([Evil(trap)], dtype=object), allow_pickle=True)
+    with tarfile.open(tmp_path / "tarred" / "train.tar", "w") as archive:
+        for member in sorted((tmp_path / "tarred" / "train").iterdir()):
+            archive.add(member, member.name)
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "script.py").write_text(f"open({str(trap)!r}, 'w')")
+    (tmp_path / "pickles").mkdir()
+    (tmp_path / "pickles" / "train.pkl").write_bytes(evil)
+    refused(["hf:./set", "hf:./tarred", "hf:./script", "hf:./pickles"], tmp_path)
+    refused(["hf:pandas"], tmp_path / "pickles")
+    assert not trap.exists()
+
+
+def test_a_hugging_face_set_that_does_not_exist(
+    hugging_face: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    for name, message in ((f"{tmp_path / 'nothing'}", "no such folder"), ("lownas-tests/none", "cannot be loaded")):
+        with pytest.raises(ValueError, match=message) as caught:
+            load_data(f"hf:{name}", 16)
+        assert "\n" not in str(caught.value)
