@@ -79,7 +79,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """What a reader found.
 
     Attributes:
@@ -95,7 +95,7 @@ class Source:
     card: Mapping[str, Any]
 
 
-def read_source(spec: str) -> Source:
+def read_source(spec: str) -> ImageSource:
     """The source that a specification (see `SOURCES`) names.
 
     Raises ValueError, in one line: unknown, not there, broken, or not usable.
@@ -106,16 +106,16 @@ def read_source(spec: str) -> Source:
     return _READERS[kind](argument, spec)
 
 
-def _digits(argument: str, spec: str) -> Source:
+def _digits(argument: str, spec: str) -> ImageSource:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     grey = np.clip(bunch.images * (255 / 16), 0, 255).astype(np.uint8)
     card = {"origin": "scikit-learn's handwritten digits, 8 x 8 pixels: for smoke tests"}
-    return Source(Items(grey, bunch.target.astype(np.int64)), None, tuple("0123456789"), card)
+    return ImageSource(Items(grey, bunch.target.astype(np.int64)), None, tuple("0123456789"), card)
 
 
-def _fashion_mnist(argument: str, spec: str) -> Source:
+def _fashion_mnist(argument: str, spec: str) -> ImageSource:
     folder = Path(argument or FASHION_FOLDER)
     parts = []
     for part in ("train", "t10k"):
@@ -128,7 +128,7 @@ def _fashion_mnist(argument: str, spec: str) -> Source:
         if labels.max() >= len(_FASHION_CLASSES):
             raise ValueError(f"{folder}: {part} has label {labels.max()}, allowed are 0 to {len(_FASHION_CLASSES) - 1}")
         parts.append(Items(images, labels))
-    return Source(parts[0], parts[1], _FASHION_CLASSES, {"origin": "Fashion-MNIST IDX files, validation: t10k"})
+    return ImageSource(parts[0], parts[1], _FASHION_CLASSES, {"origin": "Fashion-MNIST IDX files, validation: t10k"})
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
@@ -154,7 +154,7 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-def _imagefolder(argument: str, spec: str) -> Source:
+def _imagefolder(argument: str, spec: str) -> ImageSource:
     folder = Path(argument)
     if not folder.is_dir():
         raise ValueError(f"{spec}: {'not a folder' if folder.exists() else 'no such folder'}")
@@ -168,11 +168,13 @@ def _imagefolder(argument: str, spec: str) -> Source:
     if len(names) < 2:
         raise ValueError(f"{spec}: at least 2 classes are needed, found {len(names)} ({', '.join(names)})")
     if validation_folder is None:
-        return Source(items, None, names, {"origin": "image folder, split by class"})
+        return ImageSource(items, None, names, {"origin": "image folder, split by class"})
     validation, _ = _list_folder(validation_folder, names)
     if not len(validation.labels):
         raise ValueError(f"{spec}: no images of the training classes in {validation_folder.name}/")
-    return Source(items, validation, names, {"origin": f"image folder with {validation_folder.name}/ for validation"})
+    return ImageSource(
+        items, validation, names, {"origin": f"image folder with {validation_folder.name}/ for validation"}
+    )
 
 
 def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
@@ -195,10 +197,10 @@ def _list_folder(folder: Path, known: tuple[str, ...] | None) -> tuple[Items, tu
     return Items(Files(paths), np.array(labels, dtype=np.int64)), names
 
 
-def _cifar(argument: str, spec: str) -> Source:
+def _cifar(argument: str, spec: str) -> ImageSource:
     classes = int(spec.partition(":")[0].removeprefix("cifar"))
     data = read_cifar(Path(argument), classes)
-    return Source(
+    return ImageSource(
         Items(data.train_images, data.train_labels),
         Items(data.test_images, data.test_labels),
         data.classes,
@@ -209,7 +211,7 @@ def _cifar(argument: str, spec: str) -> Source:
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 
-def _arrays(argument: str, spec: str) -> Source:
+def _arrays(argument: str, spec: str) -> ImageSource:
     path = Path(argument)
     arrays = _npy_folder(path) if path.is_dir() else _safetensors(path)
     found = ", ".join(sorted(arrays)) or "nothing"
@@ -240,7 +242,7 @@ def _arrays(argument: str, spec: str) -> Source:
         parts.append(Items(images, np.searchsorted(values, labels).astype(np.int64)))
     train, validation = parts
     assert train is not None and values is not None
-    return Source(train, validation, tuple(map(str, values)), {"origin": f"arrays: {found}"})
+    return ImageSource(train, validation, tuple(map(str, values)), {"origin": f"arrays: {found}"})
 
 
 def _npy_folder(folder: Path) -> dict[str, NDArray[Any]]:
@@ -286,13 +288,9 @@ def _as_bytes(images: NDArray[Any], what: str) -> NDArray[np.uint8]:
     elif images.dtype != np.uint8:
         raise ValueError(f"{said}, expected are bytes (uint8), or floats of 0 to 1")
     images = images.astype(np.uint8)
-    return (
-        images[..., 0]
-        if images.ndim == 4 and images.shape[-1] == 1
-        else images[..., :3]
-        if images.ndim == 4
-        else images
-    )
+    if images.ndim == 3:
+        return images
+    return images[..., 0] if images.shape[-1] == 1 else images[..., :3]
 
 
 # --- Hugging Face ----------------------------------------------------------------------------------------------------
@@ -315,7 +313,7 @@ class _Rows:
         return _Rows(self.table.select(index), self.column)
 
 
-def _hugging_face(argument: str, spec: str) -> Source:
+def _hugging_face(argument: str, spec: str) -> ImageSource:
     try:
         import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
@@ -352,7 +350,7 @@ def _hugging_face(argument: str, spec: str) -> Source:
     )
     judged = f"validation: {held_out}" if held_out else "split by class"
     origin = f"Hugging Face data set, columns {image!r} and {label!r}, {judged}"
-    return Source(items(train), items(found[held_out]) if held_out else None, names, {"origin": origin})
+    return ImageSource(items(train), items(found[held_out]) if held_out else None, names, {"origin": origin})
 
 
 def _load_dataset(argument: str, spec: str) -> Any:
@@ -392,7 +390,7 @@ def _columns(table: Any, spec: str) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-_READERS: Mapping[str, Callable[[str, str], Source]] = {
+_READERS: Mapping[str, Callable[[str, str], ImageSource]] = {
     "imagefolder": _imagefolder,
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar,

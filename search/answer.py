@@ -98,7 +98,7 @@ def _notes(driver: Driver, objective: Objective) -> list[str]:
     if settings.data is not None:
         notes = ["Accuracies are of short proxy trainings on the data given."]
         if pruned := sum(result.status == "pruned" for result in results.values()):
-            notes.append(f"{pruned} of {pruned + len(objective.observed)} candidates were stopped early, at rungs.")
+            notes.append(f"Stopped early, at rungs: {pruned} of {pruned + len(objective.observed)} candidates.")
     else:
         notes = ["Nothing was trained on your data (--data): accuracy is estimated for ImageNet."]
         notes.append(objective.reliability.sentence())

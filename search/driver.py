@@ -91,7 +91,7 @@ class Driver:
         self.report, self.started = report, started
         self.journal = Journal(settings, run, space)
         self.proposer = Proposer(settings, space, predictor, prior, front, self.journal)
-        self.rungs = Rungs(settings.rung_count, least=settings.finalists)
+        self.rungs = Rungs.of(settings)
         self.open: dict[int, _Open] = {}
         self.training: dict[int, int] = {}  # by trial, the rung that it will be judged at
 

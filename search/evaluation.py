@@ -32,16 +32,12 @@ def training_budget_s(settings: SearchSettings) -> float:
 
 def second_seeds(settings: SearchSettings) -> int:
     """How many candidates are trained again: with rungs only those that were trained to the end can be."""
-    return min(settings.repeats, _rungs(settings).reach_end(settings.trials))
+    return min(settings.repeats, Rungs.of(settings).reach_end(settings.trials))
 
 
 def trainings(settings: SearchSettings) -> float:
     """What a run costs, in whole proxy trainings; without rungs as many as it makes."""
-    return _rungs(settings).trainings(settings.trials) + second_seeds(settings)
-
-
-def _rungs(settings: SearchSettings) -> Rungs:
-    return Rungs(settings.rung_count, least=settings.finalists)
+    return Rungs.of(settings).trainings(settings.trials) + second_seeds(settings)
 
 
 def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> dict[str, Any]:

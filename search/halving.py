@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .settings import SearchSettings
 
 Floats = NDArray[np.float64]
 Judged = Mapping[int, Sequence[float]]
@@ -33,6 +36,11 @@ class Rungs:
     def __post_init__(self) -> None:
         if self.count < 1 or self.factor < 2 or self.least < 1:
             raise ValueError(f"rungs: at least 1, a factor of at least 2 and one that goes on, given {self}")
+
+    @classmethod
+    def of(cls, settings: SearchSettings) -> Self:
+        """Those of a run: enough are trained to the end to measure as many finalists as it asks for."""
+        return cls(settings.rung_count, least=settings.finalists)
 
     @property
     def shares(self) -> tuple[float, ...]:

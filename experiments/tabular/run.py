@@ -1,6 +1,6 @@
 """Makes the table: chooses networks, measures their latency, trains them, packs the rows.
 
-    python experiments/tabular/run.py plan                  # measures a pool, chooses from it: plan.json; 15 minutes
+    python experiments/tabular/run.py plan                  # measures a pool, chooses from it: plan.json; 5 minutes
     python experiments/tabular/run.py train                 # one such process per core; about 12 core-hours in all
     python experiments/tabular/run.py measure --looks 5     # latency, on the quiet machine; 10 minutes
     python experiments/tabular/run.py pack                  # work/ into table.jsonl.gz

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lownas.evaluators.data import load_data
 from lownas.evaluators.data_sources import FASHION_FOLDER
+from lownas.evaluators.training import silence_residual_branches
 from lownas.search_space import LowFormerConfig, build_model
 
 SPLIT_SEED = 2026
@@ -126,8 +127,6 @@ def augmented(images: Tensor, max_shift: int, random: torch.Generator) -> Tensor
 
 def prepared(config: LowFormerConfig, seed: int) -> nn.Module:
     """Fresh weights; every residual branch starts as the identity and the classifier at zero."""
-    from lownas.evaluators.training import silence_residual_branches
-
     torch.manual_seed(seed)
     model = build_model(config)
     silence_residual_branches(model)

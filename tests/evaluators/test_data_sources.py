@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 
 from lownas.evaluators.data import ImageData, load_data
 
+from .conftest import Evil
+
 
 def arrays(count: int = 40, classes: int = 4, shape: tuple[int, ...] = (20, 28)) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
@@ -114,14 +116,6 @@ def test_bad_arrays_are_one_clear_line(change: dict[str, Any], message: str, sav
     with pytest.raises(ValueError, match=message) as caught:
         load_data(f"arrays:{saved(content)}", 16)
     assert "\n" not in str(caught.value)
-
-
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (open, (str(self.path), "w"))
 
 
 def test_pickles_among_the_arrays_are_not_loaded(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from lownas.search_space.checkpoints import export_state_dict, infer_config
 from lownas.search_space.graph import attention_heads
 from lownas.search_space.lowformer import LowFormer
 
+from .conftest import Evil
+
 SPACE = SearchSpace.load("tiny")
 
 
@@ -325,14 +327,6 @@ def test_what_shapes_do_not_tell_can_be_said(tmp_path: Path) -> None:
     assert load_source(tmp_path / "nearest.pth", config).config == config
     with pytest.raises(ValueError, match=r"nearest\.pth: the checkpoint is not one of config"):
         load_source(tmp_path / "nearest.pth", PRESETS["lowformer_b0"])
-
-
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (open, (str(self.path), "w"))
 
 
 def test_bad_checkpoints_are_one_clear_line(tmp_path: Path) -> None:
