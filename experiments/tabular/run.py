@@ -2,7 +2,7 @@
 
     python experiments/tabular/run.py plan                  # measures a pool, chooses from it: plan.json; 5 minutes
     python experiments/tabular/run.py train                 # one such process per core; about 12 core-hours in all
-    python experiments/tabular/run.py measure --looks 5     # latency, on the quiet machine; 10 minutes
+    python experiments/tabular/run.py measure --looks 7     # more looks at the latency, on the quiet machine
     python experiments/tabular/run.py pack                  # work/ into table.jsonl.gz
 
 Every step can be stopped at any time and goes on from what is in work/ and in the table. Training holds the lock that
@@ -37,9 +37,11 @@ PLAN = HERE / "plan.json"
 WORK = HERE / "work"
 
 POOL = 600
-POOL_MACS = (1.0e6, 8.0e6)
-POOL_LOOKS = 3
+POOL_MACS = (0.6e6, 5.0e6)
+POOL_BINS = 12  # evenly in ln MACs, so many networks from each
+POOL_LOOKS, LOOKS = 3, 5
 LEVELS, PER_GROUP = 12, 10
+STRAY = 0.06  # in ln(latency): a network that all looks have farther from the median of its group does not belong to it
 SPREAD = 180
 LATENCY_RANGE = (0.02, 0.90)  # quantiles of the pool between which networks are chosen
 SEEDS = (0, 1)
@@ -52,14 +54,16 @@ PUBLISHED_RESOLUTION = 32  # 224 / 7, as the proxy training has it
 
 
 def pool() -> list[LowFormerConfig]:
-    """Random networks of the tiny space within `POOL_MACS`, all different."""
+    """Random networks of the tiny space, all different, spread evenly over `POOL_MACS`."""
     space, rng = SearchSpace.load("tiny"), np.random.default_rng(4)
-    found: dict[str, LowFormerConfig] = {}
-    while len(found) < POOL:
+    edges = np.geomspace(*POOL_MACS, POOL_BINS + 1)
+    bins: list[dict[str, LowFormerConfig]] = [{} for _ in range(POOL_BINS)]
+    while any(len(found) < POOL // POOL_BINS for found in bins):
         config = space.sample(rng)
-        if POOL_MACS[0] <= op_graph(config).macs <= POOL_MACS[1]:
-            found.setdefault(config.id, config)
-    return list(found.values())
+        place = int(np.searchsorted(edges, op_graph(config).macs, side="right")) - 1
+        if 0 <= place < POOL_BINS and len(bins[place]) < POOL // POOL_BINS:
+            bins[place].setdefault(config.id, config)
+    return [config for found in bins for config in found.values()]
 
 
 def published() -> dict[str, LowFormerConfig]:
@@ -90,7 +94,7 @@ def chosen(latency_ms: dict[str, float]) -> dict[str, list[str]]:
 
 def write_plan(path: Path = PLAN) -> None:
     measure(pool(), POOL_LOOKS)
-    latency = {what: float(np.median([m.median_ms for m in looks])) for what, looks in measured().items()}
+    latency = _latency_ms(POOL_LOOKS)
     configs = {config.id: config for config in pool()}
     roles = chosen({name: latency[name] for name in configs})
     rng = np.random.default_rng(5)
@@ -105,10 +109,24 @@ def write_plan(path: Path = PLAN) -> None:
         for name in names:
             seeds = {"short": list(SEEDS)} | ({"long": long[name]} if name in long else {})
             entries.append({"id": name, "role": role, "seeds": seeds, "config": configs[name].to_dict()})
-    for name, config in published().items():
-        entries.append({"id": config.id, "role": name, "seeds": {"short": list(SEEDS)}, "config": config.to_dict()})
+    measure([configs[entry["id"]] for entry in entries], LOOKS)
+    latency = _latency_ms(LOOKS)
+    for name, names in roles.items():
+        level = np.median([latency[what] for what in names])
+        for entry in entries:
+            if name.startswith("group_") and entry["id"] in names and abs(np.log(latency[entry["id"]] / level)) > STRAY:
+                entry["role"] = "spread"
     entries = [entries[i] for i in rng.permutation(len(entries))]  # so that any first part is a small table
+    for name, config in published().items():  # the largest, at last
+        entries.append({"id": config.id, "role": name, "seeds": {"short": list(SEEDS)}, "config": config.to_dict()})
     path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
+
+
+def _latency_ms(looks: int) -> dict[str, float]:
+    """By id the median over so many looks, the first."""
+    return {
+        what: float(np.median([look.median_ms for look in all_looks[:looks]])) for what, all_looks in measured().items()
+    }
 
 
 def plan() -> list[dict[str, Any]]:
@@ -241,7 +259,7 @@ def main() -> None:
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("plan")
     steps.add_parser("train").add_argument("--limit", type=int, help="trainings after which this process ends")
-    steps.add_parser("measure").add_argument("--looks", type=int, default=5)
+    steps.add_parser("measure").add_argument("--looks", type=int, default=LOOKS)
     steps.add_parser("pack")
     given = parser.parse_args()
     if given.step == "plan":

@@ -1,0 +1,288 @@
+"""What a run has learned about accuracy: a Gaussian process over architectures and how long they were trained.
+
+Everything that was observed goes in, candidates that were stopped at a rung too. The accuracy a of configuration x at
+rung r is modelled as
+
+    logit(a) = level[r] + scale[r] * (f(x) + g[r](x) + noise)
+
+f is smooth in a few costs (MACs, parameters, resolution, blocks, attention) and in all choices of the space; the g let
+rungs differ, the more the farther they lie apart. Levels have flat priors, all else is set by the posterior mode. That
+only the better candidates reach a rung is no trouble: what decided it was observed too.
+
+Sources: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5; a kernel over the
+length of a training beside that over candidates, as in Kandasamy et al., arXiv 1703.06240.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular  # type: ignore[import-untyped, unused-ignore]
+from scipy.optimize import minimize  # type: ignore[import-untyped, unused-ignore]
+
+from ..search_space.config import LowFormerConfig
+from ..search_space.graph import Unit, unit_graph, units
+from ..search_space.space import SearchSpace
+from .accuracy import macs_and_shape
+
+Floats = NDArray[np.float64]
+
+MOST_OBSERVATIONS = 600  # a fit costs the cube of it
+EDGE = 1e-3  # accuracies are held this far from 0 and 1
+
+_LEVEL_VARIANCE = 100.0  # as good as flat, where the spread within a rung is 1
+_JITTER = 1e-6
+# Hyperparameters are logarithms, with normal priors of these means and deviations. Variances are shares of the spread
+# within the rungs; lengths are in standard deviations, over all costs or choices together.
+_PRIORS = {
+    "linear": (np.log(0.3), 1.5),  # variance of what is linear in the costs
+    "cost": (np.log(0.1), 1.5),  # of what is smooth in them
+    "cost_length": (np.log(1.5), 0.7),
+    "choice": (np.log(0.1), 1.5),  # of what is smooth in the choices
+    "choice_length": (np.log(1.5), 0.7),
+    "noise": (np.log(0.1), 1.5),  # of one training, between seeds
+    "parting": (np.log(0.3), 1.0),  # f + g of neighbouring rungs correlates by exp(-parting)
+}
+_SCALE_PRIOR = (0.0, 0.5)  # of each rung but the last
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Accuracy (0 to 1) of a configuration at a rung, counted from 0; the last is the end of the training."""
+
+    config: LowFormerConfig
+    rung: int
+    accuracy: float
+
+
+class AccuracySurrogate:
+    """The posterior given some observations.
+
+    Attributes:
+        hyperparameters: their logarithms, in the order of `_PRIORS`, then the scale of each rung but the last.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        observations: Sequence[Observation],
+        *,
+        rungs: int = 1,
+        hyperparameters: Floats | None = None,
+        fit: bool = True,
+    ) -> None:
+        """Fits the hyperparameters, unless told not to, and conditions on the observations.
+
+        Args:
+            space: the configurations' own.
+            observations: at least 2. Of more than `MOST_OBSERVATIONS` those of the highest rungs count, the latest
+                first.
+            rungs: how many there are.
+            hyperparameters: to start from, or to take as they are.
+
+        Raises ValueError: too few observations, or a rung or accuracy that cannot be.
+        """
+        if len(observations) < 2:
+            raise ValueError(f"a surrogate needs at least 2 observations, given {len(observations)}")
+        for seen in observations:
+            if not (0 <= seen.rung < rungs and 0 <= seen.accuracy <= 1):
+                raise ValueError(f"rungs are 0 to {rungs - 1} and accuracies 0 to 1, given {seen.rung}, {seen.accuracy}")
+        newest = sorted(range(len(observations)), key=lambda i: (-observations[i].rung, -i))[:MOST_OBSERVATIONS]
+        kept = [observations[i] for i in sorted(newest)]
+        self.space, self.rungs = space, rungs
+        self._rung = np.array([seen.rung for seen in kept])
+        costs, choices = self._features([seen.config for seen in kept])
+        self._scalers = _Scaler.of(costs), _Scaler.of(choices)
+        self._costs, self._choices = self._scalers[0](costs), self._scalers[1](choices)
+        accuracy = np.clip([seen.accuracy for seen in kept], EDGE, 1 - EDGE)
+        logits = np.log(accuracy / (1 - accuracy))
+        self._levels = {rung: float(logits[self._rung == rung].mean()) for rung in set(self._rung.tolist())}
+        centred = logits - np.array([self._levels[rung] for rung in self._rung.tolist()])
+        self._unit = max(float(np.sqrt(np.mean(centred**2))), 1e-3)
+        self._targets = centred / self._unit
+        alike = self._alike(self._costs, self._choices, self._rung)
+        start = _priors(rungs)[0] if hyperparameters is None else hyperparameters
+        if fit:
+            start = minimize(self.loss, start, alike, jac=True, method="L-BFGS-B", options={"maxiter": 50}).x
+        self.hyperparameters: Floats = np.asarray(start, dtype=np.float64)
+        covariance = _kernel(self.hyperparameters, alike) + _noise(self.hyperparameters, self._rung)
+        self._factor = cholesky(covariance, lower=True, check_finite=False)
+        self._weights = cho_solve((self._factor, True), self._targets, check_finite=False)
+
+    @property
+    def observations(self) -> int:
+        """How many count."""
+        return len(self._rung)
+
+    @property
+    def highest_rung(self) -> int:
+        """That was observed."""
+        return int(self._rung.max())
+
+    def predict(self, configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats]:
+        """(n,) means and (n,) standard deviations of logit(accuracy) at the highest rung observed.
+
+        They are of the network, without the noise of a single training. `accuracy` turns means into accuracies.
+        """
+        costs, choices = (scaler(raw) for scaler, raw in zip(self._scalers, self._features(configs), strict=True))
+        rung = np.full(len(configs), self.highest_rung)
+        across = _kernel(self.hyperparameters, self._alike(costs, choices, rung))
+        half = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
+        variance = _own_variance(self.hyperparameters, costs, rung) - np.einsum("ij,ij->j", half, half)
+        mean: Floats = self._levels[self.highest_rung] + self._unit * (across @ self._weights)
+        return mean, self._unit * np.sqrt(np.maximum(variance, _JITTER))
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation between trainings of one network at the highest rung, in logits."""
+        noise = _noise(self.hyperparameters, np.array([self.highest_rung]))
+        return self._unit * float(np.sqrt(noise[0, 0]))
+
+    def loss(self, vector: Floats, alike: _Alike) -> tuple[float, Floats]:
+        """Negative log of the hyperparameters' posterior up to a constant, and its gradient."""
+        mean, spread = _priors(self.rungs)
+        pull = (vector - mean) / spread
+        derivatives: list[Floats] = []
+        covariance = _kernel(vector, alike, derivatives)
+        noise = _noise(vector, self._rung)
+        try:
+            factor = cholesky(covariance + noise, lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            return 1e10, pull / spread
+        inverse = cho_solve((factor, True), np.eye(len(factor)), check_finite=False)
+        weights = inverse @ self._targets
+        value = 0.5 * float(self._targets @ weights) + float(np.log(np.diag(factor)).sum()) + 0.5 * float(pull @ pull)
+        outer = inverse - np.outer(weights, weights)
+        gradient = 0.5 * np.array([float(np.vdot(outer, part)) for part in derivatives])
+        names = list(_PRIORS)
+        gradient[names.index("noise")] = 0.5 * float(np.diag(outer) @ np.diag(noise))
+        for rung in range(self.rungs - 1):
+            here = self._rung == rung
+            gradient[len(names) + rung] += float(np.diag(outer)[here] @ np.diag(noise)[here])
+        return value, gradient + pull / spread
+
+    def _alike(self, costs: Floats, choices: Floats, rung: NDArray[np.int_]) -> _Alike:
+        """Of n configurations with the m observed."""
+        return _Alike(
+            linear=costs @ self._costs.T / costs.shape[1],
+            cost=_mean_squared_distance(costs, self._costs),
+            choice=_mean_squared_distance(choices, self._choices),
+            rungs=(rung, self._rung),
+        )
+
+    def _features(self, configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats]:
+        """(n, 5) costs: ln MACs, ln parameters, ln resolution, ln blocks, share that attends. (n, p) choices."""
+        macs, blocks, shares = macs_and_shape(configs)
+        params = np.array([sum(map(_unit_params, units(config))) for config in configs], dtype=np.float64)
+        resolution = np.array([config.resolution for config in configs], dtype=np.float64)
+        costs = np.stack([np.log(macs), np.log(params), np.log(resolution), np.log(blocks), shares], axis=1)
+        return costs, np.stack([self.space.encode(config) for config in configs])
+
+
+def accuracy(logits: Floats) -> Floats:
+    """(n,) accuracies, 0 to 1, of (n,) logits."""
+    found: Floats = 1 / (1 + np.exp(-logits))
+    return found
+
+
+@lru_cache(maxsize=65536)
+def _unit_params(unit: Unit) -> int:
+    return unit_graph(unit).params
+
+
+@dataclass(frozen=True)
+class _Scaler:
+    """To mean 0 and standard deviation 1, column by column; what does not vary is left out of account."""
+
+    centre: Floats
+    spread: Floats
+
+    @classmethod
+    def of(cls, values: Floats) -> _Scaler:
+        spread = values.std(axis=0)
+        return cls(values.mean(axis=0), np.where(spread > 1e-9, spread, np.inf))
+
+    def __call__(self, values: Floats) -> Floats:
+        scaled: Floats = (values - self.centre) / self.spread
+        return scaled
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """How alike n configurations and m others are: (n, m) inner products of the costs and mean squared distances of
+    costs and choices, and the rungs (n,) and (m,) that they are at."""
+
+    linear: Floats
+    cost: Floats
+    choice: Floats
+    rungs: tuple[NDArray[np.int_], NDArray[np.int_]]
+
+
+def _mean_squared_distance(left: Floats, right: Floats) -> Floats:
+    squared = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)[None] - 2 * left @ right.T
+    distance: Floats = np.maximum(squared, 0.0) / left.shape[1]
+    return distance
+
+
+def _priors(rungs: int) -> tuple[Floats, Floats]:
+    pairs = np.array([*_PRIORS.values(), *([_SCALE_PRIOR] * (rungs - 1))])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _scales(vector: Floats, rung: NDArray[np.int_]) -> Floats:
+    """(n,) of the rungs; the last's is 1."""
+    scales: Floats = np.exp(np.append(vector[len(_PRIORS) :], 0.0))[rung]
+    return scales
+
+
+def _noise(vector: Floats, rung: NDArray[np.int_]) -> Floats:
+    """(n, n) diagonal."""
+    variance = np.exp(vector[list(_PRIORS).index("noise")])
+    return np.diag(variance * _scales(vector, rung) ** 2 + _JITTER)
+
+
+def _matern(squared: Floats, length: float) -> tuple[Floats, Floats]:
+    """The Matern kernel of smoothness 5/2 from squared distances, and its derivative by ln length."""
+    scaled = np.sqrt(5 * squared) / length
+    decay = np.exp(-scaled)
+    return (1 + scaled + scaled**2 / 3) * decay, scaled**2 / 3 * (1 + scaled) * decay
+
+
+def _kernel(vector: Floats, alike: _Alike, derivatives: list[Floats] | None = None) -> Floats:
+    """(n, m) covariances without noise; their derivatives by the hyperparameters are appended to a list given."""
+    linear, cost, cost_length, choice, choice_length, _, parting = np.exp(vector[: len(_PRIORS)])
+    left, right = alike.rungs
+    apart = np.abs(left[:, None] - right[None])
+    correlated = np.exp(-parting * apart)
+    scale = np.outer(_scales(vector, left), _scales(vector, right))
+    by_cost, by_cost_length = _matern(alike.cost, cost_length)
+    by_choice, by_choice_length = _matern(alike.choice, choice_length)
+    together = linear * alike.linear + cost * by_cost + choice * by_choice
+    shared = scale * correlated
+    covariance: Floats = shared * together
+    if derivatives is not None:
+        derivatives += [
+            shared * linear * alike.linear,
+            shared * cost * by_cost,
+            shared * cost * by_cost_length,
+            shared * choice * by_choice,
+            shared * choice * by_choice_length,
+            np.zeros_like(covariance),
+            covariance * -parting * apart,
+        ]
+        for rung in range(len(vector) - len(_PRIORS)):
+            times = (left == rung).astype(float)[:, None] + (right == rung).astype(float)[None]
+            derivatives.append(covariance * times)
+    return covariance + _LEVEL_VARIANCE * (apart == 0)
+
+
+def _own_variance(vector: Floats, costs: Floats, rung: NDArray[np.int_]) -> Floats:
+    """(n,) prior variances, the diagonal of a kernel."""
+    linear, cost, _, choice, *_ = np.exp(vector[: len(_PRIORS)])
+    own = linear * (costs**2).mean(axis=1) + cost + choice
+    variance: Floats = _scales(vector, rung) ** 2 * own + _LEVEL_VARIANCE
+    return variance
