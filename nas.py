@@ -118,6 +118,10 @@ def search(
     rungs: Annotated[
         int | None, typer.Option(help="Points of a training at which the better third goes on [3 with --data, else 1].")
     ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="surrogate, evolution, tpe, nsga2, gp or random [surrogate with --data, else evolution]."),
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Distinct candidates to train [16].")] = None,
     repeats: Annotated[int | None, typer.Option(help="Candidates trained again with a second seed [5].")] = None,
     time_budget: Annotated[str | None, typer.Option(help="No training starts that would end later: 5m, 2h.")] = None,
@@ -146,6 +150,7 @@ def search(
         "proxy_epochs": proxy_epochs,
         "init_from": None if init_from is None else str(init_from.absolute()),
         "rungs": rungs,
+        "strategy": strategy,
         "trials": trials,
         "repeats": repeats,
         "time_budget_s": None if time_budget is None else parse_duration(time_budget, "--time-budget"),

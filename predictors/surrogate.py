@@ -90,7 +90,9 @@ class AccuracySurrogate:
             raise ValueError(f"a surrogate needs at least 2 observations, given {len(observations)}")
         for seen in observations:
             if not (0 <= seen.rung < rungs and 0 <= seen.accuracy <= 1):
-                raise ValueError(f"rungs are 0 to {rungs - 1} and accuracies 0 to 1, given {seen.rung}, {seen.accuracy}")
+                raise ValueError(
+                    f"rungs are 0 to {rungs - 1} and accuracies 0 to 1, given {seen.rung}, {seen.accuracy}"
+                )
         newest = sorted(range(len(observations)), key=lambda i: (-observations[i].rung, -i))[:MOST_OBSERVATIONS]
         kept = [observations[i] for i in sorted(newest)]
         self.space, self.rungs = space, rungs

@@ -16,11 +16,12 @@ from ..search_space.graph import op_graph
 from ..search_space.space import SearchSpace
 from .halving import Judged, Rungs
 from .journal import Journal, Proposal
+from .learned import Learned
 from .outcome import Prediction, Predictor, SearchStatus
-from .proposals import Proposer
+from .proposals import Evolution, Proposer
 from .result import EvaluationResult
 from .run import RunFolder
-from .settings import SearchSettings
+from .settings import SAMPLERS, SearchSettings
 from .strategy import Front, surely_over
 from .workers import Evaluate, Outcome, Pool, open_pool
 
@@ -63,6 +64,15 @@ class Reporter:
         )
 
 
+def proposer_of(settings: SearchSettings) -> type[Proposer]:
+    """Who proposes candidates under the strategy of `settings`."""
+    if settings.strategy_name in SAMPLERS:
+        from .sampled import Sampled
+
+        return Sampled
+    return Learned if settings.strategy_name == "surrogate" else Evolution
+
+
 @dataclass(frozen=True)
 class _Open:
     """A trial that was asked for and has no result yet."""
@@ -90,7 +100,7 @@ class Driver:
         self.settings, self.run, self.space, self.predictor, self.prior = settings, run, space, predictor, prior
         self.report, self.started = report, started
         self.journal = Journal(settings, run, space)
-        self.proposer = Proposer(settings, space, predictor, prior, front, self.journal)
+        self.proposer = proposer_of(settings)(settings, space, predictor, prior, front, self.journal)
         self.rungs = Rungs.of(settings)
         self.open: dict[int, _Open] = {}
         self.training: dict[int, int] = {}  # by trial, the rung that it will be judged at

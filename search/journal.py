@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -22,11 +22,12 @@ STUDY_NAME = "lownas"
 
 @dataclass(frozen=True)
 class Proposal:
-    """A candidate for the next trial, why, and the seed of its training."""
+    """A candidate for the next trial, why, the seed of its training, and what Optuna's sampler notes of it."""
 
     config: LowFormerConfig
     role: Role
     seed: int
+    attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_storage(url: str | None) -> None:
@@ -149,8 +150,12 @@ class Journal:
 
     def enqueue(self, proposal: Proposal) -> None:
         """Makes it the trial that is asked for next, if none waits."""
-        self.study.enqueue_trial(
-            self.space.to_params(proposal.config), user_attrs={"role": proposal.role, "seed": proposal.seed}
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.WAITING,
+                user_attrs={"role": proposal.role, "seed": proposal.seed},
+                system_attrs={**proposal.attrs, "fixed_params": self.space.to_params(proposal.config)},
+            )
         )
 
     def complete(self) -> list[EvaluationResult]:

@@ -1,11 +1,12 @@
-"""What is trained next, given what is known so far.
+"""What is trained next, given what is known so far: what all strategies share, and evolution.
 
-A run has four kinds of candidates: some span the sizes, most of the rest are the best that evolution finds for the
-budget, some are children of the best so far, and a few are trained again with a second seed.
+A run has some candidates that span the sizes, some that evolution finds best for the budget, then those that its
+strategy proposes by what was trained so far, and a few that are trained again with a second seed.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +23,7 @@ from .strategy import Front, Predictor, children, most_varied
 
 USED = 0.9  # without the user's data, the answer uses at least this share of the budget where a good candidate does
 
-_STREAMS = ("front", "fastest", "slowest", "children", "training", "dry run")
+_STREAMS = ("front", "fastest", "slowest", "children", "training", "dry run", "sampler")
 
 
 def stream(settings: SearchSettings, name: str, trial: int = 0) -> np.random.Generator:
@@ -37,8 +38,8 @@ def division(trials: int) -> tuple[int, int, int]:
     return explore, exploit, trials - explore - exploit
 
 
-class Proposer:
-    """Chooses among what evolution found (`front`) and mutants of what was trained (`journal`)."""
+class Proposer(ABC):
+    """Chooses by what evolution found (`front`) and what was trained (`journal`)."""
 
     def __init__(
         self,
@@ -62,32 +63,17 @@ class Proposer:
         Args:
             under_way: by trial what is open: it trains, or waits at a rung.
         """
-        complete = self.journal.complete()
         failures = sum(result.status == "failed" for result in self.journal.results.values())
         if failures > 2 + (self.settings.trials + self.settings.repeats) // 4:
             return None
-        count = Counter(result.role for result in complete)
+        results = self.journal.results.values()
+        count: Counter[str] = Counter(result.role for result in results if result.status in ("complete", "pruned"))
         count.update(proposal.role for proposal in under_way.values())
-        explore, exploit, child = division(self.settings.trials)
-        # Candidates from outside take the places of children.
-        child -= count["enqueued"]
-        seed = self.training_seed(number)
-        if count["explore"] < explore:
-            target = self.front.size_target(count["explore"], explore)
-            config = self.front.nearest_in_size(target, self._tried(under_way))
-            return None if config is None else Proposal(config, "explore", seed)
-        if count["exploit"] < exploit:
-            config = self._exploiting(under_way)
-            return None if config is None else Proposal(config, "exploit", seed)
-        # With rungs nothing is complete yet: then second seeds come last, see `repeat`.
-        if self.settings.rung_count == 1 and (repeated := self.repeat(number, under_way)) is not None:
-            return repeated
-        if self.settings.rung_count == 1 and count["repeat"] < self.settings.repeats and under_way:
-            return None
-        if count["child"] < child:
-            config = self._child(number, under_way) or self._exploiting(under_way)
-            return None if config is None else Proposal(config, "child", seed)
-        return None
+        return self.next_one(number, count, under_way)
+
+    @abstractmethod
+    def next_one(self, number: int, count: Counter[str], under_way: Mapping[int, Proposal]) -> Proposal | None:
+        """The candidate for trial `number`, if `count` so many of each role have been trained or are under way."""
 
     def repeat(self, number: int, under_way: Mapping[int, Proposal]) -> Proposal | None:
         """A candidate to train with a second seed, or None if that is done or there is none.
@@ -113,83 +99,39 @@ class Proposer:
         ranked = sorted(range(len(distinct)), key=lambda i: (abs(i - place), i))
         return Proposal(next(distinct[i].config for i in ranked if distinct[i].config_id in once), "repeat", seed)
 
-    def _tried(self, under_way: Mapping[int, Proposal]) -> set[str]:
+    def second_seed(self, number: int, under_way: Mapping[int, Proposal]) -> Proposal | None:
+        """`repeat`, where it is time for that: with rungs the driver says when, else once all others are trained."""
+        if self.settings.rung_count > 1 or any(proposal.role != "repeat" for proposal in under_way.values()):
+            return None
+        return self.repeat(number, under_way)
+
+    def tried(self, under_way: Mapping[int, Proposal]) -> set[str]:
         return {result.config_id for result in self.journal.results.values()} | {
             proposal.config.id for proposal in under_way.values()
         }
 
-    def _aimed(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
+    def exploring(self, position: int, of: int, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
+        """The `position`-th of those that span the sizes."""
+        return self.front.nearest_in_size(self.front.size_target(position, of), self.tried(under_way))
+
+    def aimed(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
         """The candidates for the budget so far, finished or under way."""
         roles = ("exploit", "child")
         done = [result.config for result in self.journal.results.values() if result.role in roles]
         return done + [proposal.config for proposal in under_way.values() if proposal.role in roles]
 
-    def _exploiting(self, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
+    def exploiting(self, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
         """Of the best that evolution found for the budget, the best, then the most different ones."""
-        tried = self._tried(under_way)
+        tried = self.tried(under_way)
         band = self.front.band()
         by_score = band[np.argsort(-self.front.score[band], kind="stable")]
         candidates = [self.front.configs[i] for i in by_score[:512] if self.front.configs[i].id not in tried]
         if candidates:
-            return most_varied(self.space, candidates, self._aimed(under_way))
+            return most_varied(self.space, candidates, self.aimed(under_way))
         for i in np.argsort(-self.front.score, kind="stable"):
             if self.front.configs[i].id not in tried:
                 return self.front.configs[i]
         return None
-
-    def _child(self, number: int, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
-        """A promising, different mutant of the best so far."""
-        objective = self.objective() if self.settings.rung_count == 1 else self._at_first_rung(under_way)
-        parents = self._leaders(under_way)[:3]
-        if not parents:
-            return None
-        configs, origin = children(
-            self.space,
-            self.predictor,
-            parents,
-            self.settings.latency_budget_ms,
-            stream(self.settings, "children", number),
-            confidence=self.settings.confidence,
-            excluded=self.prior.beyond,
-        )
-        tried = self._tried(under_way)
-        fresh = [i for i, config in enumerate(configs) if config.id not in tried]
-        if not fresh:
-            return None
-        configs, origin = [configs[i] for i in fresh], origin[fresh]
-        prior_top1 = self.prior.imagenet_top1(configs)
-        expected = np.empty(len(configs))
-        for index, parent in enumerate(parents):
-            expected[origin == index] = objective.estimate(parent.id, prior_top1[origin == index])
-        promising = np.argsort(-expected, kind="stable")[: max(5, len(configs) // 20)]
-        return most_varied(self.space, [configs[i] for i in promising], self._aimed(under_way))
-
-    def _leaders(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
-        """The trained candidates, the best first; then those at rungs, by the highest rung and their accuracy there."""
-        leaders = [result.config for result in self.ranked(self.objective())]
-        judged = [
-            (self.journal.rungs[trial][-1], proposal.config)
-            for trial, proposal in under_way.items()
-            if trial in self.journal.rungs
-        ]
-        judged.sort(key=lambda item: (-item[0]["rung"], -item[0]["accuracy"], item[0]["trial"]))
-        return leaders + [config for _, config in judged]
-
-    def _at_first_rung(self, under_way: Mapping[int, Proposal]) -> Objective:
-        """What is maximized as far as the first rung tells, where all candidates can be compared."""
-        configs = {trial: result.config for trial, result in self.journal.results.items()}
-        configs |= {trial: proposal.config for trial, proposal in under_way.items()}
-        judged = [trial for trial in self.journal.rungs if trial in configs]
-        prior_top1 = self.prior.imagenet_top1([configs[trial] for trial in judged])
-        seen = {
-            configs[trial].id: Observation(configs[trial].id, float(top1), (self.journal.rungs[trial][0]["accuracy"],))
-            for trial, top1 in zip(judged, prior_top1, strict=True)
-        }
-        return Objective(
-            list(seen.values()),
-            on_user_data=self.settings.data is not None,
-            prior_error=self.prior.leave_one_out_error,
-        )
 
     def objective(self, results: Mapping[int, EvaluationResult] | None = None) -> Objective:
         """What is maximized, as known from `results`; None is all."""
@@ -222,6 +164,85 @@ class Proposer:
         return sorted(
             candidates,
             key=lambda result: (result.config_id not in using, -objective.value(result.config_id), result.trial),
+        )
+
+
+class Evolution(Proposer):
+    """Mutants of the best so far, by the prior and by what their parents reached beyond it."""
+
+    def next_one(self, number: int, count: Counter[str], under_way: Mapping[int, Proposal]) -> Proposal | None:
+        explore, exploit, child = division(self.settings.trials)
+        # Candidates from outside take the places of children.
+        child -= count["enqueued"]
+        seed = self.training_seed(number)
+        if count["explore"] < explore:
+            config = self.exploring(count["explore"], explore, under_way)
+            return None if config is None else Proposal(config, "explore", seed)
+        if count["exploit"] < exploit:
+            config = self.exploiting(under_way)
+            return None if config is None else Proposal(config, "exploit", seed)
+        # With rungs nothing is complete yet: then second seeds come last, see `repeat`.
+        if self.settings.rung_count == 1 and (repeated := self.repeat(number, under_way)) is not None:
+            return repeated
+        if self.settings.rung_count == 1 and count["repeat"] < self.settings.repeats and under_way:
+            return None
+        if count["child"] < child:
+            config = self._child(number, under_way) or self.exploiting(under_way)
+            return None if config is None else Proposal(config, "child", seed)
+        return None
+
+    def _child(self, number: int, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
+        """A promising, different mutant of the best so far."""
+        objective = self.objective() if self.settings.rung_count == 1 else self._at_first_rung(under_way)
+        parents = self._leaders(under_way)[:3]
+        if not parents:
+            return None
+        configs, origin = children(
+            self.space,
+            self.predictor,
+            parents,
+            self.settings.latency_budget_ms,
+            stream(self.settings, "children", number),
+            confidence=self.settings.confidence,
+            excluded=self.prior.beyond,
+        )
+        tried = self.tried(under_way)
+        fresh = [i for i, config in enumerate(configs) if config.id not in tried]
+        if not fresh:
+            return None
+        configs, origin = [configs[i] for i in fresh], origin[fresh]
+        prior_top1 = self.prior.imagenet_top1(configs)
+        expected = np.empty(len(configs))
+        for index, parent in enumerate(parents):
+            expected[origin == index] = objective.estimate(parent.id, prior_top1[origin == index])
+        promising = np.argsort(-expected, kind="stable")[: max(5, len(configs) // 20)]
+        return most_varied(self.space, [configs[i] for i in promising], self.aimed(under_way))
+
+    def _leaders(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
+        """The trained candidates, the best first; then those at rungs, by the highest rung and their accuracy there."""
+        leaders = [result.config for result in self.ranked(self.objective())]
+        judged = [
+            (self.journal.rungs[trial][-1], proposal.config)
+            for trial, proposal in under_way.items()
+            if trial in self.journal.rungs
+        ]
+        judged.sort(key=lambda item: (-item[0]["rung"], -item[0]["accuracy"], item[0]["trial"]))
+        return leaders + [config for _, config in judged]
+
+    def _at_first_rung(self, under_way: Mapping[int, Proposal]) -> Objective:
+        """What is maximized as far as the first rung tells, where all candidates can be compared."""
+        configs = {trial: result.config for trial, result in self.journal.results.items()}
+        configs |= {trial: proposal.config for trial, proposal in under_way.items()}
+        judged = [trial for trial in self.journal.rungs if trial in configs]
+        prior_top1 = self.prior.imagenet_top1([configs[trial] for trial in judged])
+        seen = {
+            configs[trial].id: Observation(configs[trial].id, float(top1), (self.journal.rungs[trial][0]["accuracy"],))
+            for trial, top1 in zip(judged, prior_top1, strict=True)
+        }
+        return Objective(
+            list(seen.values()),
+            on_user_data=self.settings.data is not None,
+            prior_error=self.prior.leave_one_out_error,
         )
 
 

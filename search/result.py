@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..search_space.config import LowFormerConfig, one_line
 
 Status = Literal["complete", "infeasible", "pruned", "failed"]
-Role = Literal["explore", "exploit", "child", "repeat", "enqueued"]
+Role = Literal["explore", "exploit", "child", "sampled", "repeat", "enqueued"]
 LatencySource = Literal["measured", "predicted"]
 
 
@@ -23,7 +23,8 @@ class EvaluationResult(BaseModel):
             early) or "failed".
         reason: why it is not complete, or from which trial its result was reused; else empty.
         role: why it was proposed: "explore" (spans the sizes), "exploit" (the best for the budget), "child" (of the
-            best so far), "repeat" (a second seed of an earlier candidate) or "enqueued" (from outside).
+            best so far), "sampled" (by a sampler of Optuna), "repeat" (a second seed of an earlier candidate) or
+            "enqueued" (from outside).
         config: the candidate.
         config_id: its `id`.
         seed: of its training.

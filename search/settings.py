@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..search_space.config import one_line
 
+Strategy = Literal["surrogate", "evolution", "tpe", "nsga2", "gp", "random"]
+SAMPLERS = ("tpe", "nsga2", "gp", "random")  # Optuna's
 # Settings that a resumed run may change; all others decide what the run's numbers mean.
 CHANGEABLE = frozenset({"trials", "repeats", "workers", "gpu_fraction", "time_budget_s", "run", "finalists"})
 
@@ -28,6 +30,9 @@ class SearchSettings(BaseModel):
         init_from: checkpoint that all candidates inherit weights from, or None.
         rungs: at how many points candidates are compared, the end of the training included; of those that reach one,
             the better third goes on. 1 trains all to the end; None is 3 with `data` and 1 without.
+        strategy: who proposes candidates: "surrogate" (evolution, judged by a surrogate of the accuracies seen so far;
+            only with `data`), "evolution" (judged by the prior and the best so far), or a sampler of Optuna ("tpe",
+            "nsga2", "gp", "random"). None is "surrogate" with `data` and "evolution" without.
         trials: how many distinct candidates are trained.
         repeats: how many of them are trained again with a second seed.
         workers: worker processes; 0 trains in this process, without Ray.
@@ -52,6 +57,7 @@ class SearchSettings(BaseModel):
     proxy_epochs: int | None = Field(default=None, ge=1)
     init_from: str | None = None
     rungs: int | None = Field(default=None, ge=1, le=6)
+    strategy: Strategy | None = None
     trials: int = Field(default=16, ge=1)
     repeats: int = Field(default=5, ge=0)
     workers: int = Field(default=0, ge=0, le=4096)
@@ -70,6 +76,17 @@ class SearchSettings(BaseModel):
         if self.rungs is not None:
             return self.rungs
         return 1 if self.data is None else 3
+
+    @property
+    def strategy_name(self) -> Strategy:
+        """`strategy`, or its default."""
+        return self.strategy or ("evolution" if self.data is None else "surrogate")
+
+    @model_validator(mode="after")
+    def _surrogate_needs_data(self) -> Self:
+        if self.strategy == "surrogate" and self.data is None:
+            raise ValueError("strategy 'surrogate' learns from accuracies on your data: it needs data (--data)")
+        return self
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

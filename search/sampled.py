@@ -1,0 +1,82 @@
+"""Candidates by a sampler of Optuna, to compare with, or where its ways are wanted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from .journal import Proposal
+from .proposals import Proposer, stream
+from .settings import Strategy
+from .strategy import surely_over
+
+DRAWS = 64  # until one is within the budget; if none is, the last becomes a trial that is not trained
+MOST_OVER = 20  # such trials for each one asked for; then the search ends
+
+
+def sampler(strategy: Strategy, seed: int) -> optuna.samplers.BaseSampler:
+    """Of a strategy's name. TPE is multivariate, as the choices of a network act together."""
+    if strategy == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
+    if strategy == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
+    if strategy == "gp":
+        return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+class Sampled(Proposer):
+    """The sampler works on a copy of the study and starts anew each time, seeded by the trial's number: so what it
+    proposes depends on the results alone, and a run that was cut off goes on as if it had not been."""
+
+    def next_one(self, number: int, count: Counter[str], under_way: Mapping[int, Proposal]) -> Proposal | None:
+        if count["sampled"] + count["enqueued"] >= self.settings.trials:
+            return self.second_seed(number, under_way)
+        over = sum(result.status == "infeasible" for result in self.journal.results.values())
+        if over > MOST_OVER * self.settings.trials:
+            return None
+        strategy = self.settings.strategy_name
+        seed = int(stream(self.settings, "sampler", number).integers(2**31))
+        scratch = optuna.create_study(direction="maximize", sampler=sampler(strategy, seed))
+        scratch.add_trials(self._known())
+        tried = self.tried(under_way)
+        for _ in range(DRAWS):
+            trial = scratch.ask()
+            config = self.space.suggest(trial)
+            attrs = dict(scratch.get_trials(deepcopy=False)[-1].system_attrs)
+            scratch.tell(trial, state=TrialState.FAIL)
+            quantile = np.asarray(self.predictor.quantile_ms([config], self.settings.confidence), float)
+            if config.id not in tried and not surely_over(quantile, self.settings.latency_budget_ms)[0]:
+                break
+        return Proposal(config, "sampled", self.training_seed(number), attrs)
+
+    def _known(self) -> list[FrozenTrial]:
+        """What was trained, with what was maximized. With rungs the accuracy at the first one, where all compare."""
+        known = []
+        for trial in self.journal.study.get_trials(deepcopy=False):
+            result, rungs = self.journal.results.get(trial.number), self.journal.rungs.get(trial.number)
+            value = None if result is None else result.objective
+            if rungs:
+                value = 100 * rungs[0]["accuracy"]
+            elif self.settings.rung_count > 1 and value is not None:
+                continue  # a second seed, which has no first rung
+            state = TrialState.COMPLETE
+            if value is None:
+                if result is None or result.status != "infeasible":
+                    continue
+                state = TrialState.PRUNED  # over the budget: only the constraint tells
+            known.append(
+                optuna.trial.create_trial(
+                    state=state,
+                    value=value,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    system_attrs={name: value for name, value in trial.system_attrs.items() if "generation" in name},
+                    constraints=trial.constraints,
+                )
+            )
+        return known
