@@ -68,6 +68,26 @@ def parse_percentage(text: str, what: str) -> float:
     return share
 
 
+def parse_quantity(text: str, what: str, unit: str = "") -> float:
+    """A positive number such as "600M", "1.5G" or, with a unit, "50MB"."""
+    match = re.fullmatch(rf"(\d+(?:\.\d*)?|\.\d+)\s*([kKMG]?){unit}", text.strip())
+    value = float(match[1]) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[match[2].replace("K", "k")] if match else math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"{what}: a positive number such as 600k{unit}, 5M{unit} or 1.5G{unit}, given {text!r}")
+    return value
+
+
+def parse_budgets(texts: Sequence[str]) -> dict[str, float]:
+    """Latency budgets in ms of targets such as "cpu=20ms", by the targets' full names."""
+    budgets = {}
+    for text in texts:
+        name, equals, budget = text.rpartition("=")
+        if not equals:
+            raise ValueError(f"--also: a target and its latency budget, such as cpu=20ms, given {text!r}")
+        budgets[str(_target(name))] = round(1e3 * parse_duration(budget, f"--also {name}"), 9)
+    return budgets
+
+
 def _stderr() -> Console:
     from rich.console import Console
 
@@ -102,6 +122,12 @@ Onnx = Annotated[list[Path] | None, typer.Option("--onnx", help="An ONNX file; m
 def search(
     target: Target_ = None,
     latency_budget: Annotated[str | None, typer.Option(help="What the latency must not exceed: 2ms, 800us.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="A further target that must hold too: cpu=20ms; may be repeated.")
+    ] = None,
+    max_params: Annotated[str | None, typer.Option(help="Most parameters: 5M.")] = None,
+    max_macs: Annotated[str | None, typer.Option(help="Most multiply-accumulates of one image: 600M.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="Most memory for weights and activations: 50MB.")] = None,
     space: Annotated[str | None, typer.Option(help="`default`, `tiny`, or a YAML file of your own.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Fixes the input resolution, in pixels.")] = None,
     data: Annotated[
@@ -143,6 +169,10 @@ def search(
     from lownas.search.run import read_about, read_settings
 
     given: dict[str, Any] = {
+        "also": parse_budgets(also) if also else None,
+        "max_params": None if max_params is None else parse_quantity(max_params, "--max-params"),
+        "max_macs": None if max_macs is None else parse_quantity(max_macs, "--max-macs"),
+        "max_memory_bytes": None if max_memory is None else parse_quantity(max_memory, "--max-memory", "B"),
         "space": space,
         "resolution": resolution,
         "data": data,
@@ -209,8 +239,9 @@ def _search(
     if not dry_run:
         _check_run_folder(Path(settings.run), resume=resume)
     predictor = _predictor(target, profiles, calibrate_if_missing=not dry_run)
+    others = {name: _predictor(_target(name), profiles, calibrate_if_missing=not dry_run) for name in settings.also}
     if dry_run:
-        plan = describe(settings, predictor=predictor, space=space)
+        plan = describe(settings, predictor=predictor, space=space, also=others)
         _print_dry_run(plan, settings, as_json=as_json)
         return
 
@@ -238,6 +269,7 @@ def _search(
             predictor=predictor,
             space=space,
             resume=resume,
+            also=others,
             measure=measure,
             rest_s=REST_S,
             progress=progress,

@@ -34,6 +34,16 @@ def total_macs(configs: Sequence[LowFormerConfig]) -> Floats:
     return np.array([sum(map(_unit_macs, units(config))) for config in configs], dtype=np.float64)
 
 
+@lru_cache(maxsize=65536)
+def _unit_params(unit: Unit) -> int:
+    return unit_graph(unit).params
+
+
+def total_params(configs: Sequence[LowFormerConfig]) -> Floats:
+    """(n,) parameters as trained, BatchNorm included."""
+    return np.array([sum(map(_unit_params, units(config))) for config in configs], dtype=np.float64)
+
+
 def macs_and_shape(configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats, Floats]:
     """(n,) MACs, (n,) local blocks (downsamplers included), (n,) share of the LowFormer blocks that attend, 0 to 1."""
     rows = np.array([_macs_and_shape(units(config)) for config in configs], dtype=np.float64).reshape(-1, 3)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +24,8 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular  # type: ignore[i
 from scipy.optimize import minimize  # type: ignore[import-untyped, unused-ignore]
 
 from ..search_space.config import LowFormerConfig
-from ..search_space.graph import Unit, unit_graph, units
 from ..search_space.space import SearchSpace
-from .accuracy import macs_and_shape
+from .accuracy import macs_and_shape, total_params
 
 Floats = NDArray[np.float64]
 
@@ -179,7 +177,7 @@ class AccuracySurrogate:
     def _features(self, configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats]:
         """(n, 5) costs: ln MACs, ln parameters, ln resolution, ln blocks, share that attends. (n, p) choices."""
         macs, blocks, shares = macs_and_shape(configs)
-        params = np.array([sum(map(_unit_params, units(config))) for config in configs], dtype=np.float64)
+        params = total_params(configs)
         resolution = np.array([config.resolution for config in configs], dtype=np.float64)
         costs = np.stack([np.log(macs), np.log(params), np.log(resolution), np.log(blocks), shares], axis=1)
         return costs, np.stack([self.space.encode(config) for config in configs])
@@ -189,11 +187,6 @@ def accuracy(logits: Floats) -> Floats:
     """(n,) accuracies, 0 to 1, of (n,) logits."""
     found: Floats = 1 / (1 + np.exp(-logits))
     return found
-
-
-@lru_cache(maxsize=65536)
-def _unit_params(unit: Unit) -> int:
-    return unit_graph(unit).params
 
 
 @dataclass(frozen=True)

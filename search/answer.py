@@ -65,7 +65,10 @@ def conclude(driver: Driver, measure: Measure | None, *, rest_s: float, interrup
             f"The answer uses {100 * share:.0f} % of the budget, by the latency quantile held against it "
             f"(confidence {settings.confidence:g})."
         )
-        if share < USED:
+        for limit in driver.limits.limits:
+            cost = float(limit.cost([answer.config])[0])
+            notes.append(f"Its {limit.name}: {limit.said(cost)}, at most {limit.said(limit.most)} allowed.")
+        if share < USED and not driver.limits:
             _, largest = slowest(
                 driver.space, driver.predictor, stream(settings, "slowest"), confidence=settings.confidence
             )

@@ -17,6 +17,7 @@ from ..search_space.space import SearchSpace
 from .halving import Judged, Rungs
 from .journal import Journal, Proposal
 from .learned import Learned
+from .limits import Limits
 from .outcome import Prediction, Predictor, SearchStatus
 from .proposals import Evolution, Proposer
 from .result import EvaluationResult
@@ -92,15 +93,18 @@ class Driver:
         run: RunFolder,
         space: SearchSpace,
         predictor: Predictor,
+        limits: Limits,
         prior: AccuracyPrior,
         front: Front,
         report: Reporter,
         started: float,
     ) -> None:
-        self.settings, self.run, self.space, self.predictor, self.prior = settings, run, space, predictor, prior
+        self.settings, self.run, self.space = settings, run, space
+        self.predictor, self.limits, self.prior = predictor, limits, prior
+        self.burden = limits.with_latency(predictor)
         self.report, self.started = report, started
         self.journal = Journal(settings, run, space)
-        self.proposer = proposer_of(settings)(settings, space, predictor, prior, front, self.journal)
+        self.proposer = proposer_of(settings)(settings, space, self.burden, prior, front, self.journal)
         self.rungs = Rungs.of(settings)
         self.open: dict[int, _Open] = {}
         self.training: dict[int, int] = {}  # by trial, the rung that it will be judged at
@@ -211,6 +215,9 @@ class Driver:
             reason = f"latency {trial.quantile_ms:.4g} ms at confidence {self.settings.confidence:g} is over the budget"
             self._finish(EvaluationResult(status="infeasible", reason=reason, **self._facts(trial)))
             return True
+        if reason := self.limits.reason(trial.proposal.config):
+            self._finish(EvaluationResult(status="infeasible", reason=reason, **self._facts(trial)))
+            return True
         config_id = trial.proposal.config.id
         known = next((result for result in self.journal.complete() if result.config_id == config_id), None)
         if known is None or trial.proposal.role == "repeat":
@@ -299,6 +306,9 @@ class Driver:
         }
 
     def _finish(self, result: EvaluationResult) -> None:
+        if self.limits:
+            excess = {name: round(share, 4) for name, share in self.limits.excess(result.config).items()}
+            result = result.model_copy(update={"details": {**result.details, "limits": excess}})
         if result.status == "complete":
             so_far = {**self.journal.results, result.trial: result}
             objective = self.proposer.objective(so_far).value(result.config_id)

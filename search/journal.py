@@ -192,6 +192,8 @@ class Journal:
         budget = self.settings.latency_budget_ms
         if "latency" not in known.constraints:
             trial.set_constraint("latency", (result.quantile_ms - budget) / budget)
+            for name, excess in result.details.get("limits", {}).items():
+                trial.set_constraint(name, excess)
         if known.state == TrialState.WAITING:
             self.storage.set_trial_state_values(self._trial_id(number), TrialState.RUNNING)
         if result.status == "complete":

@@ -156,10 +156,11 @@ class Proposer(ABC):
         using = set(first)
         if self.settings.data is None:
             enough_ms = USED * self.settings.latency_budget_ms
+            taken_ms = self.predictor.quantile_ms([result.config for result in candidates], self.settings.confidence)
             using = {
                 result.config_id
-                for result in candidates
-                if result.quantile_ms >= enough_ms and (result.prior_top1 or 0.0) > self.front.random_best
+                for result, taken in zip(candidates, taken_ms, strict=True)
+                if taken >= enough_ms and (result.prior_top1 or 0.0) > self.front.random_best
             }
         return sorted(
             candidates,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +21,9 @@ class SearchSettings(BaseModel):
     Attributes:
         target: full name of the target, device/runtime/precision/bBATCH/tTHREADS.
         latency_budget_ms: what the latency must not exceed.
+        also: further targets (full names) that must hold as well, each with its budget in ms.
+        max_params, max_macs: most parameters, and multiply-accumulates of one image, or None.
+        max_memory_bytes: most bytes of weights and live activations (`predictors.memory`), or None.
         space: name of a search space, or the path of its YAML file.
         resolution: input resolution in pixels that all candidates get, or None where the space decides.
         data: data to train on ("imagefolder:DIR", "digits", ...), or None: ImageNet prior corrected by
@@ -50,6 +53,10 @@ class SearchSettings(BaseModel):
 
     target: str = Field(min_length=1)
     latency_budget_ms: float = Field(gt=0, allow_inf_nan=False)
+    also: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    max_params: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_macs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_memory_bytes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     space: str = "default"
     resolution: int | None = Field(default=None, ge=16, le=2048)
     data: str | None = None

@@ -135,11 +135,26 @@ def _descend(
 
 
 def check_budget(
-    space: SearchSpace, predictor: Predictor, budget_ms: float, rng: np.random.Generator, *, confidence: float = 0.9
+    space: SearchSpace,
+    predictor: Predictor,
+    budget_ms: float,
+    rng: np.random.Generator,
+    *,
+    confidence: float = 0.9,
+    limits: str = "",
 ) -> float:
-    """The latency quantile of the fastest configuration in ms. Raises ValueError if not even that one fits."""
+    """The latency quantile of the fastest configuration in ms. Raises ValueError if not even that one fits.
+
+    Args:
+        limits: in words, what `predictor` counts beside latency.
+    """
     config, lowest = fastest(space, predictor, rng, confidence=confidence)
     if surely_over(np.array([lowest]), budget_ms)[0]:
+        if limits:
+            raise ValueError(
+                f"no model of the space {space.name!r} fits a latency budget of {budget_ms:g} ms and {limits}: the "
+                f"closest ({config.id}, {config.resolution} pixels) needs {lowest / budget_ms:.3g} times as much of one"
+            )
         raise ValueError(
             f"no model of the space {space.name!r} fits a latency budget of {budget_ms:g} ms: the fastest "
             f"({config.id}, {config.resolution} pixels) takes {lowest:.3g} ms at confidence {confidence:g}"

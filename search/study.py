@@ -22,6 +22,7 @@ from .driver import Driver, Progress, Reporter
 from .evaluation import plan_proxy, second_seeds, train_candidate, training_budget_s, trainings
 from .finalists import Measure
 from .journal import check_storage
+from .limits import Limits
 from .outcome import Predictor, SearchOutcome
 from .proposals import stream, typical
 from .run import RunFolder, write_text
@@ -58,6 +59,7 @@ def search(
     evaluate: Evaluate = train_candidate,
     plan: Plan = plan_proxy,
     prior: AccuracyPrior | None = None,
+    also: Mapping[str, Predictor] | None = None,
     measure: Measure | None = None,
     rest_s: float = 0.0,
     progress: Progress | None = None,
@@ -73,6 +75,7 @@ def search(
             "history" and "seconds". Default: proxy training.
         plan: chooses the proxy training once per run, given a few candidates from small to large: JSON values, kept in
             run.json and handed to every task; a "data_card" among them goes to data_card.json. Default: the proxy's.
+        also: predictors of the further targets, by full name.
         measure: measures the latency of a finalist, where the target is at hand.
         rest_s: seconds between two measurements of a finalist; a machine's speed drifts over some seconds.
         about: further facts for run.json, as JSON values (the predictor's provenance, say).
@@ -91,13 +94,20 @@ def search(
         began = "resumed" if resume else "started"
         logger.info("%s: %s within %g ms", began, settings.target, settings.latency_budget_ms)
         check_storage(settings.storage)
+        limits = Limits(settings, also)
+        burden = limits.with_latency(predictor)
         check_budget(
-            space, predictor, settings.latency_budget_ms, stream(settings, "fastest"), confidence=settings.confidence
+            space,
+            burden,
+            settings.latency_budget_ms,
+            stream(settings, "fastest"),
+            confidence=settings.confidence,
+            limits=str(limits),
         )
         prior = prior or AccuracyPrior()
         front = evolve_front(
             space,
-            predictor,
+            burden,
             prior.imagenet_top1,
             settings.latency_budget_ms,
             stream(settings, "front"),
@@ -115,7 +125,7 @@ def search(
             if (card := proxy.pop("data_card", None)) is not None:
                 write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
             run.write_about(settings, proxy=proxy, scored=front.scored, **(about or {}))
-        driver = Driver(settings, run, space, predictor, prior, front, report, started)
+        driver = Driver(settings, run, space, predictor, limits, prior, front, report, started)
         driver.journal.reconcile()
         interrupted = driver.train(evaluate, proxy)
         outcome = conclude(driver, measure, rest_s=rest_s, interrupted=interrupted)
@@ -123,15 +133,17 @@ def search(
         return outcome
 
 
-def dry_run(settings: SearchSettings, *, predictor: Predictor, space: SearchSpace) -> DryRun:
+def dry_run(
+    settings: SearchSettings, *, predictor: Predictor, space: SearchSpace, also: Mapping[str, Predictor] | None = None
+) -> DryRun:
     """What `search` would do, without training or writing anything. Raises ValueError if not even one model fits."""
     rng = stream(settings, "dry run")
-    check_budget(space, predictor, settings.latency_budget_ms, rng, confidence=settings.confidence)
+    limits = Limits(settings, also)
+    burden = limits.with_latency(predictor)
+    check_budget(space, burden, settings.latency_budget_ms, rng, confidence=settings.confidence, limits=str(limits))
     return DryRun(
         size=space.size,
-        feasible_share=feasible_share(
-            space, predictor, settings.latency_budget_ms, rng, confidence=settings.confidence
-        ),
+        feasible_share=feasible_share(space, burden, settings.latency_budget_ms, rng, confidence=settings.confidence),
         fastest_ms=fastest(space, predictor, rng, confidence=settings.confidence)[1],
         slowest_ms=slowest(space, predictor, rng, confidence=settings.confidence)[1],
         trainings=trainings(settings),
