@@ -155,6 +155,11 @@ def search(
     gpu_fraction: Annotated[
         float | None, typer.Option(help="Share of a GPU that each worker has [the GPUs are shared evenly].")
     ] = None,
+    trial_timeout: Annotated[str | None, typer.Option(help="A training that takes longer has failed: 10m.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster that is there: auto, ray://HOST:PORT [workers start here].")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Accept a cluster without authentication.")] = False,
     confidence: Annotated[float | None, typer.Option(help="Feasible: P(latency <= budget) >= this [0.9].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random [0].")] = None,
     run: Annotated[Path | None, typer.Option(help="The run folder [runs/TARGET-BUDGET-N].")] = None,
@@ -186,6 +191,9 @@ def search(
         "time_budget_s": None if time_budget is None else parse_duration(time_budget, "--time-budget"),
         "workers": workers,
         "gpu_fraction": gpu_fraction,
+        "trial_timeout_s": None if trial_timeout is None else parse_duration(trial_timeout, "--trial-timeout"),
+        "ray_address": ray_address,
+        "insecure": insecure or None,
         "confidence": confidence,
         "seed": seed,
         "storage": storage,
@@ -212,6 +220,8 @@ def search(
         budget_ms = round(1e3 * parse_duration(latency_budget, "--latency-budget"), 9)
     full = _target(target)
     given = {name: value for name, value in given.items() if value is not None}
+    if ray_address is not None and "workers" not in given:
+        raise ValueError("--ray-address: say with --workers how many candidates train there at once")
     given.setdefault("workers", _cores())
     given |= {"target": str(full), "latency_budget_ms": budget_ms, "run": str(run or _new_run(full, budget_ms))}
     _search(given, full, profiles, resume=resume, dry_run=dry_run, as_json=as_json)

@@ -14,6 +14,7 @@ import numpy as np
 from ..predictors.accuracy import AccuracyPrior
 from ..search_space.graph import op_graph
 from ..search_space.space import SearchSpace
+from .evaluation import candidate_data, train_candidate
 from .halving import Judged, Rungs
 from .journal import Journal, Proposal
 from .learned import Learned
@@ -24,7 +25,7 @@ from .result import EvaluationResult
 from .run import RunFolder
 from .settings import SAMPLERS, SearchSettings
 from .strategy import Front, surely_over
-from .workers import Evaluate, Outcome, Pool, open_pool
+from .workers import DIED, RETRIES, Evaluate, Outcome, Pool, open_pool
 
 Progress = Callable[[SearchStatus], None]
 
@@ -116,7 +117,7 @@ class Driver:
         if self._decide() is None and not self.journal.waiting:
             self._close()
             return False
-        pool = open_pool(evaluate, self.settings.workers, self.settings.gpu_fraction)
+        pool = open_pool(evaluate, self.settings, candidate_data if evaluate is train_candidate else None)
         interrupted, finished = False, False
         try:
             while True:
@@ -219,6 +220,11 @@ class Driver:
             self._finish(EvaluationResult(status="infeasible", reason=reason, **self._facts(trial)))
             return True
         config_id = trial.proposal.config.id
+        deadly = next((r for r in self.journal.results.values() if r.config_id == config_id and r.reason == DIED), None)
+        if deadly is not None:
+            reason = f"not tried again: trial {deadly.trial}, the same network, killed {RETRIES + 1} workers"
+            self._finish(EvaluationResult(status="failed", reason=reason, **self._facts(trial)))
+            return True
         known = next((result for result in self.journal.complete() if result.config_id == config_id), None)
         if known is None or trial.proposal.role == "repeat":
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,15 +71,15 @@ def plan_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> 
 def train_candidate(task: Mapping[str, Any]) -> dict[str, Any]:
     """Proxy training of a task's "config" with its "seed" under the settings "proxy".
 
-    If the task says "until" (a share), it goes that far; what was trained is in, and goes to, the file "state". Weights
-    are inherited from the checkpoint "init_from".
+    Images are those "shared", or loaded. If the task says "until" (a share), it goes that far; what was trained is in,
+    and goes to, the file "state". Weights are inherited from the checkpoint "init_from".
     """
     from ..evaluators.proxy import ProxySettings, train_proxy
 
     config = LowFormerConfig.from_dict(task["config"])
     result = train_proxy(
         config,
-        None,
+        task.get("shared"),
         ProxySettings.from_dict(task["proxy"]),
         task["seed"],
         _device(),
@@ -88,6 +88,14 @@ def train_candidate(task: Mapping[str, Any]) -> dict[str, Any]:
         source=_source(task["init_from"]) if task.get("init_from") else None,
     )
     return result.to_dict()
+
+
+def candidate_data(task: Mapping[str, Any]) -> tuple[Hashable, Callable[[], Any]]:
+    """The images that `train_candidate` needs for a task: their resolution, which names them, and what loads them."""
+    from ..evaluators.proxy import ProxySettings, load_proxy_data
+
+    proxy, resolution = ProxySettings.from_dict(task["proxy"]), task["config"]["resolution"]
+    return proxy.proxy_resolution(resolution), lambda: load_proxy_data(proxy, resolution)
 
 
 @lru_cache(maxsize=1)

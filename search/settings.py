@@ -12,7 +12,12 @@ from ..search_space.config import one_line
 Strategy = Literal["surrogate", "evolution", "tpe", "nsga2", "gp", "random"]
 SAMPLERS = ("tpe", "nsga2", "gp", "random")  # Optuna's
 # Settings that a resumed run may change; all others decide what the run's numbers mean.
-CHANGEABLE = frozenset({"trials", "repeats", "workers", "gpu_fraction", "time_budget_s", "run", "finalists"})
+CHANGEABLE = frozenset(
+    {
+        *("trials", "repeats", "workers", "gpu_fraction", "time_budget_s", "run", "finalists"),
+        *("trial_timeout_s", "ray_address", "insecure"),
+    }
+)
 
 
 class SearchSettings(BaseModel):
@@ -40,6 +45,9 @@ class SearchSettings(BaseModel):
         repeats: how many of them are trained again with a second seed.
         workers: worker processes; 0 trains in this process, without Ray.
         gpu_fraction: of a GPU that each worker has, or None to share what there is evenly.
+        trial_timeout_s: an evaluation that takes longer is ended and has failed, or None; needs workers.
+        ray_address: of a Ray cluster that is there ("auto", "ray://HOST:PORT"), or None to start workers here.
+        insecure: whether a remote cluster without authentication is accepted.
         seed: of everything random in the run.
         confidence: a candidate is feasible if P(latency <= budget) is at least this.
         time_budget_s: no trial is started that would end later than this, or None.
@@ -69,6 +77,9 @@ class SearchSettings(BaseModel):
     repeats: int = Field(default=5, ge=0)
     workers: int = Field(default=0, ge=0, le=4096)
     gpu_fraction: float | None = Field(default=None, gt=0, le=1)
+    trial_timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    ray_address: str | None = None
+    insecure: bool = False
     seed: int = Field(default=0, ge=0)
     confidence: float = Field(default=0.9, ge=0.5, lt=1)
     time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -90,7 +101,10 @@ class SearchSettings(BaseModel):
         return self.strategy or ("evolution" if self.data is None else "surrogate")
 
     @model_validator(mode="after")
-    def _surrogate_needs_data(self) -> Self:
+    def _fit_together(self) -> Self:
+        for name in ("trial_timeout_s", "ray_address"):
+            if getattr(self, name) is not None and not self.workers:
+                raise ValueError(f"{name} needs workers: with none, candidates train in the search's own process")
         if self.strategy == "surrogate" and self.data is None:
             raise ValueError("strategy 'surrogate' learns from accuracies on your data: it needs data (--data)")
         return self

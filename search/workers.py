@@ -6,20 +6,31 @@ evaluation raises becomes a failed outcome of that trial alone. Workers are stat
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..evaluators.agent import training
+from .settings import SearchSettings
 
 Task = Mapping[str, Any]
 Evaluate = Callable[[Task], Mapping[str, Any]]
+Share = Callable[[Task], tuple[Hashable, Callable[[], Any]]]
 
 RETRIES = 2  # a trial whose worker died is tried again at most this often
+DIED = f"its worker process died, {RETRIES + 1} times"
+OBJECT_STORE_BYTES = 512 * 1024**2  # what does not fit goes to disk
+PACKAGES = ("evaluators", "predictors", "search", "search_space")
 
 logger = logging.getLogger("lownas.search")
 
@@ -51,9 +62,24 @@ class Pool(Protocol):
         """Gives up what is pending and frees everything. May be called twice."""
 
 
-def open_pool(evaluate: Evaluate, workers: int, gpu_fraction: float | None = None) -> Pool:
-    """A pool of `workers` processes, or of this one for 0; each has `gpu_fraction` of a GPU, None shares evenly."""
-    return RayPool(evaluate, workers, gpu_fraction) if workers else InProcessPool(evaluate)
+def open_pool(evaluate: Evaluate, settings: SearchSettings, share: Share | None = None) -> Pool:
+    """As a search's settings say: Ray workers, or this process for none.
+
+    Args:
+        share: of a task, the name of something large that its evaluation needs and what makes it: it is made once, and
+            evaluations in workers find it in their task as "shared".
+    """
+    if not settings.workers:
+        return InProcessPool(evaluate)
+    return RayPool(
+        evaluate,
+        settings.workers,
+        settings.gpu_fraction,
+        share=share,
+        trial_timeout_s=settings.trial_timeout_s,
+        address=settings.ray_address,
+        insecure=settings.insecure,
+    )
 
 
 def describe_error(error: BaseException) -> str:
@@ -92,81 +118,218 @@ class InProcessPool:
 
 
 class RayPool:
-    """Evaluates tasks in Ray workers on this machine, each with one CPU and one torch thread.
+    """Evaluates tasks in Ray workers, each with one CPU and one torch thread.
 
-    Ray is started locally, on the loopback interface, without dashboard, and stopped by `close`. If CUDA devices are
-    there, the workers share them evenly, or each has `gpu_fraction` of one and no more train at once than that allows.
-    Raises ValueError for a fraction of what is not there.
+    Without an address Ray is started on this machine, on the loopback interface, with a token that only this run knows
+    and without dashboard, and stopped by `close`. If CUDA devices are there, the workers share them evenly, or each has
+    `gpu_fraction` of one and no more train at once than that allows.
+
+    With an address ("auto", "ray://HOST:PORT", "HOST:PORT") it is a cluster that others started. This package goes
+    there by itself; what it depends on must be installed there. What `share` gives goes to the object store once.
+
+    Raises ValueError for a fraction of what is not there, or an address that cannot be used.
     """
 
-    def __init__(self, evaluate: Evaluate, workers: int, gpu_fraction: float | None = None) -> None:
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        workers: int,
+        gpu_fraction: float | None = None,
+        *,
+        share: Share | None = None,
+        trial_timeout_s: float | None = None,
+        address: str | None = None,
+        insecure: bool = False,
+    ) -> None:
         if workers < 1:
             raise ValueError(f"workers: at least 1, given {workers}")
+        if address is not None:
+            check_address(address, insecure=insecure)
         # Read when Ray is imported or its processes start.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Loopback only, which Ray does by itself on Windows and macOS alone, and a token that only this run knows.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        if "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        if address is None:
+            # Loopback only, which Ray does by itself on Windows and macOS alone.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+            if "RAY_AUTH_MODE" not in os.environ:
+                os.environ["RAY_AUTH_MODE"] = "token"
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         import ray
 
         self.size = workers
         self._ray = ray
-        self._futures: dict[Any, int] = {}
+        self._share = share
+        self._shared: dict[Hashable, Any] = {}
+        self._timeout_s = trial_timeout_s
+        self._futures: dict[Any, tuple[int, float]] = {}  # to the trial, and when it is due at the earliest
         if ray.is_initialized():
             raise RuntimeError("Ray is already in use in this process; a search starts and stops its own")
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=False,
-            object_store_memory=256 * 1024**2,
-            # Workers import the installed package; the working directory is not shipped.
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}},
-        )
+        # Workers of this machine import the installed package; the working directory is not shipped.
+        runtime_env: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                configure_logging=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                runtime_env=runtime_env,
+                **quiet,
+            )
+        else:
+            self._package = tempfile.TemporaryDirectory(prefix="lownas-")
+            runtime_env["py_modules"] = [str(copy_package(Path(self._package.name)))]
+            try:
+                ray.init(address=address, runtime_env=runtime_env, **quiet)
+            except (ConnectionError, RuntimeError, OSError) as error:
+                raise ValueError(
+                    f"--ray-address {address}: no cluster answers there: {describe_error(error)}"
+                ) from None
         gpus = ray.cluster_resources().get("GPU", 0.0)
-        share = math.floor(gpus / workers * 100) / 100 if gpus < workers else 1.0
+        gpu_share = math.floor(gpus / workers * 100) / 100 if gpus < workers else 1.0
         if gpu_fraction is not None:
             if not gpus:
                 ray.shutdown()
-                raise ValueError(f"--gpu-fraction {gpu_fraction:g}: this machine has no CUDA device")
-            share = gpu_fraction
+                raise ValueError(f"--gpu-fraction {gpu_fraction:g}: there is no CUDA device")
+            gpu_share = gpu_fraction
         self._evaluate = ray.put(evaluate)
-        self._remote = ray.remote(num_cpus=1, num_gpus=share, max_retries=RETRIES, retry_exceptions=False)(_in_worker)
+        self._registry: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Registry).remote()
+        self._remote = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=RETRIES, retry_exceptions=False)(
+            _in_worker
+        )
+        self._kill = ray.remote(num_cpus=0, max_retries=0)(_kill)
 
     @property
     def pending(self) -> int:
         return len(self._futures)
 
     def submit(self, task: Task) -> None:
-        self._futures[self._remote.remote(self._evaluate, dict(task))] = int(task["trial"])
+        shared = None
+        if self._share is not None:
+            key, load = self._share(task)
+            if key not in self._shared:
+                self._shared[key] = self._ray.put(load())
+            shared = self._shared[key]
+        future = self._remote.remote(self._evaluate, self._registry, dict(task), shared)
+        due = time.monotonic() + (self._timeout_s or math.inf)
+        self._futures[future] = (int(task["trial"]), due)
 
     def wait(self, timeout_s: float | None = None) -> list[Outcome]:
-        if not self._futures:
-            return []
-        ready, _ = self._ray.wait(list(self._futures), num_returns=1, timeout=timeout_s)
-        outcomes = []
-        for future in ready:
-            trial = self._futures.pop(future)
-            try:
-                outcomes.append(self._ray.get(future))
-            except self._ray.exceptions.WorkerCrashedError:
-                outcomes.append(Outcome(trial, None, f"its worker process died, {RETRIES + 1} times"))
-            except self._ray.exceptions.OutOfMemoryError:
-                outcomes.append(Outcome(trial, None, "out of memory: Ray stopped its worker to save the machine"))
-            except self._ray.exceptions.RayError as error:
-                outcomes.append(Outcome(trial, None, describe_error(error)))
+        give_up = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        while self._futures:
+            now = time.monotonic()
+            until = min(give_up, *(due for _, due in self._futures.values()))
+            left = None if until == math.inf else max(0.0, until - now)
+            ready, _ = self._ray.wait(list(self._futures), num_returns=1, timeout=left)
+            if ready:
+                return [self._outcome(future) for future in ready]
+            if overdue := self._overdue():
+                return overdue
+            if time.monotonic() >= give_up:
+                return []
+        return []
+
+    def _outcome(self, future: Any) -> Outcome:
+        trial, _ = self._futures.pop(future)
+        errors = self._ray.exceptions
+        try:
+            outcome: Outcome = self._ray.get(future)
+        except errors.OutOfMemoryError:
+            return Outcome(trial, None, "out of memory: Ray stopped its worker to save the machine")
+        except (errors.WorkerCrashedError, errors.NodeDiedError):
+            return Outcome(trial, None, DIED)
+        except errors.RayError as error:
+            return Outcome(trial, None, describe_error(error))
+        return outcome
+
+    def _overdue(self) -> list[Outcome]:
+        """Ends the evaluations that take longer than they may, counted from when they really started."""
+        now, outcomes = time.monotonic(), []
+        for future, (trial, due) in list(self._futures.items()):
+            if due > now:
+                continue
+            known = self._ray.get(self._registry.where.remote(trial))
+            assert self._timeout_s is not None
+            if known is None or known.seconds < self._timeout_s:  # it waits for a place, or was tried again
+                self._futures[future] = (trial, now + self._timeout_s - (known.seconds if known else 0.0))
+                continue
+            del self._futures[future]
+            self._ray.cancel(future, force=True)  # so that it is not tried again
+            self._end_process(known)
+            outcomes.append(Outcome(trial, None, f"it took longer than {self._timeout_s:g} s (--trial-timeout)"))
         return outcomes
+
+    def _end_process(self, place: _Place) -> None:
+        """Kills a worker, also one that does not answer any more."""
+        on_its_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.node, soft=False)
+        try:
+            self._ray.get(self._kill.options(scheduling_strategy=on_its_node).remote(place.pid), timeout=30)
+        except (self._ray.exceptions.RayError, TimeoutError) as error:
+            logger.warning("process %d of an overdue trial: %s", place.pid, describe_error(error))
 
     def close(self) -> None:
         self._futures.clear()
+        self._shared.clear()
         if self._ray.is_initialized():
             self._ray.shutdown()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a trial is evaluated, and for how long it has been."""
+
+    node: str
+    pid: int
+    seconds: float
+
+
+class _Registry:
+    """A Ray actor that knows which process evaluates which trial."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, tuple[str, int, float]] = {}
+
+    def note(self, trial: int, node: str, pid: int) -> None:
+        self._places[trial] = (node, pid, time.monotonic())
+
+    def where(self, trial: int) -> _Place | None:
+        if trial not in self._places:
+            return None
+        node, pid, started = self._places[trial]
+        return _Place(node, pid, time.monotonic() - started)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def check_address(address: str, *, insecure: bool) -> None:
+    """Raises ValueError for a remote cluster without token authentication, where anyone who reaches it can run code."""
+    host = address.removeprefix("ray://").rpartition(":")[0].strip("[]") or address
+    if address in ("auto", "local") or host in ("localhost", "::1") or host.startswith("127."):
+        return
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    has_token = bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+    if not insecure and not (os.environ.get("RAY_AUTH_MODE") == "token" and has_token):
+        raise ValueError(
+            f"--ray-address {address}: without authentication anyone who reaches that cluster can run code there and "
+            "here; start it with RAY_AUTH_MODE=token and set that and RAY_AUTH_TOKEN here too, or say --insecure"
+        )
+
+
+def copy_package(folder: Path) -> Path:
+    """This package as a folder `lownas` that a cluster can import, wherever it is installed from."""
+    root = Path(__file__).resolve().parent.parent
+    copy = folder / "lownas"
+    parts = [path for path in root.iterdir() if path.is_dir() and path.name in PACKAGES]
+    for part in parts:
+        shutil.copytree(part, copy / part.name, ignore=shutil.ignore_patterns("__pycache__", "work"))
+    for file in root.glob("*.py"):
+        shutil.copy2(file, copy / file.name)
+    return copy
 
 
 def _evaluate_safely(evaluate: Evaluate, task: Task) -> Outcome:
@@ -181,8 +344,10 @@ def _evaluate_safely(evaluate: Evaluate, task: Task) -> Outcome:
         return Outcome(int(task["trial"]), None, describe_error(error))
 
 
-def _in_worker(evaluate: Evaluate, task: Task) -> Outcome:
+def _in_worker(evaluate: Evaluate, registry: Any, task: Task, shared: Any) -> Outcome:
+    import ray
     import torch
 
+    ray.get(registry.note.remote(int(task["trial"]), ray.get_runtime_context().get_node_id(), os.getpid()))
     torch.set_num_threads(1)
-    return _evaluate_safely(evaluate, task)
+    return _evaluate_safely(evaluate, task if shared is None else {**task, "shared": shared})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from lownas.search.workers import Outcome, Pool, RayPool, describe_error, open_pool
+from lownas.search.workers import InProcessPool, Outcome, Pool, RayPool, check_address, copy_package, describe_error
 
 
 def make_evaluate(folder: str):
@@ -29,6 +31,10 @@ def make_evaluate(folder: str):
                 file.write(".")
             if task["die"] > os.path.getsize(f"{folder}/deaths-{task['trial']}") - 1:
                 os.kill(os.getpid(), signal.SIGKILL)
+        if task.get("stop"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if task.get("shared"):
+            return {"shared": task["shared"]}
         import torch
 
         return {"accuracy": task["trial"] / 10, "threads": torch.get_num_threads(), "pid": os.getpid()}
@@ -36,10 +42,26 @@ def make_evaluate(folder: str):
     return evaluate
 
 
+made: list[str] = []
+
+
+def share(task: Mapping[str, Any]):
+    """Something large that the tasks of one "data" need."""
+
+    def make():
+        made.append(task["data"])
+        return f"the images of {task['data']}"
+
+    return task.get("data"), make if task.get("data") else (lambda: None)
+
+
 @pytest.fixture(scope="module", params=[0, 2], ids=["in process", "ray"])
 def pool(request, tmp_path_factory) -> Iterator[Pool]:
     folder = tmp_path_factory.mktemp("pool")
-    pool = open_pool(make_evaluate(str(folder)), request.param)
+    evaluate = make_evaluate(str(folder))
+    pool = (
+        RayPool(evaluate, request.param, share=share, trial_timeout_s=8) if request.param else InProcessPool(evaluate)
+    )
     yield pool
     pool.close()
     pool.close()
@@ -104,6 +126,56 @@ def test_waiting_gives_up_after_its_timeout(pool: Pool) -> None:
     assert pool.wait(0.2) == []
     assert time.monotonic() - started < 1
     assert set(collect(pool)) == {1}
+
+
+def test_a_hanging_evaluation_fails_alone_and_its_place_is_free_again(pool: Pool) -> None:
+    if not isinstance(pool, RayPool):
+        pytest.skip("an evaluation in this process cannot be given up")
+    pool.submit({"trial": 1, "stop": True})
+    pool.submit({"trial": 2, "stop": True})
+    outcomes = collect(pool)
+    assert {outcome.error for outcome in outcomes.values()} == {"it took longer than 8 s (--trial-timeout)"}
+    for trial in (3, 4):
+        pool.submit({"trial": trial})
+    assert {outcome.error for outcome in collect(pool).values()} == {""}
+    stopped = [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_STOPPED]
+    assert not stopped
+
+
+def test_what_is_shared_is_made_once(pool: Pool) -> None:
+    if not isinstance(pool, RayPool):
+        pytest.skip("this process keeps its own")
+    for trial in range(4):
+        pool.submit({"trial": trial, "data": "ab"[trial % 2]})
+    outcomes = collect(pool)
+    assert outcomes[0].value == outcomes[2].value == {"shared": "the images of a"}
+    assert outcomes[1].value == {"shared": "the images of b"}
+    assert sorted(made) == ["a", "b"]
+
+
+def test_a_remote_cluster_needs_authentication(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for address in ("ray://10.0.0.7:10001", "10.0.0.7:6379", "head.example.org:6379"):
+        with pytest.raises(ValueError, match=f"--ray-address {address}: without authentication"):
+            check_address(address, insecure=False)
+        check_address(address, insecure=True)
+    for address in ("auto", "127.0.0.1:6379", "ray://localhost:10001", "[::1]:6379"):
+        check_address(address, insecure=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    check_address("10.0.0.7:6379", insecure=False)
+
+
+def test_the_package_travels_whole(tmp_path: Path) -> None:
+    copy = copy_package(tmp_path)
+    assert copy.name == "lownas" and (copy / "search_space" / "spaces" / "tiny.yaml").is_file()
+    assert list(copy.glob("predictors/profiles/*.json")) and not (copy / "tests").exists()
+    paths = [str(tmp_path), *sys.path]
+    code = f"import sys; sys.path[:] = {paths!r}; import lownas.search.evaluation as e; print(e.__file__)"
+    found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert found.stdout.startswith(str(tmp_path))
 
 
 def test_errors_are_one_line() -> None:
