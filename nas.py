@@ -242,10 +242,11 @@ def _search(
 
         # What is wrong with it is said before anything starts.
         load_data(settings.data, 32, settings.seed, train_images=64, validation_images=64)
+    inherited = None
     if settings.init_from is not None:
         from lownas.evaluators.inherit import load_source
 
-        load_source(settings.init_from)
+        inherited = load_source(settings.init_from).identity
     if not dry_run:
         _check_run_folder(Path(settings.run), resume=resume)
     predictor = _predictor(target, profiles, calibrate_if_missing=not dry_run)
@@ -262,6 +263,8 @@ def _search(
     console = _stderr()
     console.print(f"target {target}: {predictor.source}", highlight=False)
     about: dict[str, Any] = {"latency_profile": predictor.provenance}
+    if inherited is not None:
+        about["init_from"] = inherited
     if target.box is not None:
         about["target_file"] = str(Path(target.box.file or "").absolute())
     with ExitStack() as stack:

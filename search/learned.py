@@ -1,7 +1,7 @@
 """Candidates by what a surrogate of the accuracies seen so far expects of them, and by how sure it is.
 
-A few span the sizes and a few are the best by the prior; then each is, of thousands that evolution makes within the
-budget, the one with the greatest expected improvement.
+A few span the sizes and a few are the best by the prior; then each is, of about a thousand within the budget (mutants
+of the best so far, and what evolution found by the prior), the one with the greatest expected improvement.
 """
 
 from __future__ import annotations

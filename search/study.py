@@ -78,7 +78,8 @@ def search(
         also: predictors of the further targets, by full name.
         measure: measures the latency of a finalist, where the target is at hand.
         rest_s: seconds between two measurements of a finalist; a machine's speed drifts over some seconds.
-        about: further facts for run.json, as JSON values (the predictor's provenance, say).
+        about: further facts for run.json, as JSON values (the predictor's provenance, say). "init_from" identifies the
+            weights that are inherited; a resumed run must have the same.
 
     Raises:
         ValueError: the request is wrong: a budget below the fastest model, a run that exists or has another driver.
@@ -89,6 +90,9 @@ def search(
     with RunFolder.open(settings.run, resume=resume) as run:
         if resume:
             settings.check_resumable_from(run.settings)
+            inherited = (about or {}).get("init_from")
+            if inherited != run.about.get("init_from", inherited):
+                raise ValueError(f"cannot resume: {settings.init_from} is not the checkpoint that the run started with")
         report = Reporter(progress, settings.trials + second_seeds(settings), started)
         report("propose")
         began = "resumed" if resume else "started"

@@ -286,6 +286,18 @@ def test_an_interrupted_run_goes_on_from_its_rungs(run_search, tmp_path) -> None
     assert outcome.answer == whole.answer
 
 
+def test_a_resumed_run_inherits_from_the_same_weights(settings, space, predictor, evaluate, plan) -> None:
+    def run(identity: str, trials: int, resume: bool) -> SearchOutcome:
+        asked = settings(trials=trials, repeats=0, init_from="/weights.pth")
+        stand_ins = {"predictor": predictor, "space": space, "evaluate": evaluate, "plan": plan}
+        return search(asked, resume=resume, about={"init_from": identity}, **stand_ins)
+
+    run("abc", 1, False)
+    with pytest.raises(ValueError, match=r"/weights.pth is not the checkpoint that the run started with"):
+        run("def", 2, True)
+    assert len(run("abc", 2, True).candidates) == 2
+
+
 def test_broken_last_line_is_set_aside(run_search, evaluate, tmp_path) -> None:
     whole = run_search(run=str(tmp_path / "whole"))
 
