@@ -126,6 +126,8 @@ class RunFolder:
             logger.removeHandler(self._log)
             self._log.close()
             self._log = None
+        with suppress(OSError):  # it goes where nothing waits in it
+            (self.path / "states").rmdir()
         self._lock.release()
 
     def _start_log(self) -> None:
