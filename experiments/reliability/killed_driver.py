@@ -5,7 +5,7 @@
 
 As many searches as it takes, each with another seed, without and with rungs in turn. Every one must end as the unbroken
 search with its seed (one worker; times apart): no finished trial lost, none twice, none left RUNNING, the same answer.
-Adds to killed_driver.json.
+Goes on from killed_driver.json and adds to it after each search.
 """
 
 from __future__ import annotations
@@ -156,12 +156,17 @@ def main() -> None:
     if given.child:
         child(given.kind, given.child, given.seed, given.rungs)
         return
-    rng = random.Random(given.seed)
-    rows: list[dict[str, Any]] = []
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows: list[dict[str, Any]] = known.get(given.kind, {}).get("searches", [])
     with tempfile.TemporaryDirectory() as folder:
         while (killed := sum(row["killed"] for row in rows)) < given.kills:
-            rows.append(tortured(given.kind, Path(folder), given.seed + len(rows), given.kills - killed, rng))
+            seed = given.seed + len(rows)
+            rows.append(tortured(given.kind, Path(folder), seed, given.kills - killed, random.Random(seed)))
             print(rows[-1], flush=True)
+            RESULTS.write_text(json.dumps({**known, given.kind: summed(rows)}, indent=1) + "\n")
+
+
+def summed(rows: list[dict[str, Any]]) -> dict[str, Any]:
     summary = {
         "killed": sum(row["killed"] for row in rows),
         "searches": len(rows),
@@ -170,9 +175,7 @@ def main() -> None:
         "left running": sum(row["states"].get("RUNNING", 0) + row["states"].get("WAITING", 0) for row in rows),
         "ended as the unbroken search": sum(row["same results"] and row["same answer"] for row in rows),
     }
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**known, given.kind: {"summary": summary, "searches": rows}}, indent=1) + "\n")
-    print(summary)
+    return {"summary": summary, "searches": rows}
 
 
 if __name__ == "__main__":
