@@ -104,7 +104,7 @@ def write_plan(path: Path = PLAN) -> None:
     for group, count in LONG_GROUPS.items():
         twice += rng.choice(roles[group], count, replace=False).tolist()
     long |= {name: list(SEEDS) for name in twice}
-    entries = []
+    entries: list[dict[str, Any]] = []
     for role, names in roles.items():
         for name in names:
             seeds = {"short": list(SEEDS)} | ({"long": long[name]} if name in long else {})
