@@ -121,7 +121,7 @@ def test_the_surrogate_needs_data(settings) -> None:
         settings(strategy="annealing")
 
 
-def test_candidates_under_way_are_not_proposed_twice_in_another_form(space: SearchSpace) -> None:
+def test_candidates_under_way_are_less_uncertain(space: SearchSpace) -> None:
     rng = np.random.default_rng(0)
     configs = [space.sample(rng) for _ in range(20)]
     seen = [Observation(config, 0, stub_accuracy(config, 1)) for config in configs[:12]]
