@@ -22,8 +22,8 @@ class EvaluationResult(BaseModel):
         status: "complete" (trained to the end), "infeasible" (surely over the budget, not trained), "pruned" (stopped
             early) or "failed".
         reason: why it is not complete, or from which trial its result was reused; else empty.
-        role: why it was proposed: "explore" (spans the sizes), "exploit" (the best for the budget), "child" (by what was
-            trained so far), "sampled" (by a sampler of Optuna), "repeat" (a second seed of an earlier candidate) or
+        role: why it was proposed: "explore" (spans the sizes), "exploit" (the best for the budget), "child" (by what
+            was trained so far), "sampled" (by a sampler of Optuna), "repeat" (a second seed of an earlier candidate) or
             "enqueued" (from outside).
         config: the candidate.
         config_id: its `id`.
