@@ -195,7 +195,12 @@ class RayPool:
                 raise ValueError(f"--gpu-fraction {gpu_fraction:g}: there is no CUDA device")
             gpu_share = gpu_fraction
         self._evaluate = ray.put(evaluate)
-        self._registry: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Registry).remote()
+        # Beside the driver, not on a node that may be lost under it while other nodes' workers speak to it.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        )
+        registry = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Registry)
+        self._registry: Any = registry.options(scheduling_strategy=here).remote()
         self._remote = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=RETRIES, retry_exceptions=False)(
             _in_worker
         )
