@@ -6,14 +6,14 @@ import time
 from collections import Counter
 
 from .driver import Driver
-from .finalists import Measure, measured_finalists
+from .finalists import measured_finalists
 from .objective import Objective
 from .outcome import Candidate, SearchOutcome
 from .proposals import USED, stream
 from .strategy import slowest
 
 
-def conclude(driver: Driver, measure: Measure | None, *, rest_s: float, interrupted: bool) -> SearchOutcome:
+def conclude(driver: Driver, *, interrupted: bool) -> SearchOutcome:
     """Ranks what was trained, measures finalists where possible, and chooses the answer."""
     settings, results = driver.settings, driver.journal.results
     objective = driver.proposer.objective()
@@ -45,11 +45,17 @@ def conclude(driver: Driver, measure: Measure | None, *, rest_s: float, interrup
         for result, outside in zip(ranked, extrapolated, strict=True)
     ]
     notes = _notes(driver, objective)
+    before, factor = driver.predictor.measured, driver.predictor.factor
+    if before:
+        notes.append(
+            f"{before} networks measured during the run corrected the latency predictor: what it says is taken "
+            f"{factor:.3g} times."
+        )
     answer = candidates[0] if candidates else None
-    if measure is not None and candidates:
+    if driver.rounds.possible and candidates:
         driver.report("measure", results.values())
         try:
-            candidates, answer, remark = measured_finalists(candidates, measure, driver.run, settings, rest_s)
+            candidates, answer, remark = measured_finalists(candidates, driver.rounds, driver.predictor, settings)
             notes.append(remark)
         except KeyboardInterrupt:
             interrupted = True

@@ -14,18 +14,22 @@ import numpy as np
 from ..predictors.accuracy import AccuracyPrior
 from ..search_space.graph import op_graph
 from ..search_space.space import SearchSpace
+from .corrected import Corrected
 from .evaluation import candidate_data, train_candidate
 from .halving import Judged, Rungs
 from .journal import Journal, Proposal
 from .learned import Learned
 from .limits import Limits
-from .outcome import Prediction, Predictor, SearchStatus
+from .measured import Rounds
+from .outcome import Prediction, SearchStatus
 from .proposals import Evolution, Proposer
 from .result import EvaluationResult
 from .run import RunFolder
 from .settings import SAMPLERS, SearchSettings
 from .strategy import Front, surely_over
 from .workers import DIED, RETRIES, Evaluate, Outcome, Pool, open_pool
+
+LEADERS, LEADER_ROUNDS = 3, 3  # how many of the best so far are measured half-way, and how often
 
 Progress = Callable[[SearchStatus], None]
 
@@ -93,16 +97,21 @@ class Driver:
         settings: SearchSettings,
         run: RunFolder,
         space: SearchSpace,
-        predictor: Predictor,
+        predictor: Corrected,
         limits: Limits,
         prior: AccuracyPrior,
+        evolve: Callable[[], Front],
         front: Front,
+        rounds: Rounds,
         report: Reporter,
         started: float,
     ) -> None:
+        """`evolve` gives the front again, by the predictor as it is then; `front` is what it gave last."""
         self.settings, self.run, self.space = settings, run, space
         self.predictor, self.limits, self.prior = predictor, limits, prior
         self.burden = limits.with_latency(predictor)
+        self.rounds, self._evolve = rounds, evolve
+        self._corrected = rounds.taken("leader") or not rounds.possible
         self.report, self.started = report, started
         self.journal = Journal(settings, run, space)
         self.proposer = proposer_of(settings)(settings, space, self.burden, prior, front, self.journal)
@@ -121,13 +130,17 @@ class Driver:
         interrupted, finished = False, False
         try:
             while True:
-                while pool.pending < pool.size:
+                if not pool.pending and self._due_for_correction():
+                    self._correct()
+                while pool.pending < pool.size and not self._due_for_correction():
                     if self._out_of_time():
                         interrupted = self._decide() is not None or self.journal.waiting
                         break
                     if not self._start_next(pool, proxy):
                         break
                 if not pool.pending:
+                    if self._due_for_correction() and not interrupted:
+                        continue
                     finished = not interrupted
                     break
                 self._report("train", pool.size)
@@ -150,6 +163,26 @@ class Driver:
             self.journal.settle()
             self.open.clear()
         return interrupted
+
+    # --- what is measured on the way
+
+    def _due_for_correction(self) -> bool:
+        """Whether the best so far should be measured: half-way, where the device is at hand and nothing trains."""
+        done = sum(result.status in ("complete", "pruned") for result in self.journal.results.values())
+        done += sum(number in self.journal.rungs for number in self.open)
+        return not self._corrected and 2 * done >= self.settings.trials
+
+    def _correct(self) -> None:
+        """Measures the best so far; the predictor learns, and what evolution finds by it is found anew."""
+        self._corrected = True
+        under_way = {number: trial.proposal for number, trial in self.open.items()}
+        distinct = {config.id: config for config in self.proposer.leaders(under_way)}
+        self._report("measure", 1)
+        for config in self.rounds.take(list(distinct.values())[:LEADERS], LEADER_ROUNDS, "leader"):
+            self.predictor.learn(config, float(np.median(self.rounds.medians_ms(config))))
+        logger.info("predictions are taken %.3f times from now on", self.predictor.factor)
+        with suppress(ValueError):  # by now nothing may fit; the finalists will tell
+            self.proposer.front = self._evolve()
 
     # --- what is next
 
@@ -211,6 +244,8 @@ class Driver:
 
     def _settled(self, trial: _Open) -> bool:
         """Whether the trial has its result without training: it is surely over the budget, or known already."""
+        if trial.proposal.role == "repeat":
+            return False
         over = surely_over(np.array([trial.quantile_ms]), self.settings.latency_budget_ms)[0]
         if over:
             reason = f"latency {trial.quantile_ms:.4g} ms at confidence {self.settings.confidence:g} is over the budget"
@@ -226,7 +261,7 @@ class Driver:
             self._finish(EvaluationResult(status="failed", reason=reason, **self._facts(trial)))
             return True
         known = next((result for result in self.journal.complete() if result.config_id == config_id), None)
-        if known is None or trial.proposal.role == "repeat":
+        if known is None:
             return False
         facts = {**self._facts(trial), "seed": known.seed}
         reason = f"the same as trial {known.trial}"

@@ -16,7 +16,7 @@ _PHASES = {
     "propose": "searching for candidates",
     "plan": "timing the proxy training",
     "train": "training candidates",
-    "measure": "measuring finalists",
+    "measure": "measuring latency",
     "done": "done",
 }
 

@@ -19,7 +19,7 @@ from .journal import Journal, Proposal
 from .objective import Objective, Observation, observations
 from .result import EvaluationResult
 from .settings import SearchSettings
-from .strategy import Front, Predictor, children, most_varied
+from .strategy import Front, Predictor, children, most_varied, surely_over
 
 USED = 0.9  # without the user's data, the answer uses at least this share of the budget where a good candidate does
 
@@ -87,6 +87,10 @@ class Proposer(ABC):
         times = Counter(result.config_id for result in complete)
         times.update(proposal.config.id for proposal in under_way.values())
         once = {result.config_id: result for result in complete if times[result.config_id] == 1}
+        if once:  # what was measured meanwhile may have shown that some do not fit
+            quantile = self.predictor.quantile_ms([r.config for r in once.values()], self.settings.confidence)
+            over = surely_over(np.asarray(quantile, float), self.settings.latency_budget_ms)
+            once = {name: result for (name, result), out in zip(once.items(), over, strict=True) if not out}
         if repeated >= self.settings.repeats or not once:
             return None
         seed = self.training_seed(number)
@@ -167,6 +171,17 @@ class Proposer(ABC):
             key=lambda result: (result.config_id not in using, -objective.value(result.config_id), result.trial),
         )
 
+    def leaders(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
+        """The trained candidates, the best first; then those at rungs, by the highest rung and their accuracy there."""
+        leaders = [result.config for result in self.ranked(self.objective())]
+        judged = [
+            (self.journal.rungs[trial][-1], proposal.config)
+            for trial, proposal in under_way.items()
+            if trial in self.journal.rungs
+        ]
+        judged.sort(key=lambda item: (-item[0]["rung"], -item[0]["accuracy"], item[0]["trial"]))
+        return leaders + [config for _, config in judged]
+
 
 class Evolution(Proposer):
     """Mutants of the best so far, by the prior and by what their parents reached beyond it."""
@@ -195,7 +210,7 @@ class Evolution(Proposer):
     def _child(self, number: int, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
         """A promising, different mutant of the best so far."""
         objective = self.objective() if self.settings.rung_count == 1 else self._at_first_rung(under_way)
-        parents = self._leaders(under_way)[:3]
+        parents = self.leaders(under_way)[:3]
         if not parents:
             return None
         configs, origin = children(
@@ -218,17 +233,6 @@ class Evolution(Proposer):
             expected[origin == index] = objective.estimate(parent.id, prior_top1[origin == index])
         promising = np.argsort(-expected, kind="stable")[: max(5, len(configs) // 20)]
         return most_varied(self.space, [configs[i] for i in promising], self.aimed(under_way))
-
-    def _leaders(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
-        """The trained candidates, the best first; then those at rungs, by the highest rung and their accuracy there."""
-        leaders = [result.config for result in self.ranked(self.objective())]
-        judged = [
-            (self.journal.rungs[trial][-1], proposal.config)
-            for trial, proposal in under_way.items()
-            if trial in self.journal.rungs
-        ]
-        judged.sort(key=lambda item: (-item[0]["rung"], -item[0]["accuracy"], item[0]["trial"]))
-        return leaders + [config for _, config in judged]
 
     def _at_first_rung(self, under_way: Mapping[int, Proposal]) -> Objective:
         """What is maximized as far as the first rung tells, where all candidates can be compared."""

@@ -5,7 +5,7 @@ data_card.json  what the user's data are, as they were found
 results.jsonl   one `EvaluationResult` a line, append-only, each line on disk before the trial is told to the study
 rungs.jsonl     what a trial had reached at a rung, one a line
 states/         trainings that wait at a rung
-measured.jsonl  one latency measurement of a finalist a line
+measured.jsonl  one latency measurement a line
 study.db        Optuna's storage
 front/          the Pareto front, exported
 log.txt         what happened
@@ -116,7 +116,7 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self.close()
         if kind is not None and not (self.path / "run.json").exists():  # the run never began: leave nothing behind
-            for name in ("log.txt", "lock"):
+            for name in ("log.txt", "measured.jsonl", "lock"):
                 (self.path / name).unlink(missing_ok=True)
             with suppress(OSError):
                 self.path.rmdir()

@@ -11,25 +11,41 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from ..predictors.accuracy import AccuracyPrior
 from ..search_space.config import LowFormerConfig
 from ..search_space.presets import PRESETS
 from ..search_space.space import SearchSpace
 from .answer import conclude
+from .corrected import Corrected
 from .driver import Driver, Progress, Reporter
 from .evaluation import plan_proxy, second_seeds, train_candidate, training_budget_s, trainings
-from .finalists import Measure
 from .journal import check_storage
-from .limits import Limits
+from .limits import Burden, Limits
+from .measured import Measure, Rounds
 from .outcome import Predictor, SearchOutcome
 from .proposals import stream, typical
 from .run import RunFolder, write_text
 from .settings import SearchSettings
-from .strategy import check_budget, evolve_front, fastest, feasible_share, slowest
+from .strategy import (
+    BAND,
+    Excluded,
+    Front,
+    Score,
+    check_budget,
+    evolve_front,
+    fastest,
+    feasible_share,
+    most_varied,
+    slowest,
+)
 from .workers import Evaluate
 
+ANCHORS, ANCHOR_ROUNDS = 3, 3  # what is measured before anything trains, where the device is at hand, and how often
 OVERHEAD_S = 45.0  # proposing, timing the proxy, starting workers, exporting
 
 logger = logging.getLogger("lownas.search")
@@ -109,17 +125,16 @@ def search(
             limits=str(limits),
         )
         prior = prior or AccuracyPrior()
-        front = evolve_front(
-            space,
-            burden,
-            prior.imagenet_top1,
-            settings.latency_budget_ms,
-            stream(settings, "front"),
-            confidence=settings.confidence,
-            evaluations=settings.evaluations,
-            seeds=[preset for preset in PRESETS.values() if preset in space],
-            excluded=prior.beyond,
-        )
+        corrected = Corrected(predictor)
+        burden = limits.with_latency(corrected)
+        evolve = partial(_evolve, settings, space, burden, prior.imagenet_top1, prior.beyond)
+        rounds = Rounds(run, settings.target, measure, rest_s)
+        for config, latency_ms in rounds.known():
+            corrected.learn(config, latency_ms)
+        front = evolve()
+        if not resume and rounds.possible:
+            report("measure")
+            front = _anchored(settings, space, front, rounds, corrected, evolve)
         logger.info("scored %d configurations, %d of them feasible and distinct", front.scored, len(front.configs))
         if resume:
             proxy = run.about.get("proxy", {})
@@ -129,12 +144,58 @@ def search(
             if (card := proxy.pop("data_card", None)) is not None:
                 write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
             run.write_about(settings, proxy=proxy, scored=front.scored, **(about or {}))
-        driver = Driver(settings, run, space, predictor, limits, prior, front, report, started)
+        driver = Driver(settings, run, space, corrected, limits, prior, evolve, front, rounds, report, started)
         driver.journal.reconcile()
         interrupted = driver.train(evaluate, proxy)
-        outcome = conclude(driver, measure, rest_s=rest_s, interrupted=interrupted)
+        outcome = conclude(driver, interrupted=interrupted)
         report("done", driver.journal.results.values())
         return outcome
+
+
+def _evolve(
+    settings: SearchSettings, space: SearchSpace, burden: Burden, score: Score, excluded: Excluded | None = None
+) -> Front:
+    """What evolution finds by the prior, within the budget as the predictor sees it now."""
+    return evolve_front(
+        space,
+        burden,
+        score,
+        settings.latency_budget_ms,
+        stream(settings, "front"),
+        confidence=settings.confidence,
+        evaluations=settings.evaluations,
+        seeds=[preset for preset in PRESETS.values() if preset in space],
+        excluded=excluded,
+    )
+
+
+def _anchored(
+    settings: SearchSettings,
+    space: SearchSpace,
+    front: Front,
+    rounds: Rounds,
+    corrected: Corrected,
+    evolve: Callable[[], Front],
+) -> Front:
+    """The front again, after a few of its best were measured before anything trains, and the predictor learnt."""
+    near = np.flatnonzero(front.quantile_ms >= BAND * settings.latency_budget_ms)
+    near = near if len(near) >= ANCHORS else np.arange(len(front.configs))
+    best = [front.configs[i] for i in near[np.argsort(-front.score[near], kind="stable")[:64]]]
+    anchors: list[LowFormerConfig] = []
+    while len(anchors) < min(ANCHORS, len(best)):
+        anchors.append(most_varied(space, [config for config in best if config not in anchors], anchors))
+    for config in rounds.take(anchors, ANCHOR_ROUNDS, "anchor"):
+        corrected.learn(config, float(np.median(rounds.medians_ms(config))))
+    logger.info("%d networks measured: predictions are taken %.3f times", corrected.measured, corrected.factor)
+    if not corrected.measured:
+        return front
+    try:
+        return evolve()
+    except ValueError:
+        raise ValueError(
+            f"nothing fits {settings.latency_budget_ms:g} ms: networks measured now took {corrected.factor:.3g} times "
+            "as long as the predictor says; calibrate it again, or see that the device is at rest"
+        ) from None
 
 
 def dry_run(
