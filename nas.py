@@ -122,6 +122,9 @@ Onnx = Annotated[list[Path] | None, typer.Option("--onnx", help="An ONNX file; m
 def search(
     target: Target_ = None,
     latency_budget: Annotated[str | None, typer.Option(help="What the latency must not exceed: 2ms, 800us.")] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Find the front of accuracy against latency, up to the budget if given.")
+    ] = False,
     also: Annotated[
         list[str] | None, typer.Option(help="A further target that must hold too: cpu=20ms; may be repeated.")
     ] = None,
@@ -174,6 +177,7 @@ def search(
     from lownas.search.run import read_about, read_settings
 
     given: dict[str, Any] = {
+        "pareto": pareto or None,
         "also": parse_budgets(also) if also else None,
         "max_params": None if max_params is None else parse_quantity(max_params, "--max-params"),
         "max_macs": None if max_macs is None else parse_quantity(max_macs, "--max-macs"),
@@ -202,6 +206,7 @@ def search(
         raise ValueError("--resume: name the run to go on with (--run DIR)")
     if resume and replay:
         raise ValueError("--resume and --replay: one or the other")
+    budget_ms: float | None = None
     if resume or replay:
         assert run is not None or replay is not None
         earlier: Path = replay or run  # type: ignore[assignment]
@@ -214,8 +219,8 @@ def search(
         given = {**base.to_dict(), **{name: value for name, value in given.items() if value is not None}}
     elif target is None:
         raise ValueError("--target is missing: which device? (rtx3090, cpu, ...; `lownas targets` lists them)")
-    elif latency_budget is None:
-        raise ValueError("--latency-budget is missing: how long may one image take? (2ms, 800us)")
+    elif latency_budget is None and not pareto:
+        raise ValueError("--latency-budget is missing: how long may one image take? (2ms, 800us; or --pareto)")
     if latency_budget is not None:
         budget_ms = round(1e3 * parse_duration(latency_budget, "--latency-budget"), 9)
     full = _target(target)
@@ -223,7 +228,10 @@ def search(
     if ray_address is not None and "workers" not in given:
         raise ValueError("--ray-address: say with --workers how many candidates train there at once")
     given.setdefault("workers", _cores())
-    given |= {"target": str(full), "latency_budget_ms": budget_ms, "run": str(run or _new_run(full, budget_ms))}
+    name = f"{budget_ms:g}ms" if budget_ms is not None else "front"
+    given |= {"target": str(full), "run": str(run or _new_run(full, name))}
+    if budget_ms is not None:
+        given["latency_budget_ms"] = budget_ms
     _search(given, full, profiles, resume=resume, dry_run=dry_run, as_json=as_json)
 
 
@@ -233,9 +241,11 @@ def _search(
     from lownas.search.settings import SearchSettings
     from lownas.search.study import dry_run as describe
     from lownas.search.study import search as run_search
+    from lownas.search.study import whole_range_ms
     from lownas.search_space import SearchSpace
 
-    settings = SearchSettings.from_dict(given)
+    # A front without a budget spans the space; how far that is, the predictor says below.
+    settings = SearchSettings.from_dict({"latency_budget_ms": 1e9, **given})
     space = SearchSpace.load(settings.space, settings.resolution)
     if settings.data is not None:
         from lownas.evaluators.data import load_data
@@ -250,6 +260,9 @@ def _search(
     if not dry_run:
         _check_run_folder(Path(settings.run), resume=resume)
     predictor = _predictor(target, profiles, calibrate_if_missing=not dry_run)
+    if "latency_budget_ms" not in given:
+        budget_ms = whole_range_ms(settings, predictor=predictor, space=space)
+        settings = settings.replace(latency_budget_ms=budget_ms)
     others = {name: _predictor(_target(name), profiles, calibrate_if_missing=not dry_run) for name in settings.also}
     if dry_run:
         plan = describe(settings, predictor=predictor, space=space, also=others)
@@ -332,8 +345,8 @@ def _check_run_folder(run: Path, *, resume: bool) -> None:
         raise OSError(f"cannot write the run folder {run}: {nearest} {what}")
 
 
-def _new_run(target: Target, budget_ms: float) -> Path:
-    name = f"{target.alias or target.device}-{budget_ms:g}ms".replace(":", "-")
+def _new_run(target: Target, what: str) -> Path:
+    name = f"{target.alias or target.device}-{what}".replace(":", "-")
     number = 1
     while (path := Path("runs") / f"{name}-{number}").exists():
         number += 1

@@ -9,6 +9,7 @@ from .driver import Driver
 from .finalists import measured_finalists
 from .objective import Objective
 from .outcome import Candidate, SearchOutcome
+from .pareto import pareto_front
 from .proposals import USED, stream
 from .strategy import slowest
 
@@ -65,6 +66,12 @@ def conclude(driver: Driver, *, interrupted: bool) -> SearchOutcome:
             f"The answer's latency is predicted, not measured: {answer.latency_ms:.3g} ms "
             f"({answer.low_ms:.3g} to {answer.high_ms:.3g})."
         )
+    if settings.pareto and candidates:
+        front = pareto_front(candidates)
+        notes.append(
+            f"The front has {len(front)} networks, from {front[0].latency_ms:.3g} to {front[-1].latency_ms:.3g} ms; "
+            "the answer is the most accurate one."
+        )
     if answer is not None:
         share = answer.quantile_ms / settings.latency_budget_ms
         notes.append(
@@ -74,7 +81,7 @@ def conclude(driver: Driver, *, interrupted: bool) -> SearchOutcome:
         for limit in driver.limits.limits:
             cost = float(limit.cost([answer.config])[0])
             notes.append(f"Its {limit.name}: {limit.said(cost)}, at most {limit.said(limit.most)} allowed.")
-        if share < USED and not driver.limits:
+        if share < USED and not driver.limits and not settings.pareto:
             _, largest = slowest(
                 driver.space, driver.predictor, stream(settings, "slowest"), confidence=settings.confidence
             )

@@ -231,15 +231,21 @@ class Driver:
         return _Open(trial.number, proposal, self.predictor.predict([config])[0], quantile)
 
     def _judged(self) -> list[Judged]:
-        """For each rung the accuracies there, of the trials that did not fail; second seeds take no part."""
-        judged: list[dict[int, tuple[float]]] = [{} for _ in range(self.rungs.count)]
+        """For each rung what is maximized there, of the trials that did not fail; second seeds take no part."""
+        judged: list[dict[int, tuple[float, ...]]] = [{} for _ in range(self.rungs.count)]
         for number, entries in self.journal.rungs.items():
             result = self.journal.results.get(number)
-            if number in self.open or (result is not None and result.status in ("complete", "pruned")):
-                for entry in entries:  # second seeds have none
-                    judged[entry["rung"]][number] = (entry["accuracy"],)
-                if result is not None and result.status == "complete":
-                    judged[-1][number] = (result.accuracy or 0.0,)
+            if number in self.open:
+                latency_ms = self.open[number].prediction.latency_ms
+            elif result is not None and result.status in ("complete", "pruned"):
+                latency_ms = result.latency_ms
+            else:
+                continue
+            beside = (-latency_ms,) if self.settings.pareto else ()
+            for entry in entries:  # second seeds have none
+                judged[entry["rung"]][number] = (entry["accuracy"], *beside)
+            if result is not None and result.status == "complete":
+                judged[-1][number] = (result.accuracy or 0.0, *beside)
         return list(judged)
 
     def _settled(self, trial: _Open) -> bool:

@@ -9,16 +9,8 @@ from typing import Any
 
 from ..search_space.config import LowFormerConfig
 from .outcome import Candidate, SearchOutcome
+from .pareto import pareto_front
 from .run import read_about, read_results, write_text
-
-
-def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that no other one beats in objective without being slower, the fastest first."""
-    front: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.latency_ms, -c.objective, c.trial)):
-        if not front or candidate.objective > front[-1].objective:
-            front.append(candidate)
-    return front
 
 
 def candidate_to_dict(candidate: Candidate) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
 from .corrected import Corrected
 from .measured import Rounds
 from .outcome import Candidate
+from .pareto import pareto_front
 from .settings import SearchSettings
 
+MOST_OF_FRONT = 8  # networks on the front that are measured
 ROUNDS = 5  # measurements of a finalist, each in a session of its own
 
 
@@ -27,11 +29,11 @@ def measured_finalists(
     The worst round is left out, since it may be a disturbance.
     """
     budget, confidence = settings.latency_budget_ms, settings.confidence
+    if settings.pareto:
+        return _measured_front(candidates, rounds, predictor, settings)
 
     def dependable_ms(candidate: Candidate) -> float:
-        kept = np.sort(rounds.medians_ms(candidate.config))[:-1]
-        spread = np.std(kept, ddof=1) * np.sqrt(1 + 1 / len(kept))
-        return float(np.mean(kept) + stdtrit(len(kept) - 1, confidence) * spread)
+        return _dependable_ms(rounds.medians_ms(candidate.config), confidence)
 
     done: list[Candidate] = []
     left = list(candidates)
@@ -70,6 +72,44 @@ def measured_finalists(
             "calibrate it again."
         ),
     )
+
+
+def _measured_front(
+    candidates: Sequence[Candidate], rounds: Rounds, predictor: Corrected, settings: SearchSettings
+) -> tuple[list[Candidate], Candidate | None, str]:
+    """The candidates with those on the front measured (`MOST_OF_FRONT` of them, spread over it), and the most accurate
+    one measured within the budget."""
+    front = pareto_front(candidates)
+    places = np.unique(np.linspace(0, len(front) - 1, min(MOST_OF_FRONT, len(front))).round().astype(int))
+    measured = rounds.take([front[i].config for i in places], ROUNDS, "finalist")
+    if not measured:
+        return list(candidates), candidates[0], "Nothing on the front could be measured: latencies are predicted."
+    for config in measured:
+        predictor.learn(config, float(np.median(rounds.medians_ms(config))))
+    names = {config.id for config in measured}
+    result = [
+        _with_rounds(c, rounds.medians_ms(c.config))
+        if c.config.id in names
+        else _as_corrected(c, predictor, settings.confidence)
+        for c in candidates
+    ]
+    within = [
+        candidate
+        for candidate in result
+        if candidate.config.id in names
+        and _dependable_ms(rounds.medians_ms(candidate.config), settings.confidence) <= settings.latency_budget_ms
+    ]
+    remark = (
+        f"{len(measured)} networks on the front were measured, {ROUNDS} times each; the others' latency is predicted."
+    )
+    return result, max(within, key=lambda candidate: candidate.objective, default=None), remark
+
+
+def _dependable_ms(medians: Sequence[float], confidence: float) -> float:
+    """What a further round stays below with probability `confidence`, the worst one left out."""
+    kept = np.sort(medians)[:-1]
+    spread = np.std(kept, ddof=1) * np.sqrt(1 + 1 / len(kept))
+    return float(np.mean(kept) + stdtrit(len(kept) - 1, confidence) * spread)
 
 
 def _with_rounds(candidate: Candidate, medians: Sequence[float]) -> Candidate:

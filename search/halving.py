@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .pareto import order
 from .settings import SearchSettings
 
-Floats = NDArray[np.float64]
 Judged = Mapping[int, Sequence[float]]
 
 
@@ -104,40 +103,3 @@ class Rungs:
             return None
         best_first = order(np.array([judged[rung][name] for name in names], dtype=np.float64))
         return next((names[index] for index in best_first[:allowed] if names[index] not in gone_on), None)
-
-
-def order(objectives: Floats) -> NDArray[np.intp]:
-    """Indices of (n, m) objectives, higher is better, the best first.
-
-    Several objectives rank by Pareto fronts (the candidates that none dominates, then those that only these dominate,
-    and so on), within a front by crowding distance, the most isolated first (Deb et al., NSGA-II, 2002). Ties keep the
-    order given.
-    """
-    count = len(objectives)
-    rank = np.full(count, -1)
-    crowding = np.zeros(count)
-    left = np.arange(count)
-    front = 0
-    while len(left):
-        values = objectives[left]
-        no_worse = (values[:, None] >= values[None]).all(axis=2)
-        better = (values[:, None] > values[None]).any(axis=2)
-        free = ~(no_worse & better).any(axis=0)
-        rank[left[free]] = front
-        crowding[left[free]] = _crowding(values[free])
-        left, front = left[~free], front + 1
-    return np.lexsort((np.arange(count), -crowding, rank))
-
-
-def _crowding(values: Floats) -> Floats:
-    """(n,) of (n, m) objectives of one front: the sum over the objectives of the gap between a point's neighbours."""
-    total = np.zeros(len(values))
-    for column in values.T:
-        sequence = np.argsort(column, kind="stable")
-        ordered = column[sequence]
-        spread = ordered[-1] - ordered[0]
-        if spread > 0:
-            gaps = np.full(len(values), np.inf)
-            gaps[1:-1] = (ordered[2:] - ordered[:-2]) / spread
-            total[sequence] += gaps
-    return total

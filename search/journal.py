@@ -44,6 +44,16 @@ def check_storage(url: str | None) -> None:
         ) from None
 
 
+def directions(settings: SearchSettings) -> list[str]:
+    """Of the study's objectives: accuracy, and with `pareto` latency."""
+    return ["maximize", "minimize"] if settings.pareto else ["maximize"]
+
+
+def values(settings: SearchSettings, objective: float, latency_ms: float) -> list[float]:
+    """What a study of these `directions` is told."""
+    return [objective, latency_ms] if settings.pareto else [objective]
+
+
 def _relax_sqlite(connection: Any, record: Any) -> None:
     """Readers do not block the driver, and no fsync per parameter: results.jsonl is the truth, and it is synced.
 
@@ -77,7 +87,7 @@ class Journal:
         self.study = optuna.create_study(
             study_name=name,
             storage=self.storage,
-            direction="maximize",
+            directions=directions(settings),
             sampler=optuna.samplers.RandomSampler(seed=settings.seed),
             load_if_exists=True,
         )
@@ -198,7 +208,7 @@ class Journal:
             self.storage.set_trial_state_values(self._trial_id(number), TrialState.RUNNING)
         if result.status == "complete":
             assert result.objective is not None
-            self.study.tell(number, result.objective)
+            self.study.tell(number, values(self.settings, result.objective, result.latency_ms))
         elif result.status == "failed":
             self.study.tell(number, state=TrialState.FAIL)
         else:

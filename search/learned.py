@@ -1,7 +1,8 @@
 """Candidates by what a surrogate of the accuracies seen so far expects of them, and by how sure it is.
 
 A few span the sizes and a few are the best by the prior; then each is, of about a thousand within the budget (mutants
-of the best so far, and what evolution found by the prior), the one with the greatest expected improvement.
+of the best so far, and what evolution found by the prior), the one with the greatest expected improvement, of the best
+or of the front.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr  # type: ignore[import-untyped, unused-ignore]
 
 from ..predictors.surrogate import AccuracySurrogate, Observation
 from ..search_space.config import LowFormerConfig
 from ..search_space.space import SearchSpace
 from .halving import Rungs
 from .journal import Proposal
+from .pareto import expected_front_improvement, expected_improvement, order
 from .proposals import Proposer, stream
 from .result import Role
 from .strategy import children
@@ -70,7 +71,9 @@ class Learned(Proposer):
         trained = list({observation.config.id: observation.config for observation in seen}.values())
         means, _ = surrogate.predict(trained)
         rng = stream(self.settings, "children", number)
-        best_first = [trained[i] for i in np.argsort(-means, kind="stable")]
+        seen_ms = self.latency_ms(trained) if self.settings.pareto else None
+        ranking = means[:, None] if seen_ms is None else np.column_stack([means, -np.log(seen_ms)])
+        best_first = [trained[i] for i in order(ranking)]
         candidates, _ = children(
             self.space,
             self.predictor,
@@ -87,7 +90,12 @@ class Learned(Proposer):
         if not candidates:
             return None
         mean, spread = surrogate.predict(candidates)
-        return candidates[int(np.argmax(expected_improvement(mean, spread, float(means.max()))))]
+        if seen_ms is None:
+            gain = expected_improvement(mean, spread, float(means.max()))
+        else:
+            budget_ms = self.settings.latency_budget_ms
+            gain = expected_front_improvement(mean, spread, self.latency_ms(candidates), means, seen_ms, budget_ms)
+        return candidates[int(np.argmax(gain))]
 
     def observations(self, under_way: Mapping[int, Proposal]) -> list[Observation]:
         """All accuracies so far, at rungs and at the end, in the order of the trials."""
@@ -132,11 +140,3 @@ def believing(surrogate: AccuracySurrogate, under_way: Sequence[LowFormerConfig]
         Observation(config, surrogate.highest_rung, float(accuracy))
         for config, accuracy in zip(under_way, accuracies, strict=True)
     ]
-
-
-def expected_improvement(mean: Floats, spread: Floats, best: float) -> Floats:
-    """(n,) by how much a normal variable is expected to exceed `best`, from (n,) means and standard deviations."""
-    ahead = (mean - best) / spread
-    density = np.exp(-0.5 * ahead**2) / np.sqrt(2 * np.pi)
-    gain: Floats = spread * (ahead * ndtr(ahead) + density)
-    return gain

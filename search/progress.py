@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .outcome import Candidate, SearchOutcome, SearchStatus
+from .pareto import pareto_front
 from .report import PublishedRow
 
 _PHASES = {
@@ -67,9 +68,9 @@ def duration(seconds: float) -> str:
 
 
 def outcome_table(outcome: SearchOutcome, published: Sequence[PublishedRow] = (), *, rows: int = 5) -> Table:
-    """The answer, the next best, and the published models beside them, the fastest of these first."""
+    """The answer and the next best, or the front; and the published models beside them, the fastest of these first."""
     on_user_data = outcome.settings.data is not None
-    table = Table(title=f"{outcome.settings.target} within {outcome.settings.latency_budget_ms:g} ms")
+    table = Table(title=outcome.settings.title)
     table.add_column("model")
     table.add_column("proxy accuracy %" if on_user_data else "ImageNet top-1 %, estimated", justify="right")
     table.add_column("published %", justify="right")
@@ -80,6 +81,8 @@ def outcome_table(outcome: SearchOutcome, published: Sequence[PublishedRow] = ()
     table.add_column("MACs M", justify="right")
     shown = [outcome.answer] if outcome.answer else []
     shown += [candidate for candidate in outcome.candidates if candidate != outcome.answer][: max(rows - len(shown), 0)]
+    if outcome.settings.pareto:
+        shown = pareto_front(outcome.candidates)
     for candidate in shown:
         table.add_row(*_cells(candidate), style="bold green" if candidate == outcome.answer else None)
     if published:

@@ -11,17 +11,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..predictors.accuracy import AccuracyPrior
 from ..search_space.config import LowFormerConfig
 from ..search_space.space import SearchSpace
 from .journal import Journal, Proposal
 from .objective import Objective, Observation, observations
+from .pareto import expected_front_improvement, order
 from .result import EvaluationResult
 from .settings import SearchSettings
 from .strategy import Front, Predictor, children, most_varied, surely_over
 
 USED = 0.9  # without the user's data, the answer uses at least this share of the budget where a good candidate does
+
+FRONT_SPREAD = 0.2  # points that the objective expected of a child of the front is taken to be uncertain by
 
 _STREAMS = ("front", "fastest", "slowest", "children", "training", "dry run", "sampler")
 
@@ -52,6 +56,10 @@ class Proposer(ABC):
     ) -> None:
         self.settings, self.space, self.predictor = settings, space, predictor
         self.prior, self.front, self.journal = prior, front, journal
+
+    def latency_ms(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.float64]:
+        """(n,) predicted latency, or as much of the budget as a limit takes."""
+        return np.asarray(self.predictor.quantile_ms(configs, 0.5), float)
 
     def training_seed(self, number: int) -> int:
         """Of trial `number`."""
@@ -95,8 +103,9 @@ class Proposer(ABC):
             return None
         seed = self.training_seed(number)
         if self.settings.data is not None:
-            best = max(once.values(), key=lambda result: (result.accuracy or 0.0, -result.trial))
-            return Proposal(best.config, "repeat", seed)
+            fresh = sorted(once.values(), key=lambda result: result.trial)
+            best_first = self._best_first([r.config for r in fresh], [r.accuracy or 0.0 for r in fresh])
+            return Proposal(best_first[0], "repeat", seed)
         distinct = list({result.config_id: result for result in complete}.values())
         distinct.sort(key=lambda result: (result.macs, result.trial))
         place = (len(distinct) - 1) * repeated / max(self.settings.repeats - 1, 1)
@@ -125,8 +134,11 @@ class Proposer(ABC):
         return done + [proposal.config for proposal in under_way.values() if proposal.role in roles]
 
     def exploiting(self, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
-        """Of the best that evolution found for the budget, the best, then the most different ones."""
+        """Of the best that evolution found for the budget, the best, then the most different ones; of a front's, those
+        for latencies spread evenly."""
         tried = self.tried(under_way)
+        if self.settings.pareto:
+            return self.front.best_within(evenly(len(self.aimed(under_way))), tried)
         band = self.front.band()
         by_score = band[np.argsort(-self.front.score[band], kind="stable")]
         candidates = [self.front.configs[i] for i in by_score[:512] if self.front.configs[i].id not in tried]
@@ -158,7 +170,7 @@ class Proposer(ABC):
             first.setdefault(result.config_id, result)
         candidates = list(first.values())
         using = set(first)
-        if self.settings.data is None:
+        if self.settings.data is None and not self.settings.pareto:
             enough_ms = USED * self.settings.latency_budget_ms
             taken_ms = self.predictor.quantile_ms([result.config for result in candidates], self.settings.confidence)
             using = {
@@ -172,15 +184,43 @@ class Proposer(ABC):
         )
 
     def leaders(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
-        """The trained candidates, the best first; then those at rungs, by the highest rung and their accuracy there."""
-        leaders = [result.config for result in self.ranked(self.objective())]
+        """The trained candidates, the best first; then those at rungs, by the highest rung and their accuracy there.
+
+        With `pareto` the best are those on the front, then those behind it.
+        """
+        objective = self.objective()
+        trained = self.ranked(objective)
+        leaders = [result.config for result in trained]
+        if self.settings.pareto:
+            leaders = self._best_first(leaders, [objective.value(result.config_id) for result in trained])
         judged = [
             (self.journal.rungs[trial][-1], proposal.config)
             for trial, proposal in under_way.items()
             if trial in self.journal.rungs
         ]
-        judged.sort(key=lambda item: (-item[0]["rung"], -item[0]["accuracy"], item[0]["trial"]))
-        return leaders + [config for _, config in judged]
+        for rung in sorted({entry["rung"] for entry, _ in judged}, reverse=True):
+            here = sorted((e["trial"], e["accuracy"], config) for e, config in judged if e["rung"] == rung)
+            leaders += self._best_first([config for *_, config in here], [accuracy for _, accuracy, _ in here])
+        return leaders
+
+    def _best_first(self, configs: Sequence[LowFormerConfig], objective: Sequence[float]) -> list[LowFormerConfig]:
+        """By what is maximized, or with `pareto` by fronts; ties as given."""
+        ranking = np.asarray(objective, float)[:, None]
+        if self.settings.pareto and len(configs):
+            ranking = np.column_stack([ranking, -np.log(self.latency_ms(configs))])
+        return [configs[i] for i in order(ranking)]
+
+
+def evenly(position: int) -> float:
+    """Shares of the way from one end to the other, each as far from those before as can be: 1, 0, 1/2, 1/4, 3/4, ..."""
+    if position < 2:
+        return 1.0 - position
+    share, step = 0.0, 0.5
+    number = position - 1
+    while number:
+        share += step * (number & 1)
+        number, step = number >> 1, step / 2
+    return share
 
 
 class Evolution(Proposer):
@@ -231,8 +271,23 @@ class Evolution(Proposer):
         expected = np.empty(len(configs))
         for index, parent in enumerate(parents):
             expected[origin == index] = objective.estimate(parent.id, prior_top1[origin == index])
-        promising = np.argsort(-expected, kind="stable")[: max(5, len(configs) // 20)]
+        gain = expected
+        if self.settings.pareto:
+            known = list(objective.observed)
+            by_id = {config.id: config for config in self._trained(under_way)}
+            gain = expected_front_improvement(
+                expected,
+                np.full(len(expected), FRONT_SPREAD),
+                self.latency_ms(configs),
+                np.array([objective.value(name) for name in known]),
+                self.latency_ms([by_id[name] for name in known]),
+                self.settings.latency_budget_ms,
+            )
+        promising = np.argsort(-gain, kind="stable")[: max(5, len(configs) // 20)]
         return most_varied(self.space, [configs[i] for i in promising], self.aimed(under_way))
+
+    def _trained(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
+        return [r.config for r in self.journal.results.values()] + [p.config for p in under_way.values()]
 
     def _at_first_rung(self, under_way: Mapping[int, Proposal]) -> Objective:
         """What is maximized as far as the first rung tells, where all candidates can be compared."""
@@ -251,9 +306,12 @@ class Evolution(Proposer):
         )
 
 
-def typical(front: Front, trials: int) -> Sequence[LowFormerConfig]:
+def typical(front: Front, trials: int, *, front_wanted: bool = False) -> Sequence[LowFormerConfig]:
     """The sizes that a run will train, in their proportions, for planning the proxy training."""
     explore = division(trials)[0]
     explored = [front.nearest_in_size(front.size_target(position, explore), ()) for position in range(explore)]
     best = front.configs[front.best_index()]
+    if front_wanted:
+        spread = [front.best_within(evenly(position), ()) for position in range(trials - explore)]
+        return [config for config in (*explored, *spread) if config is not None]
     return [config for config in explored if config is not None] + [best] * (trials - explore)

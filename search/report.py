@@ -9,8 +9,8 @@ from importlib import resources
 from ..predictors.accuracy import AccuracyPrior
 from ..search_space.graph import op_graph
 from ..search_space.presets import PRESETS, PUBLISHED
-from .export import pareto_front
 from .outcome import Candidate, Predictor, SearchOutcome
+from .pareto import pareto_front
 from .run import write_text
 
 

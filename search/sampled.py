@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from .journal import Proposal
+from .journal import Proposal, directions, values
 from .proposals import Proposer, stream
 from .settings import Strategy
 from .strategy import surely_over
@@ -41,7 +41,7 @@ class Sampled(Proposer):
             return None
         strategy = self.settings.strategy_name
         seed = int(stream(self.settings, "sampler", number).integers(2**31))
-        scratch = optuna.create_study(direction="maximize", sampler=sampler(strategy, seed))
+        scratch = optuna.create_study(directions=directions(self.settings), sampler=sampler(strategy, seed))
         scratch.add_trials(self._known())
         tried = self.tried(under_way)
         for _ in range(DRAWS):
@@ -64,15 +64,18 @@ class Sampled(Proposer):
                 value = 100 * rungs[0]["accuracy"]
             elif self.settings.rung_count > 1 and value is not None:
                 continue  # a second seed, which has no first rung
-            state = TrialState.COMPLETE
-            if value is None:
+            state, told = TrialState.COMPLETE, None
+            if value is not None:
+                (latency_ms,) = self.latency_ms([self.space.from_params(trial.params)])
+                told = values(self.settings, value, float(latency_ms))
+            else:
                 if result is None or result.status != "infeasible":
                     continue
                 state = TrialState.PRUNED  # over the budget: only the constraint tells
             known.append(
                 optuna.trial.create_trial(
                     state=state,
-                    value=value,
+                    values=told,
                     params=trial.params,
                     distributions=trial.distributions,
                     system_attrs={name: value for name, value in trial.system_attrs.items() if "generation" in name},

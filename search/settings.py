@@ -26,6 +26,7 @@ class SearchSettings(BaseModel):
     Attributes:
         target: full name of the target, device/runtime/precision/bBATCH/tTHREADS.
         latency_budget_ms: what the latency must not exceed.
+        pareto: whether the whole front of accuracy against latency up to the budget is wanted, not the best within it.
         also: further targets (full names) that must hold as well, each with its budget in ms.
         max_params, max_macs: most parameters, and multiply-accumulates of one image, or None.
         max_memory_bytes: most bytes of weights and live activations (`predictors.memory`), or None.
@@ -61,6 +62,7 @@ class SearchSettings(BaseModel):
 
     target: str = Field(min_length=1)
     latency_budget_ms: float = Field(gt=0, allow_inf_nan=False)
+    pareto: bool = False
     also: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     max_params: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_macs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -87,6 +89,12 @@ class SearchSettings(BaseModel):
     storage: str | None = None
     evaluations: int = Field(default=20_000, ge=100)
     finalists: int = Field(default=3, ge=1)
+
+    @property
+    def title(self) -> str:
+        """What is looked for, in a few words."""
+        front = ", accuracy against latency" if self.pareto else ""
+        return f"{self.target} within {self.latency_budget_ms:.4g} ms{front}"
 
     @property
     def rung_count(self) -> int:

@@ -69,6 +69,21 @@ class Front:
         tight = good & (self.quantile_ms >= BAND * self.budget_ms)
         return np.flatnonzero(tight if tight.any() else good)
 
+    def best_within(self, share: float, exclude: Collection[str]) -> LowFormerConfig | None:
+        """The best of those as fast as the `share` (0 to 1) of the way from the fastest to the budget, in ln latency.
+
+        If all these are excluded, the fastest one left.
+        """
+        fastest_ms = float(self.quantile_ms.min())
+        most_ms = fastest_ms * (self.budget_ms / fastest_ms) ** share
+        left = np.array([i for i, config in enumerate(self.configs) if config.id not in exclude], dtype=np.intp)
+        if not len(left):
+            return None
+        fitting = left[self.quantile_ms[left] <= most_ms * (1 + 1e-9)]
+        if not len(fitting):
+            return self.configs[int(left[np.argmin(self.quantile_ms[left])])]
+        return self.configs[int(fitting[np.argmax(self.score[fitting])])]
+
     def size_target(self, position: int, count: int) -> float:
         """ln(MACs) of the `position`-th of `count` candidates that span the sizes evenly, the smallest first."""
         largest = float(np.log(self.macs[self.best_index()]))

@@ -28,7 +28,7 @@ from .journal import check_storage
 from .limits import Burden, Limits
 from .measured import Measure, Rounds
 from .outcome import Predictor, SearchOutcome
-from .proposals import stream, typical
+from .proposals import evenly, stream, typical
 from .run import RunFolder, write_text
 from .settings import SearchSettings
 from .strategy import (
@@ -140,7 +140,7 @@ def search(
             proxy = run.about.get("proxy", {})
         else:
             report("plan")
-            proxy = dict(plan(settings, typical(front, settings.trials)))
+            proxy = dict(plan(settings, typical(front, settings.trials, front_wanted=settings.pareto)))
             if (card := proxy.pop("data_card", None)) is not None:
                 write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
             run.write_about(settings, proxy=proxy, scored=front.scored, **(about or {}))
@@ -169,6 +169,21 @@ def _evolve(
     )
 
 
+def _anchors(settings: SearchSettings, space: SearchSpace, front: Front) -> list[LowFormerConfig]:
+    """Different ones of the best near the budget, or along the front."""
+    if settings.pareto:
+        spread = [front.best_within(evenly(position), ()) for position in range(ANCHORS)]
+        chosen = {config.id: config for config in spread if config is not None}
+        return list(chosen.values())
+    near = np.flatnonzero(front.quantile_ms >= BAND * settings.latency_budget_ms)
+    near = near if len(near) >= ANCHORS else np.arange(len(front.configs))
+    best = [front.configs[i] for i in near[np.argsort(-front.score[near], kind="stable")[:64]]]
+    anchors: list[LowFormerConfig] = []
+    while len(anchors) < min(ANCHORS, len(best)):
+        anchors.append(most_varied(space, [config for config in best if config not in anchors], anchors))
+    return anchors
+
+
 def _anchored(
     settings: SearchSettings,
     space: SearchSpace,
@@ -178,13 +193,7 @@ def _anchored(
     evolve: Callable[[], Front],
 ) -> Front:
     """The front again, after a few of its best were measured before anything trains, and the predictor learnt."""
-    near = np.flatnonzero(front.quantile_ms >= BAND * settings.latency_budget_ms)
-    near = near if len(near) >= ANCHORS else np.arange(len(front.configs))
-    best = [front.configs[i] for i in near[np.argsort(-front.score[near], kind="stable")[:64]]]
-    anchors: list[LowFormerConfig] = []
-    while len(anchors) < min(ANCHORS, len(best)):
-        anchors.append(most_varied(space, [config for config in best if config not in anchors], anchors))
-    for config in rounds.take(anchors, ANCHOR_ROUNDS, "anchor"):
+    for config in rounds.take(_anchors(settings, space, front), ANCHOR_ROUNDS, "anchor"):
         corrected.learn(config, float(np.median(rounds.medians_ms(config))))
     logger.info("%d networks measured: predictions are taken %.3f times", corrected.measured, corrected.factor)
     if not corrected.measured:
@@ -196,6 +205,12 @@ def _anchored(
             f"nothing fits {settings.latency_budget_ms:g} ms: networks measured now took {corrected.factor:.3g} times "
             "as long as the predictor says; calibrate it again, or see that the device is at rest"
         ) from None
+
+
+def whole_range_ms(settings: SearchSettings, *, predictor: Predictor, space: SearchSpace) -> float:
+    """The latency budget that leaves out nothing in the space: for a front without one."""
+    _, slowest_ms = slowest(space, predictor, stream(settings, "slowest"), confidence=settings.confidence)
+    return float(f"{1.005 * slowest_ms:.3g}")
 
 
 def dry_run(

@@ -13,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lownas.predictors.accuracy import total_macs
+from lownas.search.outcome import SearchOutcome
 from lownas.search.settings import SearchSettings
+from lownas.search.study import search
 from lownas.search_space.config import LowFormerConfig
 from lownas.search_space.graph import op_graph
 from lownas.search_space.space import SearchSpace
@@ -94,3 +96,20 @@ def evaluate() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 @pytest.fixture
 def plan() -> Callable[..., dict[str, Any]]:
     return stub_plan
+
+
+@pytest.fixture
+def run_search(settings, space, predictor, evaluate, plan) -> Callable[..., SearchOutcome]:
+    def run(*, resume=False, evaluate=evaluate, plan=plan, measure=None, progress=None, **changes):
+        return search(
+            settings(**changes),
+            predictor=predictor,
+            space=space,
+            resume=resume,
+            evaluate=evaluate,
+            plan=plan,
+            measure=measure,
+            progress=progress,
+        )
+
+    return run

@@ -10,8 +10,9 @@ import onnxruntime
 import pytest
 from rich.console import Console
 
-from lownas.search.export import export_config, export_outcome, outcome_to_dict, pareto_front, run_config
+from lownas.search.export import export_config, export_outcome, outcome_to_dict, run_config
 from lownas.search.outcome import SearchOutcome
+from lownas.search.pareto import pareto_front
 from lownas.search.progress import SearchProgress, duration, outcome_table
 from lownas.search.report import published_rows, write_report
 from lownas.search.study import search

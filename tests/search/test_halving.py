@@ -3,7 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from lownas.search.halving import Rungs, order
+from lownas.search.halving import Rungs
+from lownas.search.pareto import order
 
 
 def test_shares_and_costs() -> None:

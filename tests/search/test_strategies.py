@@ -9,8 +9,9 @@ import optuna
 import pytest
 
 from lownas.predictors.surrogate import Observation
-from lownas.search.learned import believing, expected_improvement, initial, learn
+from lownas.search.learned import believing, initial, learn
 from lownas.search.outcome import SearchOutcome
+from lownas.search.pareto import expected_improvement
 from lownas.search.run import read_results
 from lownas.search.sampled import sampler
 from lownas.search.settings import SAMPLERS

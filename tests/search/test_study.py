@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,6 @@ from .conftest import stub_evaluate
 
 class Killed(BaseException):
     """As sudden as a SIGKILL: nothing in the driver catches it."""
-
-
-@pytest.fixture
-def run_search(settings, space, predictor, evaluate, plan) -> Callable[..., SearchOutcome]:
-    def run(*, resume=False, evaluate=evaluate, plan=plan, measure=None, progress=None, **changes):
-        return search(
-            settings(**changes),
-            predictor=predictor,
-            space=space,
-            resume=resume,
-            evaluate=evaluate,
-            plan=plan,
-            measure=measure,
-            progress=progress,
-        )
-
-    return run
 
 
 def facts(path: str | Path) -> list[dict[str, Any]]:
