@@ -10,7 +10,9 @@ import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -174,7 +176,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search for the most accurate backbone within a latency budget on a device."""
-    from lownas.search.run import read_about, read_settings
+    from lownas.search.run import check_free, read_about, read_settings
 
     given: dict[str, Any] = {
         "pareto": pareto or None,
@@ -211,6 +213,8 @@ def search(
         assert run is not None or replay is not None
         earlier: Path = replay or run  # type: ignore[assignment]
         base = read_settings(earlier)
+        if resume:
+            check_free(earlier)
         file = read_about(earlier).get("target_file")
         if target is None and isinstance(file, str) and not Path(file).is_file():
             raise ValueError(f"the run's target file {file} is gone: name it, or {base.target}, with --target")
@@ -239,6 +243,7 @@ def _search(
     given: dict[str, Any], target: Target, profiles: Path | None, *, resume: bool, dry_run: bool, as_json: bool
 ) -> None:
     from lownas.search.settings import SearchSettings
+    from lownas.search.storage import check_storage
     from lownas.search.study import dry_run as describe
     from lownas.search.study import search as run_search
     from lownas.search.study import whole_range_ms
@@ -246,6 +251,7 @@ def _search(
 
     # A front without a budget spans the space; how far that is, the predictor says below.
     settings = SearchSettings.from_dict({"latency_budget_ms": 1e9, **given})
+    check_storage(settings.storage)
     space = SearchSpace.load(settings.space, settings.resolution)
     if settings.data is not None:
         from lownas.evaluators.data import load_data
@@ -281,6 +287,7 @@ def _search(
     if target.box is not None:
         about["target_file"] = str(Path(target.box.file or "").absolute())
     with ExitStack() as stack:
+        stack.enter_context(_second_interrupt_ends())
         measure = None
         if target.can_be_measured:
             meter = stack.enter_context(_meter(target))
@@ -315,6 +322,33 @@ def _search(
         out.print(f"run folder: {outcome.run} ({', '.join(left)})", soft_wrap=True)
     if outcome.answer is None:
         raise RuntimeError("the search found no answer: see the notes above and log.txt in the run folder")
+
+
+@contextmanager
+def _second_interrupt_ends() -> Iterator[None]:
+    """The first Ctrl-C ends the search in order; a second one ends this process and those that it started, at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _print_dry_run(plan: Any, settings: SearchSettings, *, as_json: bool) -> None:

@@ -53,7 +53,7 @@ def conclude(driver: Driver, *, interrupted: bool) -> SearchOutcome:
             f"{factor:.3g} times."
         )
     answer = candidates[0] if candidates else None
-    if driver.rounds.possible and candidates:
+    if driver.rounds.possible and candidates and not driver.cut_short:
         driver.report("measure", results.values())
         try:
             candidates, answer, remark = measured_finalists(candidates, driver.rounds, driver.predictor, settings)

@@ -16,6 +16,7 @@ from ..search_space.graph import op_graph
 from ..search_space.space import SearchSpace
 from .corrected import Corrected
 from .evaluation import candidate_data, train_candidate
+from .finalists import ROUNDS
 from .halving import Judged, Rungs
 from .journal import Journal, Proposal
 from .learned import Learned
@@ -29,6 +30,7 @@ from .settings import SAMPLERS, SearchSettings
 from .strategy import Front, surely_over
 from .workers import DIED, RETRIES, Evaluate, Outcome, Pool, open_pool
 
+EXPORT_S = 3.0  # what writing the results takes
 LEADERS, LEADER_ROUNDS = 3, 3  # how many of the best so far are measured half-way, and how often
 
 Progress = Callable[[SearchStatus], None]
@@ -116,6 +118,7 @@ class Driver:
         self.journal = Journal(settings, run, space)
         self.proposer = proposer_of(settings)(settings, space, self.burden, prior, front, self.journal)
         self.rungs = Rungs.of(settings)
+        self.cut_short = False  # by Ctrl-C: then nothing takes its time any more
         self.open: dict[int, _Open] = {}
         self.training: dict[int, int] = {}  # by trial, the rung that it will be judged at
 
@@ -152,7 +155,7 @@ class Driver:
                     interrupted = True
                     break
         except KeyboardInterrupt:
-            interrupted = True
+            interrupted = self.cut_short = True
             logger.warning("interrupted")
         finally:
             with suppress(KeyboardInterrupt):
@@ -398,9 +401,12 @@ class Driver:
     # --- time
 
     def _seconds_left(self) -> float | None:
+        """Until the finalists must be measured, so that the time budget holds."""
         if self.settings.time_budget_s is None:
             return None
-        return max(0.0, self.settings.time_budget_s - (time.monotonic() - self.started))
+        budget_s = self.settings.time_budget_s
+        after_s = self.rounds.expected_s(self.settings.finalists, ROUNDS) + min(EXPORT_S, 0.05 * budget_s)
+        return max(0.0, budget_s - after_s - (time.monotonic() - self.started))
 
     def _out_of_time(self) -> bool:
         left = self._seconds_left()

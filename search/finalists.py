@@ -46,8 +46,12 @@ def measured_finalists(
         fitting = np.flatnonzero(quantile <= budget)
         if within and not len(fitting):
             break
-        candidate = left.pop(int(fitting[0]) if len(fitting) else int(np.argmin(quantile)))
-        if rounds.take([candidate.config], ROUNDS, "finalist"):
+        # The first ones in turn, so that all see the machine in the same moods; further ones by what these showed.
+        places = fitting[: max(settings.finalists - len(done), 1)] if len(fitting) else [np.argmin(quantile)]
+        chosen = [left[int(place)] for place in places]
+        left = [candidate for candidate in left if candidate not in chosen]
+        working = rounds.take([candidate.config for candidate in chosen], ROUNDS, "finalist")
+        for candidate in (candidate for candidate in chosen if candidate.config in working):
             predictor.learn(candidate.config, float(np.median(rounds.medians_ms(candidate.config))))
             done.append(candidate)
     if not done:

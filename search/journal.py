@@ -8,14 +8,13 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
-from sqlalchemy import event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from ..search_space.config import LowFormerConfig
 from ..search_space.space import SearchSpace
 from .result import EvaluationResult, Role
 from .run import RunFolder
 from .settings import SearchSettings
+from .storage import open_storage
 
 STUDY_NAME = "lownas"
 
@@ -30,20 +29,6 @@ class Proposal:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check_storage(url: str | None) -> None:
-    """Raises ValueError for a URL that no database driver here understands, without the password that it may hold."""
-    if url is None:
-        return
-    try:
-        make_url(url).get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        scheme = url.partition("://")[0]
-        raise ValueError(
-            f"storage {scheme + '://...'!r}: not a database URL that can be opened here: {reason}"
-        ) from None
-
-
 def directions(settings: SearchSettings) -> list[str]:
     """Of the study's objectives: accuracy, and with `pareto` latency."""
     return ["maximize", "minimize"] if settings.pareto else ["maximize"]
@@ -52,15 +37,6 @@ def directions(settings: SearchSettings) -> list[str]:
 def values(settings: SearchSettings, objective: float, latency_ms: float) -> list[float]:
     """What a study of these `directions` is told."""
     return [objective, latency_ms] if settings.pareto else [objective]
-
-
-def _relax_sqlite(connection: Any, record: Any) -> None:
-    """Readers do not block the driver, and no fsync per parameter: results.jsonl is the truth, and it is synced.
-
-    A trial took 0.86 s with SQLite's defaults and 0.20 s so (40 parameters, 2 cores, SSD).
-    """
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 class Journal:
@@ -76,12 +52,7 @@ class Journal:
         self.settings, self.run, self.space = settings, run, space
         self.results: dict[int, EvaluationResult] = {}
         self.rungs: dict[int, list[Mapping[str, Any]]] = {}
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        url = settings.storage or f"sqlite:///{(run.path / 'study.db').resolve()}"
-        self.storage = optuna.storages.RDBStorage(url)
-        if self.storage.engine.dialect.name == "sqlite":
-            event.listen(self.storage.engine, "connect", _relax_sqlite)
-            self.storage.engine.dispose()  # so that every connection is made anew
+        self.storage = open_storage(settings.storage or f"sqlite:///{(run.path / 'study.db').resolve()}")
         # One folder, one study: with a shared storage, the folder's name tells the studies apart.
         name = STUDY_NAME if settings.storage is None else f"{STUDY_NAME}-{run.path.resolve().name}"
         self.study = optuna.create_study(

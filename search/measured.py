@@ -12,6 +12,8 @@ import numpy as np
 from ..search_space.config import LowFormerConfig
 from .run import RunFolder
 
+UNKNOWN_S = 4.0  # a measurement, before there was one
+
 logger = logging.getLogger("lownas.search")
 
 
@@ -38,6 +40,7 @@ class Rounds:
     def __init__(self, run: RunFolder, target: str, measure: Measure | None, rest_s: float) -> None:
         self.rest_s = rest_s
         self._run, self._target, self._measure = run, target, measure
+        self._seconds: list[float] = []
         self._entries: dict[str, list[Mapping[str, Any]]] = {}
         for entry in run.load_measured():
             self._entries.setdefault(entry["config_id"], []).append(entry)
@@ -50,6 +53,13 @@ class Rounds:
     def medians_ms(self, config: LowFormerConfig) -> list[float]:
         """The median of each of a network's rounds."""
         return [float(entry["median_ms"]) for entry in self._entries.get(config.id, ())]
+
+    def expected_s(self, networks: int, count: int) -> float:
+        """What measuring so many networks so often takes, by the measurements before."""
+        if not self.possible:
+            return 0.0
+        each = float(np.mean(self._seconds)) if self._seconds else UNKNOWN_S
+        return count * networks * each + (count - 1) * self.rest_s
 
     def known(self) -> list[tuple[LowFormerConfig, float]]:
         """The networks measured, each with the median of its rounds in ms."""
@@ -79,12 +89,14 @@ class Rounds:
                 if not rested:
                     time.sleep(self.rest_s)
                     rested = True
+                began = time.monotonic()
                 try:
                     measurement = self._measure(config)
                 except (RuntimeError, OSError, ValueError) as error:
                     logger.warning("measuring %s failed: %s", config.id, error)
                     working.remove(config)
                     continue
+                self._seconds.append(time.monotonic() - began)
                 entry = {
                     "config_id": config.id,
                     "role": role,

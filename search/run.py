@@ -19,6 +19,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -62,6 +63,18 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+class _Log(logging.FileHandler):
+    """What cannot be logged is left out: a full disk is said once, by what it stops."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 class RunFolder:
     """One run's folder, open for the one driver that holds its lock. Use as a context manager."""
 
@@ -91,13 +104,7 @@ class RunFolder:
             raise ValueError(f"{path} holds results but no run.json; name another folder (--run)")
         with _one_line_errors("write the run folder", path):
             path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path / "lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise ValueError(
-                    f"another search is at work on {path}; wait for it or name another folder (--run)"
-                ) from None
+            lock = _locked(path)
         run = cls(path, lock)
         try:
             if not resume and (path / "run.json").exists():  # another driver was faster between check and lock
@@ -132,7 +139,7 @@ class RunFolder:
 
     def _start_log(self) -> None:
         with _one_line_errors("write", self.path / "log.txt"):
-            self._log = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+            self._log = _Log(self.path / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._log)
         logger.setLevel(logging.INFO)
@@ -198,6 +205,21 @@ class RunFolder:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _locked(path: Path) -> FileLock:
+    lock = FileLock(path / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another search is at work on {path}; wait for it or name another folder (--run)") from None
+    return lock
+
+
+def check_free(path: str | Path) -> None:
+    """Raises ValueError if another driver is at work on a run, as opening it would, but at once."""
+    if (Path(path) / "lock").exists():
+        _locked(Path(path)).release()
 
 
 def _exists(path: Path) -> ValueError:

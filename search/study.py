@@ -24,13 +24,13 @@ from .answer import conclude
 from .corrected import Corrected
 from .driver import Driver, Progress, Reporter
 from .evaluation import plan_proxy, second_seeds, train_candidate, training_budget_s, trainings
-from .journal import check_storage
 from .limits import Burden, Limits
 from .measured import Measure, Rounds
 from .outcome import Predictor, SearchOutcome
 from .proposals import evenly, stream, typical
 from .run import RunFolder, write_text
 from .settings import SearchSettings
+from .storage import check_storage
 from .strategy import (
     BAND,
     Excluded,
@@ -103,6 +103,7 @@ def search(
         RuntimeError: every candidate failed.
     """
     started = time.monotonic()
+    check_storage(settings.storage)
     with RunFolder.open(settings.run, resume=resume) as run:
         if resume:
             settings.check_resumable_from(run.settings)
@@ -113,7 +114,6 @@ def search(
         report("propose")
         began = "resumed" if resume else "started"
         logger.info("%s: %s within %g ms", began, settings.target, settings.latency_budget_ms)
-        check_storage(settings.storage)
         limits = Limits(settings, also)
         burden = limits.with_latency(predictor)
         check_budget(
