@@ -180,7 +180,7 @@ class RunFolder:
         self._append(self.results_path, result.to_json())
 
     def load_rungs(self) -> list[dict[str, Any]]:
-        return self._load("rungs.jsonl")
+        return self._load("rungs.jsonl", ("trial", "rung", "share", "accuracy", "seconds", "role", "seed", "config"))
 
     def append_rung(self, entry: Mapping[str, Any]) -> None:
         self._append(self.path / "rungs.jsonl", json.dumps(entry))
@@ -190,15 +190,26 @@ class RunFolder:
         return self.path / "states" / f"{trial}.safetensors"
 
     def load_measured(self) -> list[dict[str, Any]]:
-        return self._load("measured.jsonl")
+        return self._load("measured.jsonl", ("config_id", "round", "median_ms"))
 
     def append_measured(self, measurement: Mapping[str, Any]) -> None:
         self._append(self.path / "measured.jsonl", json.dumps(measurement))
 
-    def _load(self, name: str) -> list[dict[str, Any]]:
+    def _load(self, name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The lines of a file, each with at least these keys. A broken last one is set aside."""
         path = self.path / name
         set_aside_broken_tail(path)
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        entries = []
+        for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
+            try:
+                entry = json.loads(line)
+                complete = isinstance(entry, dict) and all(key in entry for key in keys)
+            except (ValueError, RecursionError):
+                complete = False
+            if not complete:
+                raise ValueError(f"{path}, line {number}: not an entry with {', '.join(keys)}")
+            entries.append(entry)
+        return entries
 
     def _append(self, path: Path, line: str) -> None:
         with _one_line_errors("write", path), path.open("ab") as file:
