@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..predictors.accuracy import AccuracyPrior
+from ..search_space.config import LowFormerConfig
 from ..search_space.graph import op_graph
 from ..search_space.space import SearchSpace
 from .corrected import Corrected
@@ -126,7 +127,7 @@ class Driver:
         """Runs trials until the plan is fulfilled; whether it was interrupted (Ctrl-C or the time budget)."""
         self._report("train", 1)
         self._reopen()
-        if self._decide() is None and not self.journal.waiting:
+        if self._decide() is None and not self.journal.waiting_numbers():
             self._close()
             return False
         pool = open_pool(evaluate, self.settings, candidate_data if evaluate is train_candidate else None)
@@ -137,7 +138,7 @@ class Driver:
                     self._correct()
                 while pool.pending < pool.size and not self._due_for_correction():
                     if self._out_of_time():
-                        interrupted = self._decide() is not None or self.journal.waiting
+                        interrupted = self._decide() is not None or bool(self.journal.waiting_numbers())
                         break
                     if not self._start_next(pool, proxy):
                         break
@@ -205,15 +206,16 @@ class Driver:
 
     def _start_next(self, pool: Pool, proxy: Mapping[str, Any]) -> bool:
         """Starts what is next, or settles it without training; whether there was anything."""
-        if not self.journal.waiting:
+        if waiting := self.journal.waiting_numbers():
+            trial = self._ask(waiting[0])
+        else:
             decision = self._decide()
             if decision is None:
                 return False
             if isinstance(decision, int):
                 self._submit(self.open[decision], pool, proxy)
                 return True
-            self.journal.enqueue(decision)
-        trial = self._ask()
+            trial = self._add(decision)
         self.open[trial.number] = trial
         if trial.number not in self.journal.rungs and not self._settled(trial):
             self._submit(trial, pool, proxy)
@@ -225,13 +227,24 @@ class Driver:
             if number in self.journal.rungs:
                 self.open[number] = self._ask(number)
 
-    def _ask(self, number: int | None = None) -> _Open:
+    def _ask(self, number: int) -> _Open:
+        """A trial that waited: it was cut off, or enqueued from outside."""
         trial = self.journal.ask(number)
         config = self.space.suggest(trial)
         seed = trial.user_attrs.get("seed", self.proposer.training_seed(trial.number))
-        quantile = float(self.predictor.quantile_ms([config], self.settings.confidence)[0])
         proposal = Proposal(config, trial.user_attrs.get("role", "enqueued"), seed)
-        return _Open(trial.number, proposal, self.predictor.predict([config])[0], quantile)
+        return _Open(number, proposal, *self._predict(config))
+
+    def _add(self, proposal: Proposal) -> _Open:
+        """A new trial."""
+        prediction, quantile_ms = self._predict(proposal.config)
+        budget_ms = self.settings.latency_budget_ms
+        constraints = {"latency": (quantile_ms - budget_ms) / budget_ms, **self.limits.excess(proposal.config)}
+        return _Open(self.journal.add(proposal, constraints), proposal, prediction, quantile_ms)
+
+    def _predict(self, config: LowFormerConfig) -> tuple[Prediction, float]:
+        quantile_ms = float(self.predictor.quantile_ms([config], self.settings.confidence)[0])
+        return self.predictor.predict([config])[0], quantile_ms
 
     def _judged(self) -> list[Judged]:
         """For each rung what is maximized there, of the trials that did not fail; second seeds take no part."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ..search_space.config import LowFormerConfig
 from ..search_space.space import SearchSpace
@@ -45,6 +45,7 @@ class Journal:
     Attributes:
         results: by trial, in order.
         rungs: by trial what it had reached at each rung, in order, as in rungs.jsonl.
+        asked: by trial what the study was told when it began: parameters, attributes, constraints.
         study: Optuna's.
     """
 
@@ -52,6 +53,7 @@ class Journal:
         self.settings, self.run, self.space = settings, run, space
         self.results: dict[int, EvaluationResult] = {}
         self.rungs: dict[int, list[Mapping[str, Any]]] = {}
+        self.asked: dict[int, FrozenTrial] = {}
         self.storage = open_storage(settings.storage or f"sqlite:///{(run.path / 'study.db').resolve()}")
         # One folder, one study: with a shared storage, the folder's name tells the studies apart.
         name = STUDY_NAME if settings.storage is None else f"{STUDY_NAME}-{run.path.resolve().name}"
@@ -62,6 +64,9 @@ class Journal:
             sampler=optuna.samplers.RandomSampler(seed=settings.seed),
             load_if_exists=True,
         )
+        self._distributions = {
+            name: optuna.distributions.CategoricalDistribution(choices) for name, choices in space.parameters.items()
+        }
         self.study_id = self.storage.get_study_id_from_name(name)
 
     def reconcile(self) -> None:
@@ -75,6 +80,7 @@ class Journal:
         for entry in self.run.load_rungs():
             self.rungs.setdefault(entry["trial"], []).append(entry)
         trials = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
+        self.asked = dict(trials)
         for number, trial in trials.items():
             if number in self.results:
                 if not trial.state.is_finished():
@@ -94,12 +100,12 @@ class Journal:
         """Adds a trial that the study has lost, so that numbers agree."""
         if number in self.results:
             result = self.results[number]
-            self.enqueue(Proposal(result.config, result.role, result.seed))
-            self.space.suggest(self.study.ask())
+            self.add(Proposal(result.config, result.role, result.seed))
             self._tell(number, result)
         elif number in self.rungs:
             entry = self.rungs[number][0]
-            self.enqueue(Proposal(LowFormerConfig.from_dict(entry["config"]), entry["role"], entry["seed"]))
+            self.add(Proposal(LowFormerConfig.from_dict(entry["config"]), entry["role"], entry["seed"]))
+            self.set_waiting(number)
         else:
             lost = {"status": "failed", "reason": "lost"}
             self.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=lost))
@@ -112,32 +118,30 @@ class Journal:
 
     def __len__(self) -> int:
         """Trials, whatever their state."""
-        return len(self.study.get_trials(deepcopy=False))
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a trial waits to be asked: one that was cut off, or one enqueued from outside."""
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return self.storage.count(self.study_id)
 
     def waiting_numbers(self) -> list[int]:
-        return [trial.number for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
+        """The trials that wait to be asked: those that were cut off, and those enqueued from outside."""
+        return self.storage.waiting_numbers(self.study_id)
 
-    def ask(self, number: int | None = None) -> optuna.Trial:
-        """The trial that has waited longest, or that of a number, RUNNING from now on."""
-        if number is None:
-            return self.study.ask()
+    def ask(self, number: int) -> optuna.Trial:
+        """A trial that waits, RUNNING from now on."""
         self.storage.set_trial_state_values(self._trial_id(number), TrialState.RUNNING)
         return optuna.Trial(self.study, self._trial_id(number))
 
-    def enqueue(self, proposal: Proposal) -> None:
-        """Makes it the trial that is asked for next, if none waits."""
-        self.study.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.WAITING,
-                user_attrs={"role": proposal.role, "seed": proposal.seed},
-                system_attrs={**proposal.attrs, "fixed_params": self.space.to_params(proposal.config)},
-            )
+    def add(self, proposal: Proposal, constraints: Mapping[str, float] | None = None) -> int:
+        """A new trial, RUNNING; gives its number. One transaction, with all that is known of it."""
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=self.space.to_params(proposal.config),
+            distributions=self._distributions,
+            user_attrs={"role": proposal.role, "seed": proposal.seed, "config_id": proposal.config.id},
+            system_attrs=dict(proposal.attrs),
+            constraints=dict(constraints or {}),
         )
+        created = self.storage._create_new_trial(self.study_id, trial)
+        self.asked[created.number] = created
+        return created.number
 
     def complete(self) -> list[EvaluationResult]:
         return [result for result in self.results.values() if result.status == "complete"]
@@ -145,8 +149,10 @@ class Journal:
     def write(self, result: EvaluationResult) -> None:
         """Writes the result, then tells the study; in this order, so that nothing told can be lost."""
         self.run.append_result(result)
+        last = next(reversed(self.results), -1)
         self.results[result.trial] = result
-        self.results = dict(sorted(self.results.items()))
+        if result.trial < last:
+            self.results = dict(sorted(self.results.items()))
         self._tell(result.trial, result)
 
     def write_rung(self, entry: Mapping[str, Any]) -> None:
@@ -163,24 +169,26 @@ class Journal:
                 self.set_waiting(trial.number)
 
     def _tell(self, number: int, result: EvaluationResult) -> None:
-        known = self.storage.get_trial(self._trial_id(number))
-        trial = optuna.Trial(self.study, self._trial_id(number))
-        trial.set_user_attr("status", result.status)
-        if result.reason:
-            trial.set_user_attr("reason", result.reason)
-        trial.set_user_attr("config_id", result.config_id)
-        trial.set_user_attr("result", result.to_dict())
-        budget = self.settings.latency_budget_ms
-        if "latency" not in known.constraints:
+        trial_id = self._trial_id(number)
+        known = self.storage.get_trial(trial_id)
+        if "latency" not in known.constraints:  # enqueued from outside, or written again
+            trial = optuna.Trial(self.study, trial_id)
+            budget = self.settings.latency_budget_ms
             trial.set_constraint("latency", (result.quantile_ms - budget) / budget)
             for name, excess in result.details.get("limits", {}).items():
                 trial.set_constraint(name, excess)
+            self.asked[number] = self.storage.get_trial(trial_id)
         if known.state == TrialState.WAITING:
-            self.storage.set_trial_state_values(self._trial_id(number), TrialState.RUNNING)
+            self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        told = None
         if result.status == "complete":
             assert result.objective is not None
-            self.study.tell(number, values(self.settings, result.objective, result.latency_ms))
-        elif result.status == "failed":
-            self.study.tell(number, state=TrialState.FAIL)
-        else:
-            self.study.tell(number, state=TrialState.PRUNED)
+            told = values(self.settings, result.objective, result.latency_ms)
+        states = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}
+        attrs = {"status": result.status, "config_id": result.config_id, "result": result.to_dict()}
+        if result.reason:
+            attrs["reason"] = result.reason
+        for name, value in attrs.items():
+            if known.user_attrs.get(name) != value:
+                self.storage.set_trial_user_attr(trial_id, name, value)
+        self.storage.set_trial_state_values(trial_id, states.get(result.status, TrialState.PRUNED), told)

@@ -31,6 +31,8 @@ def order(objectives: Floats) -> NDArray[np.intp]:
     and so on), within a front by crowding distance, the most isolated first (Deb et al., NSGA-II, 2002). Ties keep the
     order given.
     """
+    if objectives.shape[1] == 1:
+        return np.argsort(-objectives[:, 0], kind="stable")
     count = len(objectives)
     rank = np.full(count, -1)
     crowding = np.zeros(count)

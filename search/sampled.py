@@ -42,7 +42,8 @@ class Sampled(Proposer):
         strategy = self.settings.strategy_name
         seed = int(stream(self.settings, "sampler", number).integers(2**31))
         scratch = optuna.create_study(directions=directions(self.settings), sampler=sampler(strategy, seed))
-        scratch.add_trials(self._known())
+        if strategy != "random":
+            scratch.add_trials(self._known())
         tried = self.tried(under_way)
         for _ in range(DRAWS):
             trial = scratch.ask()
@@ -57,7 +58,7 @@ class Sampled(Proposer):
     def _known(self) -> list[FrozenTrial]:
         """What was trained, with what was maximized. With rungs the accuracy at the first one, where all compare."""
         known = []
-        for trial in self.journal.study.get_trials(deepcopy=False):
+        for trial in self.journal.asked.values():
             result, rungs = self.journal.results.get(trial.number), self.journal.rungs.get(trial.number)
             value = None if result is None else result.objective
             if rungs:

@@ -176,7 +176,7 @@ def test_killed_anywhere_the_resumed_run_ends_the_same(run_search, tmp_path, mon
         "_record": Driver,
         "_tell": Journal,
         "ask": Journal,
-        "enqueue": Journal,
+        "add": Journal,
         "append_result": RunFolder,
         "append_rung": RunFolder,
         "suggest": SearchSpace,
