@@ -72,6 +72,7 @@ class AccuracySurrogate:
         rungs: int = 1,
         hyperparameters: Floats | None = None,
         fit: bool = True,
+        known: dict[str, tuple[Floats, Floats]] | None = None,
     ) -> None:
         """Fits the hyperparameters, unless told not to, and conditions on the observations.
 
@@ -81,6 +82,7 @@ class AccuracySurrogate:
                 first.
             rungs: how many there are.
             hyperparameters: to start from, or to take as they are.
+            known: by configuration id what was computed of it before; added to, for surrogates to come.
 
         Raises ValueError: too few observations, or a rung or accuracy that cannot be.
         """
@@ -94,6 +96,7 @@ class AccuracySurrogate:
         newest = sorted(range(len(observations)), key=lambda i: (-observations[i].rung, -i))[:MOST_OBSERVATIONS]
         kept = [observations[i] for i in sorted(newest)]
         self.space, self.rungs = space, rungs
+        self._known = {} if known is None else known
         self._rung = np.array([seen.rung for seen in kept])
         costs, choices = self._features([seen.config for seen in kept])
         self._scalers = _Scaler.of(costs), _Scaler.of(choices)
@@ -176,11 +179,15 @@ class AccuracySurrogate:
 
     def _features(self, configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats]:
         """(n, 5) costs: ln MACs, ln parameters, ln resolution, ln blocks, share that attends. (n, p) choices."""
-        macs, blocks, shares = macs_and_shape(configs)
-        params = total_params(configs)
-        resolution = np.array([config.resolution for config in configs], dtype=np.float64)
-        costs = np.stack([np.log(macs), np.log(params), np.log(resolution), np.log(blocks), shares], axis=1)
-        return costs, np.stack([self.space.encode(config) for config in configs])
+        if fresh := list({config.id: config for config in configs if config.id not in self._known}.values()):
+            macs, blocks, shares = macs_and_shape(fresh)
+            params = total_params(fresh)
+            resolution = np.array([config.resolution for config in fresh], dtype=np.float64)
+            costs = np.stack([np.log(macs), np.log(params), np.log(resolution), np.log(blocks), shares], axis=1)
+            for config, row in zip(fresh, costs, strict=True):
+                self._known[config.id] = row, np.asarray(self.space.encode(config), dtype=np.float64)
+        rows = [self._known[config.id] for config in configs]
+        return np.stack([row for row, _ in rows]), np.stack([choices for _, choices in rows])
 
 
 def accuracy(logits: Floats) -> Floats:

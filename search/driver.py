@@ -50,6 +50,11 @@ class Reporter:
         self._total = total
         self._started = started
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anyone listens."""
+        return self._progress is not None
+
     def __call__(
         self, phase: str, results: Any = (), running: int = 0, left_s: float | None = None, at_rungs: int = 0
     ) -> None:
@@ -121,12 +126,14 @@ class Driver:
         self.rungs = Rungs.of(settings)
         self.cut_short = False  # by Ctrl-C: then nothing takes its time any more
         self.open: dict[int, _Open] = {}
+        self._judged: list[dict[int, tuple[float, ...]]] = [{} for _ in range(self.rungs.count)]
         self.training: dict[int, int] = {}  # by trial, the rung that it will be judged at
 
     def train(self, evaluate: Evaluate, proxy: Mapping[str, Any]) -> bool:
         """Runs trials until the plan is fulfilled; whether it was interrupted (Ctrl-C or the time budget)."""
         self._report("train", 1)
         self._reopen()
+        self._judged = self._judge()
         if self._decide() is None and not self.journal.waiting_numbers():
             self._close()
             return False
@@ -192,7 +199,7 @@ class Driver:
 
     def _decide(self) -> Proposal | int | None:
         """A candidate to start, the trial that should go on from its rung, or None if there is nothing to do now."""
-        judged = self._judged()
+        judged: list[Judged] = list(self._judged)
         if (promoted := self.rungs.promotable(judged, self.training)) is not None:
             return promoted
         under_way = {number: trial.proposal for number, trial in self.open.items()}
@@ -246,7 +253,7 @@ class Driver:
         quantile_ms = float(self.predictor.quantile_ms([config], self.settings.confidence)[0])
         return self.predictor.predict([config])[0], quantile_ms
 
-    def _judged(self) -> list[Judged]:
+    def _judge(self) -> list[dict[int, tuple[float, ...]]]:
         """For each rung what is maximized there, of the trials that did not fail; second seeds take no part."""
         judged: list[dict[int, tuple[float, ...]]] = [{} for _ in range(self.rungs.count)]
         for number, entries in self.journal.rungs.items():
@@ -257,12 +264,14 @@ class Driver:
                 latency_ms = result.latency_ms
             else:
                 continue
-            beside = (-latency_ms,) if self.settings.pareto else ()
             for entry in entries:  # second seeds have none
-                judged[entry["rung"]][number] = (entry["accuracy"], *beside)
+                judged[entry["rung"]][number] = self._maximized(entry["accuracy"], latency_ms)
             if result is not None and result.status == "complete":
-                judged[-1][number] = (result.accuracy or 0.0, *beside)
-        return list(judged)
+                judged[-1][number] = self._maximized(result.accuracy or 0.0, latency_ms)
+        return judged
+
+    def _maximized(self, accuracy: float, latency_ms: float) -> tuple[float, ...]:
+        return (accuracy, -latency_ms) if self.settings.pareto else (accuracy,)
 
     def _settled(self, trial: _Open) -> bool:
         """Whether the trial has its result without training: it is surely over the budget, or known already."""
@@ -332,6 +341,7 @@ class Driver:
                 "config": trial.proposal.config.to_dict(),
             }
             self.journal.write_rung(entry)
+            self._judged[rung][trial.number] = self._maximized(entry["accuracy"], trial.prediction.latency_ms)
             logger.info("trial %d at rung %d: accuracy %.4f, %.1f s", trial.number, rung, entry["accuracy"], seconds)
             return
         earlier = self.journal.rungs.get(trial.number, [])
@@ -377,6 +387,11 @@ class Driver:
             objective = self.proposer.objective(so_far).value(result.config_id)
             result = result.model_copy(update={"objective": objective})
         self.journal.write(result)
+        if result.status == "failed":
+            for judged in self._judged:
+                judged.pop(result.trial, None)
+        elif result.status == "complete" and result.trial in self.journal.rungs:
+            self._judged[-1][result.trial] = self._maximized(result.accuracy or 0.0, result.latency_ms)
         del self.open[result.trial]
         self.run.state_path(result.trial).unlink(missing_ok=True)
         logger.info(
@@ -432,6 +447,8 @@ class Driver:
         return float(np.median(seconds)) if seconds else 0.0
 
     def _report(self, phase: str, size: int) -> None:
+        if not self.report.wanted:
+            return
         left = self.settings.trials + self.settings.repeats - len(self.journal.complete())
         typical = self._typical_s()
         left_s = typical * max(left, 0) / max(size, 1) if typical and self.rungs.count == 1 else None

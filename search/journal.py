@@ -169,17 +169,15 @@ class Journal:
                 self.set_waiting(trial.number)
 
     def _tell(self, number: int, result: EvaluationResult) -> None:
-        trial_id = self._trial_id(number)
-        known = self.storage.get_trial(trial_id)
-        if "latency" not in known.constraints:  # enqueued from outside, or written again
+        known = self.asked.get(number)
+        trial_id = self._trial_id(number) if known is None else known._trial_id
+        if known is None or "latency" not in known.constraints:  # enqueued from outside, or written again
             trial = optuna.Trial(self.study, trial_id)
             budget = self.settings.latency_budget_ms
             trial.set_constraint("latency", (result.quantile_ms - budget) / budget)
             for name, excess in result.details.get("limits", {}).items():
                 trial.set_constraint(name, excess)
             self.asked[number] = self.storage.get_trial(trial_id)
-        if known.state == TrialState.WAITING:
-            self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
         told = None
         if result.status == "complete":
             assert result.objective is not None
@@ -188,7 +186,4 @@ class Journal:
         attrs = {"status": result.status, "config_id": result.config_id, "result": result.to_dict()}
         if result.reason:
             attrs["reason"] = result.reason
-        for name, value in attrs.items():
-            if known.user_attrs.get(name) != value:
-                self.storage.set_trial_user_attr(trial_id, name, value)
-        self.storage.set_trial_state_values(trial_id, states.get(result.status, TrialState.PRUNED), told)
+        self.storage.finish(trial_id, states.get(result.status, TrialState.PRUNED), told, attrs)

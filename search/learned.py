@@ -1,6 +1,6 @@
 """Candidates by what a surrogate of the accuracies seen so far expects of them, and by how sure it is.
 
-A few span the sizes and a few are the best by the prior; then each is, of about a thousand within the budget (mutants
+A few span the sizes and a few are the best by the prior; then each is, of some hundreds within the budget (mutants
 of the best so far, and what evolution found by the prior), the one with the greatest expected improvement, of the best
 or of the front.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,10 @@ Floats = NDArray[np.float64]
 
 HYPERPARAMETER_OBSERVATIONS = 150  # they change little with more, and a fit costs the cube
 
+OF_A_RUNG = 60  # so many of each rung may be the best of all
 PARENTS = 8
-MUTANTS = 700
-FOUND = 300  # of those that evolution found by the prior, drawn anew each time
+MUTANTS = 300
+FOUND = 200  # of those that evolution found by the prior, drawn anew each time
 
 
 def initial(trials: int) -> int:
@@ -39,6 +41,11 @@ def initial(trials: int) -> int:
 
 class Learned(Proposer):
     """The default on the user's data."""
+
+    @cached_property
+    def _encoded(self) -> dict[str, tuple[Floats, Floats]]:
+        """By configuration what the surrogate knows of it, kept from one surrogate to the next."""
+        return {}
 
     def next_one(self, number: int, count: Counter[str], under_way: Mapping[int, Proposal]) -> Proposal | None:
         chosen = sum(count[role] for role in ("explore", "exploit", "child", "enqueued"))
@@ -60,15 +67,15 @@ class Learned(Proposer):
         if len(seen) < 2:
             return None
         rungs = Rungs.of(self.settings).count
-        surrogate = learn(self.space, seen, rungs)
+        surrogate = learn(self.space, seen, rungs, self._encoded)
         known = {observation.config.id for observation in seen}
         blind = [proposal.config for proposal in under_way.values() if proposal.config.id not in known]
         if blind:
             seen = [*seen, *believing(surrogate, blind)]
             surrogate = AccuracySurrogate(
-                self.space, seen, rungs=rungs, hyperparameters=surrogate.hyperparameters, fit=False
+                self.space, seen, rungs=rungs, hyperparameters=surrogate.hyperparameters, fit=False, known=self._encoded
             )
-        trained = list({observation.config.id: observation.config for observation in seen}.values())
+        trained = self._best_trained(seen)
         means, _ = surrogate.predict(trained)
         rng = stream(self.settings, "children", number)
         seen_ms = self.latency_ms(trained) if self.settings.pareto else None
@@ -97,6 +104,15 @@ class Learned(Proposer):
             gain = expected_front_improvement(mean, spread, self.latency_ms(candidates), means, seen_ms, budget_ms)
         return candidates[int(np.argmax(gain))]
 
+    def _best_trained(self, seen: Sequence[Observation]) -> list[LowFormerConfig]:
+        """At each rung the best: who could be the best of all, or a parent."""
+        best: dict[str, LowFormerConfig] = {}
+        for rung in {observation.rung for observation in seen}:
+            here = [observation for observation in seen if observation.rung == rung]
+            ranked = self.best_first([o.config for o in here], [o.accuracy for o in here])
+            best |= {config.id: config for config in ranked[:OF_A_RUNG]}
+        return list(best.values())
+
     def observations(self, under_way: Mapping[int, Proposal]) -> list[Observation]:
         """All accuracies so far, at rungs and at the end, in the order of the trials."""
         last = Rungs.of(self.settings).last
@@ -115,16 +131,23 @@ class Learned(Proposer):
         return seen
 
 
-def learn(space: SearchSpace, observations: Sequence[Observation], rungs: int) -> AccuracySurrogate:
+def learn(
+    space: SearchSpace,
+    observations: Sequence[Observation],
+    rungs: int,
+    known: dict[str, tuple[Floats, Floats]] | None = None,
+) -> AccuracySurrogate:
     """The surrogate of `observations`, its hyperparameters fitted on at most `HYPERPARAMETER_OBSERVATIONS` of them.
 
     A function of what is given, and of nothing else. Raises ValueError for fewer than 2 observations.
     """
     step = -(-len(observations) // HYPERPARAMETER_OBSERVATIONS)
-    few = AccuracySurrogate(space, observations[::-step][::-1] if step > 1 else observations, rungs=rungs)
+    few = AccuracySurrogate(space, observations[::-step][::-1] if step > 1 else observations, rungs=rungs, known=known)
     if step == 1:
         return few
-    return AccuracySurrogate(space, observations, rungs=rungs, hyperparameters=few.hyperparameters, fit=False)
+    return AccuracySurrogate(
+        space, observations, rungs=rungs, hyperparameters=few.hyperparameters, fit=False, known=known
+    )
 
 
 def believing(surrogate: AccuracySurrogate, under_way: Sequence[LowFormerConfig]) -> list[Observation]:

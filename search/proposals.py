@@ -104,7 +104,7 @@ class Proposer(ABC):
         seed = self.training_seed(number)
         if self.settings.data is not None:
             fresh = sorted(once.values(), key=lambda result: result.trial)
-            best_first = self._best_first([r.config for r in fresh], [r.accuracy or 0.0 for r in fresh])
+            best_first = self.best_first([r.config for r in fresh], [r.accuracy or 0.0 for r in fresh])
             return Proposal(best_first[0], "repeat", seed)
         distinct = list({result.config_id: result for result in complete}.values())
         distinct.sort(key=lambda result: (result.macs, result.trial))
@@ -192,7 +192,7 @@ class Proposer(ABC):
         trained = self.ranked(objective)
         leaders = [result.config for result in trained]
         if self.settings.pareto:
-            leaders = self._best_first(leaders, [objective.value(result.config_id) for result in trained])
+            leaders = self.best_first(leaders, [objective.value(result.config_id) for result in trained])
         judged = [
             (self.journal.rungs[trial][-1], proposal.config)
             for trial, proposal in under_way.items()
@@ -200,10 +200,10 @@ class Proposer(ABC):
         ]
         for rung in sorted({entry["rung"] for entry, _ in judged}, reverse=True):
             here = sorted((e["trial"], e["accuracy"], config) for e, config in judged if e["rung"] == rung)
-            leaders += self._best_first([config for *_, config in here], [accuracy for _, accuracy, _ in here])
+            leaders += self.best_first([config for *_, config in here], [accuracy for _, accuracy, _ in here])
         return leaders
 
-    def _best_first(self, configs: Sequence[LowFormerConfig], objective: Sequence[float]) -> list[LowFormerConfig]:
+    def best_first(self, configs: Sequence[LowFormerConfig], objective: Sequence[float]) -> list[LowFormerConfig]:
         """By what is maximized, or with `pareto` by fronts; ties as given."""
         ranking = np.asarray(objective, float)[:, None]
         if self.settings.pareto and len(configs):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb.models import TrialParamModel
+from optuna.storages._rdb.models import TrialModel, TrialParamModel, TrialUserAttributeModel, TrialValueModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 PASSWORD = "LOWNAS_STORAGE_PASSWORD"  # the environment variable with the database's password
 PATIENCE_S = 180.0  # that a database may be locked, or its server away
@@ -137,6 +140,31 @@ class PatientStorage(RDBStorage):
         create = functools.partial(RDBStorage._create_new_trial, self, study_id, template_trial)
         trial: FrozenTrial = self._patiently(create, done)
         return trial
+
+    def finish(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None, user_attrs: Mapping[str, Any]
+    ) -> None:
+        """Ends a trial in one transaction, whatever state it is in."""
+
+        def write() -> None:
+            with Session(self.engine) as session, session.begin():
+                trial = TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                for objective, value in enumerate(values or ()):
+                    stored, kind = TrialValueModel.value_to_stored_repr(value)
+                    session.add(TrialValueModel(trial_id=trial_id, objective=objective, value=stored, value_type=kind))
+                known = {attribute.key: attribute for attribute in trial.user_attributes}
+                for name, value in user_attrs.items():
+                    attribute = known.get(name) or TrialUserAttributeModel(trial_id=trial_id, key=name)
+                    attribute.value_json = json.dumps(value)
+                    session.add(attribute)
+                trial.state = state
+                trial.datetime_start = trial.datetime_start or datetime.now()
+                trial.datetime_complete = datetime.now()
+
+        def done() -> bool | None:
+            return RDBStorage.get_trial(self, trial_id).state.is_finished() or None
+
+        self._patiently(write, done)
 
     def _set_trial_param_without_commit(
         self,

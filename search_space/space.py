@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Choice = str | int | float
 ATTEMPTS = 100  # bound on redraws, in `mutate`
+MOST_CODES = 30_000  # that a space keeps, by configuration
 
 
 class _Choices(BaseModel):
@@ -114,6 +115,7 @@ class SearchSpace:
             for field in fields:
                 self.parameters[f"s{number}.{field}"] = getattr(stage, field)
         self._known_stages: dict[tuple[int, StageConfig], dict[str, Choice | None]] = {}
+        self._codes: dict[str, NDArray[np.float64]] = {}
         self._stage_fields = [
             {name.partition(".")[2]: name for name in self.parameters if name.startswith(f"s{number}.")}
             for number in range(1, 5)
@@ -335,10 +337,17 @@ class SearchSpace:
 
     def encode(self, config: LowFormerConfig) -> NDArray[np.float64]:
         """A fixed-order vector, one number in [0, 1] per parameter: the value's place among the allowed ones."""
+        if (known := self._codes.get(config.id)) is not None:
+            return known
         params = self.to_params(config)
-        return np.array(
+        code = np.array(
             [values.index(params[name]) / max(1, len(values) - 1) for name, values in self.parameters.items()]
         )
+        code.flags.writeable = False  # it is given to all who ask again
+        if len(self._codes) >= MOST_CODES:
+            self._codes.clear()
+        self._codes[config.id] = code
+        return code
 
     def _check_corners(self) -> None:
         """Raises ValueError if some combination is no valid configuration: validity is decided value by value."""
