@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Choice = str | int | float
 ATTEMPTS = 100  # bound on redraws, in `mutate`
-MOST_CODES = 30_000  # that a space keeps, by configuration
+MOST_CODES, MOST_PARAMS = 30_000, 3_000  # that a space keeps of what it computed
 
 
 class _Choices(BaseModel):
@@ -115,6 +115,7 @@ class SearchSpace:
             for field in fields:
                 self.parameters[f"s{number}.{field}"] = getattr(stage, field)
         self._known_stages: dict[tuple[int, StageConfig], dict[str, Choice | None]] = {}
+        self._params: dict[str, dict[str, Choice]] = {}
         self._codes: dict[str, NDArray[np.float64]] = {}
         self._stage_fields = [
             {name.partition(".")[2]: name for name in self.parameters if name.startswith(f"s{number}.")}
@@ -194,6 +195,8 @@ class SearchSpace:
 
         Raises ValueError naming what lies outside this space.
         """
+        if (known := self._params.get(config.id)) is not None:
+            return dict(known)
         if config.classes != self.choices.classes:
             raise ValueError(
                 f"config {config.id} is outside space {self.name!r}: "
@@ -217,19 +220,22 @@ class SearchSpace:
         }
         for number, stage in enumerate(config.stages, start=1):
             wanted |= self._stage_params(number, stage)
-        params = {}
+        params: dict[str, Choice] = {}
         for name, values in self.parameters.items():
             value = values[0] if wanted[name] is None else wanted[name]
             if value not in values:
                 raise ValueError(
                     f"config {config.id} is outside space {self.name!r}: {name} = {value!r}, not in {list(values)}"
                 )
-            params[name] = value
+            params[name] = value  # type: ignore[assignment]
         if self.from_params(params) != config:
             raise ValueError(
                 f"config {config.id} is outside space {self.name!r}: its stages differ in groups, kernel or upsampling"
             )
-        return params  # type: ignore[return-value]
+        if len(self._params) >= MOST_PARAMS:
+            self._params.clear()
+        self._params[config.id] = params
+        return dict(params)
 
     def _stage_params(self, number: int, stage: StageConfig) -> dict[str, Choice | None]:
         """The parameters of one stage; None for what is switched off."""

@@ -3,15 +3,16 @@
     python experiments/tabular/run.py plan                  # measures a pool, chooses from it: plan.json; 5 minutes
     python experiments/tabular/run.py train                 # one such process per core; about 12 core-hours in all
     python experiments/tabular/run.py measure --looks 7     # more looks at the latency, on the quiet machine
-    python experiments/tabular/run.py pack                  # work/ into table.jsonl.gz
+    python experiments/tabular/run.py pack                  # work/ into table.jsonl.gz and pending.jsonl.gz
 
-Every step can be stopped at any time and goes on from what is in work/ and in the table. Training holds the lock that
+Every step can be stopped at any time and goes on from what is in work/ and in these two. Training holds the lock that
 keeps measurements off, so that no latency is measured beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import sys
@@ -35,6 +36,7 @@ from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 HERE = Path(__file__).parent
 PLAN = HERE / "plan.json"
 WORK = HERE / "work"
+PENDING = HERE / "pending.jsonl.gz"  # trainings of networks that the table does not have yet
 
 POOL = 600
 POOL_MACS = (0.6e6, 5.0e6)
@@ -137,6 +139,9 @@ def plan() -> list[dict[str, Any]]:
 
 
 def rows(name: str) -> Iterator[dict[str, Any]]:
+    if name == "trainings.jsonl" and PENDING.exists():
+        with gzip.open(PENDING, "rt") as file:
+            yield from map(json.loads, file)
     path = WORK / name
     if path.exists():
         for line in path.read_text().splitlines():
@@ -214,7 +219,7 @@ def train_all(limit: int | None) -> None:
 
 
 def pack() -> None:
-    """Writes the networks whose trainings are all there; those of the table before, and those in work/."""
+    """Writes the networks whose trainings and latency are all there; the other trainings are kept for later."""
     from lownas.experiments.tabular.training import SCHEDULES
 
     known = {n.config.id: n for n in Table.load().networks} if TABLE.exists() else {}
@@ -240,6 +245,18 @@ def pack() -> None:
         card |= {"target": latest.target, "host": dict(latest.host), "latency_versions": dict(latest.versions)}
     card |= {"planned": len(plan()), "schedules": {name: asdict(schedule) for name, schedule in SCHEDULES.items()}}
     Table(networks, card).write(TABLE)
+    complete = {network.config.id for network in networks}
+    pending = [
+        {"id": name, **asdict(training)}
+        for name, trainings in trained.items()
+        if name not in complete
+        for training in trainings.values()
+    ]
+    temporary = PENDING.with_name(f"{PENDING.name}.new")
+    with temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+        file.writelines(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in pending)
+    temporary.replace(PENDING)
+    print(f"{len(pending)} trainings of other networks kept in {PENDING.name}")
     print(f"{len(networks)} of {len(plan())} networks, {TABLE.stat().st_size / 1e6:.2f} MB")
 
 
