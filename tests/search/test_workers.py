@@ -33,6 +33,20 @@ def make_evaluate(folder: str):
                 os.kill(os.getpid(), signal.SIGKILL)
         if task.get("stop"):
             os.kill(os.getpid(), signal.SIGSTOP)
+        if task.get("grow"):
+            import resource
+
+            import torch
+
+            before = resource.getrlimit(resource.RLIMIT_AS)
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 1024**2, before[1]))
+            try:
+                held = []
+                while True:
+                    held.append(torch.ones(8 * 1024**2) if task["grow"] == "torch" else bytearray(32 * 1024**2))
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, before)
         if task.get("shared"):
             return {"shared": task["shared"]}
         import torch
@@ -90,6 +104,16 @@ def test_an_exception_is_that_trials_alone(pool: Pool) -> None:
     outcomes = collect(pool)
     assert outcomes[1] == Outcome(1, None, "RuntimeError: no luck")
     assert outcomes[2].error == ""
+
+
+def test_running_out_of_memory_is_that_trials_alone(pool: Pool) -> None:
+    """Really: the process may have 300 MB more, and takes until there are none."""
+    pool.submit({"trial": 1, "grow": "torch"})
+    pool.submit({"trial": 2, "grow": "python"})
+    pool.submit({"trial": 3})
+    outcomes = collect(pool)
+    assert "memory" in outcomes[1].error and "memory" in outcomes[2].error
+    assert outcomes[3].error == ""
 
 
 def test_workers_use_one_thread_and_a_dead_one_fails_its_trial_alone(pool: Pool, tmp_path: Path) -> None:
