@@ -330,7 +330,7 @@ class Driver:
                 error = str(value.get("reason") or "") or f"the accuracy is {accuracy}"
         seconds = float(value.get("seconds", 0.0))
         if not error and rung < self.rungs.last:
-            entry = {
+            entry: dict[str, Any] = {
                 "trial": trial.number,
                 "rung": rung,
                 "share": self.rungs.shares[rung],

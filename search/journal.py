@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ..search_space.config import LowFormerConfig
@@ -29,9 +30,9 @@ class Proposal:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def directions(settings: SearchSettings) -> list[str]:
+def directions(settings: SearchSettings) -> list[StudyDirection]:
     """Of the study's objectives: accuracy, and with `pareto` latency."""
-    return ["maximize", "minimize"] if settings.pareto else ["maximize"]
+    return [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + settings.pareto]
 
 
 def values(settings: SearchSettings, objective: float, latency_ms: float) -> list[float]:
@@ -64,7 +65,7 @@ class Journal:
             sampler=optuna.samplers.RandomSampler(seed=settings.seed),
             load_if_exists=True,
         )
-        self._distributions = {
+        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             name: optuna.distributions.CategoricalDistribution(choices) for name, choices in space.parameters.items()
         }
         self.study_id = self.storage.get_study_id_from_name(name)
