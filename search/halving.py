@@ -95,11 +95,19 @@ class Rungs:
     def _best_left(
         self, rung: int, judged: Sequence[Judged], training: Mapping[int, int], *, closing: bool
     ) -> int | None:
-        names = list(judged[rung])
-        allowed = self.allowed(len(names), closing=closing)
-        gone_on = {name for name in names if name in judged[rung + 1] or name in training}
+        here, above = judged[rung], judged[rung + 1]
+        allowed = self.allowed(len(here), closing=closing)
+        gone = sum(name in here for name in above) + sum(name in here and name not in above for name in training)
         # No more go on than a share, even where each new candidate is better than all before: the cost is as planned.
-        if len(gone_on) >= allowed:
+        if gone >= allowed:
             return None
+        names = list(here)
         best_first = order(np.array([judged[rung][name] for name in names], dtype=np.float64))
-        return next((names[index] for index in best_first[:allowed] if names[index] not in gone_on), None)
+        return next(
+            (
+                names[index]
+                for index in best_first[:allowed]
+                if names[index] not in above and names[index] not in training
+            ),
+            None,
+        )

@@ -14,7 +14,7 @@ from ..search_space.config import LowFormerConfig
 from ..search_space.space import SearchSpace
 from .result import EvaluationResult, Role
 from .run import RunFolder
-from .settings import SearchSettings
+from .settings import SAMPLERS, SearchSettings
 from .storage import open_storage
 
 STUDY_NAME = "lownas"
@@ -40,13 +40,19 @@ def values(settings: SearchSettings, objective: float, latency_ms: float) -> lis
     return [objective, latency_ms] if settings.pareto else [objective]
 
 
+def _slim(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry at a rung without its configuration, which the trial has."""
+    return {name: value for name, value in entry.items() if name != "config"}
+
+
 class Journal:
     """What has come of every trial so far.
 
     Attributes:
         results: by trial, in order.
         rungs: by trial what it had reached at each rung, in order, as in rungs.jsonl.
-        asked: by trial what the study was told when it began: parameters, attributes, constraints.
+        asked: by trial what the study was told when it began (parameters, attributes, constraints), where a sampler of
+            Optuna wants to know.
         study: Optuna's.
     """
 
@@ -55,6 +61,9 @@ class Journal:
         self.results: dict[int, EvaluationResult] = {}
         self.rungs: dict[int, list[Mapping[str, Any]]] = {}
         self.asked: dict[int, FrozenTrial] = {}
+        self._ids: dict[int, int] = {}  # of the trials that have their constraints
+        self._last_id, self._count = -1, 0  # of what is known of the study
+        self._waiting: list[int] = []
         self.storage = open_storage(settings.storage or f"sqlite:///{(run.path / 'study.db').resolve()}")
         # One folder, one study: with a shared storage, the folder's name tells the studies apart.
         name = STUDY_NAME if settings.storage is None else f"{STUDY_NAME}-{run.path.resolve().name}"
@@ -81,7 +90,8 @@ class Journal:
         for entry in self.run.load_rungs():
             self.rungs.setdefault(entry["trial"], []).append(entry)
         trials = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
-        self.asked = dict(trials)
+        for trial in trials.values():
+            self._note(trial)
         for number, trial in trials.items():
             if number in self.results:
                 if not trial.state.is_finished():
@@ -96,6 +106,21 @@ class Journal:
         for number in range(len(trials), max((*self.results, *self.rungs), default=-1) + 1):
             self._restore(number)
         self.results = dict(sorted(self.results.items()))
+        self.rungs = {number: [_slim(entry) for entry in entries] for number, entries in self.rungs.items()}
+
+    def _note(self, trial: FrozenTrial) -> None:
+        """Remembers what must be known of a trial."""
+        if "latency" in trial.constraints:
+            self._ids[trial.number] = trial._trial_id
+        if self.settings.strategy_name in SAMPLERS and self.settings.strategy_name != "random":
+            self.asked[trial.number] = trial
+
+    def _look(self) -> None:
+        """Takes notice of the trials that are new in the study, ours or enqueued from outside."""
+        for trial_id, number, state in self.storage.news(self.study_id, self._last_id):
+            self._last_id, self._count = trial_id, max(self._count, number + 1)
+            if state == TrialState.WAITING.name:
+                self._waiting.append(number)
 
     def _restore(self, number: int) -> None:
         """Adds a trial that the study has lost, so that numbers agree."""
@@ -115,20 +140,27 @@ class Journal:
         return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
 
     def set_waiting(self, number: int) -> None:
+        self._look()
         self.storage.set_trial_state_values(self._trial_id(number), TrialState.WAITING)
+        if number not in self._waiting:
+            self._waiting = sorted((*self._waiting, number))
 
     def __len__(self) -> int:
         """Trials, whatever their state."""
-        return self.storage.count(self.study_id)
+        self._look()
+        return self._count
 
     def waiting_numbers(self) -> list[int]:
         """The trials that wait to be asked: those that were cut off, and those enqueued from outside."""
-        return self.storage.waiting_numbers(self.study_id)
+        self._look()
+        return list(self._waiting)
 
     def ask(self, number: int) -> optuna.Trial:
         """A trial that waits, RUNNING from now on."""
-        self.storage.set_trial_state_values(self._trial_id(number), TrialState.RUNNING)
-        return optuna.Trial(self.study, self._trial_id(number))
+        trial_id = self._trial_id(number)
+        self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        self._waiting = [other for other in self._waiting if other != number]
+        return optuna.Trial(self.study, trial_id)
 
     def add(self, proposal: Proposal, constraints: Mapping[str, float] | None = None) -> int:
         """A new trial, RUNNING; gives its number. One transaction, with all that is known of it."""
@@ -141,7 +173,7 @@ class Journal:
             constraints=dict(constraints or {}),
         )
         created = self.storage._create_new_trial(self.study_id, trial)
-        self.asked[created.number] = created
+        self._note(created)
         return created.number
 
     def complete(self) -> list[EvaluationResult]:
@@ -159,7 +191,7 @@ class Journal:
     def write_rung(self, entry: Mapping[str, Any]) -> None:
         """Notes what a trial had reached at a rung."""
         self.run.append_rung(entry)
-        self.rungs.setdefault(entry["trial"], []).append(entry)
+        self.rungs.setdefault(entry["trial"], []).append(_slim(entry))
 
     def settle(self) -> None:
         """Nothing stays RUNNING: what has a result is told it, what was cut off waits for a resumed run."""
@@ -170,15 +202,15 @@ class Journal:
                 self.set_waiting(trial.number)
 
     def _tell(self, number: int, result: EvaluationResult) -> None:
-        known = self.asked.get(number)
-        trial_id = self._trial_id(number) if known is None else known._trial_id
-        if known is None or "latency" not in known.constraints:  # enqueued from outside, or written again
+        trial_id = self._ids.get(number)
+        if trial_id is None:  # enqueued from outside, or written again
+            trial_id = self._trial_id(number)
             trial = optuna.Trial(self.study, trial_id)
             budget = self.settings.latency_budget_ms
             trial.set_constraint("latency", (result.quantile_ms - budget) / budget)
             for name, excess in result.details.get("limits", {}).items():
                 trial.set_constraint(name, excess)
-            self.asked[number] = self.storage.get_trial(trial_id)
+            self._note(self.storage.get_trial(trial_id))
         told = None
         if result.status == "complete":
             assert result.objective is not None
@@ -187,4 +219,5 @@ class Journal:
         attrs = {"status": result.status, "config_id": result.config_id, "result": result.to_dict()}
         if result.reason:
             attrs["reason"] = result.reason
+        self._waiting = [other for other in self._waiting if other != number]
         self.storage.finish(trial_id, states.get(result.status, TrialState.PRUNED), told, attrs)

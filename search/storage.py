@@ -24,6 +24,9 @@ from sqlalchemy.orm import Session
 PASSWORD = "LOWNAS_STORAGE_PASSWORD"  # the environment variable with the database's password
 PATIENCE_S = 180.0  # that a database may be locked, or its server away
 
+_NEWS = "SELECT trial_id, number, state FROM trials WHERE study_id = :study AND trial_id > :after ORDER BY trial_id"
+_LAST = "SELECT MAX(trial_id) FROM trials WHERE study_id = :study"
+
 logger = logging.getLogger("lownas.search")
 
 
@@ -109,33 +112,35 @@ class PatientStorage(RDBStorage):
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
 
-    def count(self, study_id: int) -> int:
-        """Trials of a study. Optuna would read them all."""
-        return int(self._scalars("SELECT COUNT(*) FROM trials WHERE study_id = :study_id", study_id)[0])
+    def news(self, study_id: int, after: int) -> list[tuple[int, int, str]]:
+        """(id, number, name of the state) of a study's trials with a greater id than `after`, in their order.
 
-    def waiting_numbers(self, study_id: int) -> list[int]:
-        """Of the trials that wait, in order."""
-        return self._scalars(
-            "SELECT number FROM trials WHERE study_id = :study_id AND state = 'WAITING' ORDER BY number", study_id
-        )
+        Optuna reads all that is not finished again, each time that it is asked for any trials.
+        """
 
-    def _scalars(self, query: str, study_id: int) -> list[int]:
-        def read() -> list[int]:
+        def read() -> list[tuple[int, int, str]]:
             with self.engine.connect() as connection:
-                return list(connection.execute(text(query), {"study_id": study_id}).scalars())
+                found = connection.execute(text(_NEWS), {"study": study_id, "after": after}).all()
+                return [(int(trial_id), int(number), str(state)) for trial_id, number, state in found]
 
-        found: list[int] = self._patiently(read)
+        rows: list[tuple[int, int, str]] = self._patiently(read)
+        return rows
+
+    def _last_id(self, study_id: int) -> int:
+        def read() -> int:
+            with self.engine.connect() as connection:
+                return int(connection.execute(text(_LAST), {"study": study_id}).scalar() or -1)
+
+        found: int = self._patiently(read)
         return found
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """What `create_new_trial` and Optuna's cache call."""
-        before = self.count(study_id)
+        before = self._last_id(study_id)
 
         def done() -> FrozenTrial | None:
-            if self.count(study_id) == before:
-                return None
-            number = self.get_trial_id_from_study_id_trial_number(study_id, before)
-            return RDBStorage.get_trial(self, number)
+            news = self.news(study_id, before)
+            return RDBStorage.get_trial(self, news[-1][0]) if news else None
 
         create = functools.partial(RDBStorage._create_new_trial, self, study_id, template_trial)
         trial: FrozenTrial = self._patiently(create, done)
