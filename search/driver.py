@@ -179,9 +179,11 @@ class Driver:
 
     def _due_for_correction(self) -> bool:
         """Whether the best so far should be measured: half-way, where the device is at hand and nothing trains."""
+        if self._corrected:
+            return False
         done = sum(result.status in ("complete", "pruned") for result in self.journal.results.values())
         done += sum(number in self.journal.rungs for number in self.open)
-        return not self._corrected and 2 * done >= self.settings.trials
+        return 2 * done >= self.settings.trials and not self._out_of_time()
 
     def _correct(self) -> None:
         """Measures the best so far; the predictor learns, and what evolution finds by it is found anew."""
