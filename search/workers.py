@@ -6,7 +6,6 @@ evaluation raises becomes a failed outcome of that trial alone. Workers are stat
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -204,7 +203,7 @@ class RayPool:
         self._remote = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=RETRIES, retry_exceptions=False)(
             _in_worker
         )
-        self._kill = ray.remote(num_cpus=0, max_retries=0)(_kill)
+        self._send = ray.remote(num_cpus=0, max_retries=0)(_send)
 
     @property
     def pending(self) -> int:
@@ -257,22 +256,26 @@ class RayPool:
                 continue
             known = self._ray.get(self._registry.where.remote(trial))
             assert self._timeout_s is not None
-            if known is None or known.seconds < self._timeout_s:  # it waits for a place, or was tried again
-                self._futures[future] = (trial, now + self._timeout_s - (known.seconds if known else 0.0))
+            # Where its worker is not there, the trial waits for a place, or for another worker: it begins anew.
+            been_s = known.seconds if known is not None and self._signal(known, 0) else 0.0
+            if known is None or been_s < self._timeout_s:
+                self._futures[future] = (trial, now + self._timeout_s - been_s)
                 continue
             del self._futures[future]
             self._ray.cancel(future, force=True)  # so that it is not tried again
-            self._end_process(known)
+            self._signal(known, signal.SIGKILL)
             outcomes.append(Outcome(trial, None, f"it took longer than {self._timeout_s:g} s (--trial-timeout)"))
         return outcomes
 
-    def _end_process(self, place: _Place) -> None:
-        """Kills a worker, also one that does not answer any more."""
+    def _signal(self, place: _Place, number: int) -> bool:
+        """Sends a worker a signal, also one that does not answer any more; whether it is there."""
         on_its_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.node, soft=False)
         try:
-            self._ray.get(self._kill.options(scheduling_strategy=on_its_node).remote(place.pid), timeout=30)
+            remote = self._send.options(scheduling_strategy=on_its_node).remote(place.pid, int(number))
+            return bool(self._ray.get(remote, timeout=30))
         except (self._ray.exceptions.RayError, TimeoutError) as error:
             logger.warning("process %d of an overdue trial: %s", place.pid, describe_error(error))
+            return False
 
     def close(self) -> None:
         self._futures.clear()
@@ -306,9 +309,13 @@ class _Registry:
         return _Place(node, pid, time.monotonic() - started)
 
 
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _send(pid: int, number: int) -> bool:
+    """Sends a signal, 0 for none; whether the process is there."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def check_address(address: str, *, insecure: bool) -> None:

@@ -107,7 +107,9 @@ def test_once_saves_everything_and_twice_ends_at_once(started, tmp_path) -> None
         family = again.family()
         assert len(family) >= 3  # Ray and its workers
         again.interrupt()
-        time.sleep(0.1)
+        until = time.monotonic() + 20
+        while (started.run / "log.txt").read_text().count("WARNING interrupted") < 2 and time.monotonic() < until:
+            time.sleep(0.02)  # two at once would be one
         began = time.monotonic()
         again.interrupt()
         assert again.process.wait(60) == 130
