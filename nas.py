@@ -46,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-REST_S = 6.0  # between two measurements of a finalist
+REST_S = 6.0  # between two measurements of a network
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|µs|ms|s|m|min|h)")
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}

@@ -92,8 +92,8 @@ def search(
         plan: chooses the proxy training once per run, given a few candidates from small to large: JSON values, kept in
             run.json and handed to every task; a "data_card" among them goes to data_card.json. Default: the proxy's.
         also: predictors of the further targets, by full name.
-        measure: measures the latency of a finalist, where the target is at hand.
-        rest_s: seconds between two measurements of a finalist; a machine's speed drifts over some seconds.
+        measure: measures the latency of a network, where the target is at hand: before, during and after the trainings.
+        rest_s: seconds between two measurements of a network; a machine's speed drifts over some seconds.
         about: further facts for run.json, as JSON values (the predictor's provenance, say). "init_from" identifies the
             weights that are inherited; a resumed run must have the same.
 
