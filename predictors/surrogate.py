@@ -16,7 +16,9 @@ length of a training beside that over candidates, as in Kandasamy et al., arXiv 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +120,7 @@ class AccuracySurrogate:
 
     @property
     def observations(self) -> int:
-        """How many count."""
+        """How many count, those believed among them."""
         return len(self._rung)
 
     @property
@@ -138,6 +140,29 @@ class AccuracySurrogate:
         variance = _own_variance(self.hyperparameters, costs, rung) - np.einsum("ij,ij->j", half, half)
         mean: Floats = self._levels[self.highest_rung] + self._unit * (across @ self._weights)
         return mean, self._unit * np.sqrt(np.maximum(variance, _JITTER))
+
+    def believing(self, under_way: Sequence[LowFormerConfig]) -> Self:
+        """The surrogate if these, whose accuracy nobody knows yet, reached what it expects: the same means, but less
+        uncertain near them, so that what is chosen next differs from them.
+
+        Source: Ginsbourger et al., "Kriging is well-suited to parallelize optimization" (2010), the kriging believer.
+        """
+        if not under_way:
+            return self
+        costs, choices = (scaler(raw) for scaler, raw in zip(self._scalers, self._features(under_way), strict=True))
+        rung = np.full(len(under_way), self.highest_rung)
+        more = copy(self)
+        more._costs, more._choices = np.vstack([self._costs, costs]), np.vstack([self._choices, choices])
+        more._rung = np.concatenate([self._rung, rung])
+        across = _kernel(self.hyperparameters, more._alike(costs, choices, rung))
+        seen = len(self._rung)
+        corner = across[:, seen:] + _noise(self.hyperparameters, rung)
+        half = solve_triangular(self._factor, across[:, :seen].T, lower=True, check_finite=False)
+        below = cholesky(corner - half.T @ half, lower=True, check_finite=False)
+        more._factor = np.block([[self._factor, np.zeros_like(half)], [half.T, below]])
+        # What is as expected tells nothing of anything else.
+        more._weights = np.concatenate([self._weights, np.zeros(len(under_way))])
+        return more
 
     @property
     def noise(self) -> float:

@@ -181,15 +181,14 @@ class Driver:
         """Whether the best so far should be measured: half-way, where the device is at hand and nothing trains."""
         if self._corrected:
             return False
-        done = sum(result.status in ("complete", "pruned") for result in self.journal.results.values())
+        done = self.journal.statuses["complete"] + self.journal.statuses["pruned"]
         done += sum(number in self.journal.rungs for number in self.open)
         return 2 * done >= self.settings.trials and not self._out_of_time()
 
     def _correct(self) -> None:
         """Measures the best so far; the predictor learns, and what evolution finds by it is found anew."""
         self._corrected = True
-        under_way = {number: trial.proposal for number, trial in self.open.items()}
-        distinct = {config.id: config for config in self.proposer.leaders(under_way)}
+        distinct = {config.id: config for config in self.proposer.leaders()}
         self._report("measure", 1)
         for config in self.rounds.take(list(distinct.values())[:LEADERS], LEADER_ROUNDS, "leader"):
             self.predictor.learn(config, float(np.median(self.rounds.medians_ms(config))))
@@ -204,14 +203,13 @@ class Driver:
         judged: list[Judged] = list(self._judged)
         if (promoted := self.rungs.promotable(judged, self.training)) is not None:
             return promoted
-        under_way = {number: trial.proposal for number, trial in self.open.items()}
-        if (proposal := self.proposer.propose(len(self.journal), under_way)) is not None:
+        if (proposal := self.proposer.propose(len(self.journal))) is not None:
             return proposal
         if self.rungs.count == 1:
             return None
         if (promoted := self.rungs.promotable(judged, self.training, closing=True)) is not None:
             return promoted
-        return None if self.training else self.proposer.repeat(len(self.journal), under_way)
+        return None if self.training else self.proposer.repeat(len(self.journal))
 
     def _start_next(self, pool: Pool, proxy: Mapping[str, Any]) -> bool:
         """Starts what is next, or settles it without training; whether there was anything."""
@@ -225,7 +223,7 @@ class Driver:
                 self._submit(self.open[decision], pool, proxy)
                 return True
             trial = self._add(decision)
-        self.open[trial.number] = trial
+        self._begin(trial)
         if trial.number not in self.journal.rungs and not self._settled(trial):
             self._submit(trial, pool, proxy)
         return True
@@ -234,7 +232,11 @@ class Driver:
         """Trials of an interrupted run that wait at a rung wait there again."""
         for number in self.journal.waiting_numbers():
             if number in self.journal.rungs:
-                self.open[number] = self._ask(number)
+                self._begin(self._ask(number))
+
+    def _begin(self, trial: _Open) -> None:
+        self.open[trial.number] = trial
+        self.journal.begin(trial.number, trial.proposal)
 
     def _ask(self, number: int) -> _Open:
         """A trial that waited: it was cut off, or enqueued from outside."""
@@ -288,6 +290,8 @@ class Driver:
             self._finish(EvaluationResult(status="infeasible", reason=reason, **self._facts(trial)))
             return True
         config_id = trial.proposal.config.id
+        if self.journal.tried[config_id] == 1:
+            return False  # never seen before
         deadly = next((r for r in self.journal.results.values() if r.config_id == config_id and r.reason == DIED), None)
         if deadly is not None:
             reason = f"not tried again: trial {deadly.trial}, the same network, killed {RETRIES + 1} workers"

@@ -97,7 +97,7 @@ class Rungs:
     ) -> int | None:
         here, above = judged[rung], judged[rung + 1]
         allowed = self.allowed(len(here), closing=closing)
-        gone = sum(name in here for name in above) + sum(name in here and name not in above for name in training)
+        gone = len(here.keys() & above.keys()) + sum(name in here and name not in above for name in training)
         # No more go on than a share, even where each new candidate is better than all before: the cost is as planned.
         if gone >= allowed:
             return None

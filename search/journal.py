@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,11 +47,16 @@ def _slim(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Journal:
-    """What has come of every trial so far.
+    """What has come of every trial so far. Counts are kept as trials come, so that no decision walks through them all.
 
     Attributes:
         results: by trial, in order.
         rungs: by trial what it had reached at each rung, in order, as in rungs.jsonl.
+        open: by trial what was asked for and has no result yet: it trains, or waits at a rung.
+        roles: so many of each role are complete, were stopped at a rung, or are open.
+        statuses: so many results of each status.
+        tried: by configuration id, how many trials it has had or has.
+        rung_log, result_log: the entries at rungs, and the results, as they came.
         asked: by trial what the study was told when it began (parameters, attributes, constraints), where a sampler of
             Optuna wants to know.
         study: Optuna's.
@@ -60,6 +66,10 @@ class Journal:
         self.settings, self.run, self.space = settings, run, space
         self.results: dict[int, EvaluationResult] = {}
         self.rungs: dict[int, list[Mapping[str, Any]]] = {}
+        self.rung_log: list[Mapping[str, Any]] = []
+        self.result_log: list[EvaluationResult] = []
+        self.open: dict[int, Proposal] = {}
+        self.roles, self.statuses, self.tried = Counter[str](), Counter[str](), Counter[str]()
         self.asked: dict[int, FrozenTrial] = {}
         self._ids: dict[int, int] = {}  # of the trials that have their constraints
         self._last_id, self._count = -1, 0  # of what is known of the study
@@ -89,6 +99,7 @@ class Journal:
         self.rungs = {}
         for entry in self.run.load_rungs():
             self.rungs.setdefault(entry["trial"], []).append(entry)
+            self.rung_log.append(_slim(entry))
         trials = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
         for trial in trials.values():
             self._note(trial)
@@ -105,8 +116,30 @@ class Journal:
                 self.set_waiting(number)
         for number in range(len(trials), max((*self.results, *self.rungs), default=-1) + 1):
             self._restore(number)
+        self.result_log = list(self.results.values())
         self.results = dict(sorted(self.results.items()))
-        self.rungs = {number: [_slim(entry) for entry in entries] for number, entries in self.rungs.items()}
+        for number, entries in self.rungs.items():
+            self.rungs[number] = [_slim(entry) for entry in entries]
+        for result in self.result_log:
+            self._tally(result)
+
+    def begin(self, number: int, proposal: Proposal) -> None:
+        """The trial is open from now on."""
+        self.open[number] = proposal
+        self.roles[proposal.role] += 1
+        self.tried[proposal.config.id] += 1
+
+    def _abandon(self, number: int) -> None:
+        """It is open no more, and as if it had never been."""
+        if (proposal := self.open.pop(number, None)) is not None:
+            self.roles[proposal.role] -= 1
+            self.tried[proposal.config.id] -= 1
+
+    def _tally(self, result: EvaluationResult) -> None:
+        self.statuses[result.status] += 1
+        self.tried[result.config_id] += 1
+        if result.status in ("complete", "pruned"):
+            self.roles[result.role] += 1
 
     def _note(self, trial: FrozenTrial) -> None:
         """Remembers what must be known of a trial."""
@@ -184,6 +217,9 @@ class Journal:
         self.run.append_result(result)
         last = next(reversed(self.results), -1)
         self.results[result.trial] = result
+        self.result_log.append(result)
+        self._abandon(result.trial)
+        self._tally(result)
         if result.trial < last:
             self.results = dict(sorted(self.results.items()))
         self._tell(result.trial, result)
@@ -191,10 +227,13 @@ class Journal:
     def write_rung(self, entry: Mapping[str, Any]) -> None:
         """Notes what a trial had reached at a rung."""
         self.run.append_rung(entry)
-        self.rungs.setdefault(entry["trial"], []).append(_slim(entry))
+        self.rung_log.append(_slim(entry))
+        self.rungs.setdefault(entry["trial"], []).append(self.rung_log[-1])
 
     def settle(self) -> None:
-        """Nothing stays RUNNING: what has a result is told it, what was cut off waits for a resumed run."""
+        """Nothing stays open: what has a result is told it, what was cut off waits for a resumed run."""
+        for number in list(self.open):
+            self._abandon(number)
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number in self.results:
                 self._tell(trial.number, self.results[trial.number])

@@ -7,9 +7,8 @@ or of the front.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,40 +41,43 @@ def initial(trials: int) -> int:
 class Learned(Proposer):
     """The default on the user's data."""
 
-    @cached_property
-    def _encoded(self) -> dict[str, tuple[Floats, Floats]]:
-        """By configuration what the surrogate knows of it, kept from one surrogate to the next."""
-        return {}
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._encoded: dict[str, tuple[Floats, Floats]] = {}  # what surrogates know of configurations, by id
+        self._fitted: tuple[tuple[int, ...], Floats] | None = None  # how much came before, and hyperparameters
 
-    def next_one(self, number: int, count: Counter[str], under_way: Mapping[int, Proposal]) -> Proposal | None:
+    def next_one(self, number: int) -> Proposal | None:
+        count = self.journal.roles
         chosen = sum(count[role] for role in ("explore", "exploit", "child", "enqueued"))
         if chosen >= self.settings.trials:
-            return self.second_seed(number, under_way)
+            return self.second_seed(number)
         first = initial(self.settings.trials)
         explore = -(-first // 2)
         role: Role = "child"
         if count["explore"] < min(explore, first - count["enqueued"]):
-            config, role = self.exploring(count["explore"], explore, under_way), "explore"
+            config, role = self.exploring(count["explore"], explore), "explore"
         elif chosen < first:
-            config, role = self.exploiting(under_way), "exploit"
+            config, role = self.exploiting(), "exploit"
         else:
-            config = self._promising(number, under_way) or self.exploiting(under_way)
+            config = self._promising(number) or self.exploiting()
         return None if config is None else Proposal(config, role, self.training_seed(number))
 
-    def _promising(self, number: int, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
-        seen = self.observations(under_way)
+    def _promising(self, number: int) -> LowFormerConfig | None:
+        seen = self.observations()
         if len(seen) < 2:
             return None
-        rungs = Rungs.of(self.settings).count
-        surrogate = learn(self.space, seen, rungs, self._encoded)
+        surrogate = AccuracySurrogate(
+            self.space,
+            seen,
+            rungs=Rungs.of(self.settings).count,
+            hyperparameters=self._hyperparameters(seen),
+            fit=False,
+            known=self._encoded,
+        )
         known = {observation.config.id for observation in seen}
-        blind = [proposal.config for proposal in under_way.values() if proposal.config.id not in known]
-        if blind:
-            seen = [*seen, *believing(surrogate, blind)]
-            surrogate = AccuracySurrogate(
-                self.space, seen, rungs=rungs, hyperparameters=surrogate.hyperparameters, fit=False, known=self._encoded
-            )
-        trained = self._best_trained(seen)
+        blind = [proposal.config for proposal in self.journal.open.values() if proposal.config.id not in known]
+        surrogate = surrogate.believing(blind)
+        trained = [*self._best_trained(seen), *blind]
         means, _ = surrogate.predict(trained)
         rng = stream(self.settings, "children", number)
         seen_ms = self.latency_ms(trained) if self.settings.pareto else None
@@ -91,7 +93,7 @@ class Learned(Proposer):
             count=MUTANTS,
         )
         drawn = rng.choice(len(self.front.configs), min(FOUND, len(self.front.configs)), replace=False)
-        tried = self.tried(under_way)
+        tried = self.journal.tried
         fresh = {config.id: config for config in (*candidates, *(self.front.configs[i] for i in drawn))}
         candidates = [config for name, config in fresh.items() if name not in tried]
         if not candidates:
@@ -105,7 +107,7 @@ class Learned(Proposer):
         return candidates[int(np.argmax(gain))]
 
     def _best_trained(self, seen: Sequence[Observation]) -> list[LowFormerConfig]:
-        """At each rung the best: who could be the best of all, or a parent."""
+        """At each rung the best, of which the best of all and parents are chosen."""
         best: dict[str, LowFormerConfig] = {}
         for rung in {observation.rung for observation in seen}:
             here = [observation for observation in seen if observation.rung == rung]
@@ -113,53 +115,57 @@ class Learned(Proposer):
             best |= {config.id: config for config in ranked[:OF_A_RUNG]}
         return list(best.values())
 
-    def observations(self, under_way: Mapping[int, Proposal]) -> list[Observation]:
+    def observations(self) -> list[Observation]:
         """All accuracies so far, at rungs and at the end, in the order of the trials."""
-        last = Rungs.of(self.settings).last
-        configs = {trial: proposal.config for trial, proposal in under_way.items()}
-        results = self.journal.results
-        configs |= {
-            trial: result.config for trial, result in results.items() if result.status in ("complete", "pruned")
-        }
-        seen = []
-        for trial in sorted(configs):
-            for entry in self.journal.rungs.get(trial, ()):
-                seen.append(Observation(configs[trial], entry["rung"], entry["accuracy"]))
-            known = results.get(trial)
-            if known is not None and known.accuracy is not None and not known.reason:
-                seen.append(Observation(known.config, last, known.accuracy))
-        return seen
+        return [observation for _, observation in sorted(self._seen(), key=lambda numbered: numbered[0])]
+
+    def _seen(self, at_rungs: int | None = None, results: int | None = None) -> Iterator[tuple[int, Observation]]:
+        """The first so many entries at rungs, then of the results, as they came, each with its trial; None is all."""
+        journal, last = self.journal, Rungs.of(self.settings).last
+        for entry in journal.rung_log[:at_rungs]:
+            trial = entry["trial"]
+            if trial in journal.open:
+                yield trial, Observation(journal.open[trial].config, entry["rung"], entry["accuracy"])
+            elif (result := journal.results.get(trial)) is not None and result.status in ("complete", "pruned"):
+                yield trial, Observation(result.config, entry["rung"], entry["accuracy"])
+        for result in journal.result_log[:results]:
+            if result.status == "complete" and result.accuracy is not None and not result.reason:
+                yield result.trial, Observation(result.config, last, result.accuracy)
+
+    def _hyperparameters(self, seen: Sequence[Observation]) -> Floats:
+        """Fitted on what came first, up to a count that goes on in steps of a tenth: they change little, and a fit
+        costs more than all else. So they depend on what came, not on when this was asked."""
+        logs = self.journal.rung_log, self.journal.result_log
+        at_rungs, results = (_step(len(log)) for log in logs)
+        key = (at_rungs, results, self.journal.statuses["failed"])
+        if self._fitted is None or self._fitted[0] != key:
+            first = [observation for _, observation in self._seen(at_rungs, results)]
+            first = first if len(first) > 1 else list(seen)
+            self._fitted = key, fitted(self.space, first, Rungs.of(self.settings).count, self._encoded)
+        return self._fitted[1]
 
 
-def learn(
+def _step(count: int) -> int:
+    """The last step up to `count`: all numbers up to 10, then each a tenth more than the one before."""
+    step = min(count, 10)
+    while step + step // 10 <= count and step >= 10:
+        step += step // 10
+    return step
+
+
+def fitted(
     space: SearchSpace,
     observations: Sequence[Observation],
     rungs: int,
     known: dict[str, tuple[Floats, Floats]] | None = None,
-) -> AccuracySurrogate:
-    """The surrogate of `observations`, its hyperparameters fitted on at most `HYPERPARAMETER_OBSERVATIONS` of them.
-
-    A function of what is given, and of nothing else. Raises ValueError for fewer than 2 observations.
-    """
-    step = -(-len(observations) // HYPERPARAMETER_OBSERVATIONS)
-    few = AccuracySurrogate(space, observations[::-step][::-1] if step > 1 else observations, rungs=rungs, known=known)
-    if step == 1:
-        return few
-    return AccuracySurrogate(
-        space, observations, rungs=rungs, hyperparameters=few.hyperparameters, fit=False, known=known
-    )
+) -> Floats:
+    """The surrogate's hyperparameters, by at most `HYPERPARAMETER_OBSERVATIONS` of at least 2 observations."""
+    thinned = observations[:: -max(1, -(-len(observations) // HYPERPARAMETER_OBSERVATIONS))][::-1]
+    return AccuracySurrogate(space, thinned, rungs=rungs, known=known).hyperparameters
 
 
-def believing(surrogate: AccuracySurrogate, under_way: Sequence[LowFormerConfig]) -> list[Observation]:
-    """What candidates under way are taken to reach while nobody knows, so that the next one differs from them.
-
-    Source: Ginsbourger et al., "Kriging is well-suited to parallelize optimization" (2010), the kriging believer.
-    """
-    if not under_way:
-        return []
-    means, _ = surrogate.predict(under_way)
-    accuracies = 1 / (1 + np.exp(-means))
-    return [
-        Observation(config, surrogate.highest_rung, float(accuracy))
-        for config, accuracy in zip(under_way, accuracies, strict=True)
-    ]
+def learn(space: SearchSpace, observations: Sequence[Observation], rungs: int) -> AccuracySurrogate:
+    """The surrogate of `observations`, of which it needs 2. A function of what is given, and of nothing else."""
+    known: dict[str, tuple[Floats, Floats]] = {}
+    hyperparameters = fitted(space, observations, rungs, known)
+    return AccuracySurrogate(space, observations, rungs=rungs, hyperparameters=hyperparameters, fit=False, known=known)

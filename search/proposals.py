@@ -65,25 +65,17 @@ class Proposer(ABC):
         """Of trial `number`."""
         return int(stream(self.settings, "training", number).integers(2**31))
 
-    def propose(self, number: int, under_way: Mapping[int, Proposal]) -> Proposal | None:
-        """The candidate for trial `number`; None if there is none (now).
-
-        Args:
-            under_way: by trial what is open: it trains, or waits at a rung.
-        """
-        failures = sum(result.status == "failed" for result in self.journal.results.values())
-        if failures > 2 + (self.settings.trials + self.settings.repeats) // 4:
+    def propose(self, number: int) -> Proposal | None:
+        """The candidate for trial `number`; None if there is none (now)."""
+        if self.journal.statuses["failed"] > 2 + (self.settings.trials + self.settings.repeats) // 4:
             return None
-        results = self.journal.results.values()
-        count: Counter[str] = Counter(result.role for result in results if result.status in ("complete", "pruned"))
-        count.update(proposal.role for proposal in under_way.values())
-        return self.next_one(number, count, under_way)
+        return self.next_one(number)
 
     @abstractmethod
-    def next_one(self, number: int, count: Counter[str], under_way: Mapping[int, Proposal]) -> Proposal | None:
-        """The candidate for trial `number`, if `count` so many of each role have been trained or are under way."""
+    def next_one(self, number: int) -> Proposal | None:
+        """The candidate for trial `number`, whatever has failed."""
 
-    def repeat(self, number: int, under_way: Mapping[int, Proposal]) -> Proposal | None:
+    def repeat(self, number: int) -> Proposal | None:
         """A candidate to train with a second seed, or None if that is done or there is none.
 
         With the user's data the best ones, so that the answer is not the luckiest one; without, some that lie evenly
@@ -91,9 +83,9 @@ class Proposer(ABC):
         """
         complete = self.journal.complete()
         repeated = sum(result.role == "repeat" for result in complete)
-        repeated += sum(proposal.role == "repeat" for proposal in under_way.values())
+        repeated += sum(proposal.role == "repeat" for proposal in self.journal.open.values())
         times = Counter(result.config_id for result in complete)
-        times.update(proposal.config.id for proposal in under_way.values())
+        times.update(proposal.config.id for proposal in self.journal.open.values())
         once = {result.config_id: result for result in complete if times[result.config_id] == 1}
         if once:  # what was measured meanwhile may have shown that some do not fit
             quantile = self.predictor.quantile_ms([r.config for r in once.values()], self.settings.confidence)
@@ -112,38 +104,33 @@ class Proposer(ABC):
         ranked = sorted(range(len(distinct)), key=lambda i: (abs(i - place), i))
         return Proposal(next(distinct[i].config for i in ranked if distinct[i].config_id in once), "repeat", seed)
 
-    def second_seed(self, number: int, under_way: Mapping[int, Proposal]) -> Proposal | None:
+    def second_seed(self, number: int) -> Proposal | None:
         """`repeat`, where it is time for that: with rungs the driver says when, else once all others are trained."""
-        if self.settings.rung_count > 1 or any(proposal.role != "repeat" for proposal in under_way.values()):
+        if self.settings.rung_count > 1 or any(proposal.role != "repeat" for proposal in self.journal.open.values()):
             return None
-        return self.repeat(number, under_way)
+        return self.repeat(number)
 
-    def tried(self, under_way: Mapping[int, Proposal]) -> set[str]:
-        return {result.config_id for result in self.journal.results.values()} | {
-            proposal.config.id for proposal in under_way.values()
-        }
-
-    def exploring(self, position: int, of: int, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
+    def exploring(self, position: int, of: int) -> LowFormerConfig | None:
         """The `position`-th of those that span the sizes."""
-        return self.front.nearest_in_size(self.front.size_target(position, of), self.tried(under_way))
+        return self.front.nearest_in_size(self.front.size_target(position, of), self.journal.tried)
 
-    def aimed(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
+    def aimed(self) -> list[LowFormerConfig]:
         """The candidates for the budget so far, finished or under way."""
         roles = ("exploit", "child")
         done = [result.config for result in self.journal.results.values() if result.role in roles]
-        return done + [proposal.config for proposal in under_way.values() if proposal.role in roles]
+        return done + [proposal.config for proposal in self.journal.open.values() if proposal.role in roles]
 
-    def exploiting(self, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
+    def exploiting(self) -> LowFormerConfig | None:
         """Of the best that evolution found for the budget, the best, then the most different ones; of a front's, those
         for latencies spread evenly."""
-        tried = self.tried(under_way)
+        tried = self.journal.tried
         if self.settings.pareto:
-            return self.front.best_within(evenly(len(self.aimed(under_way))), tried)
+            return self.front.best_within(evenly(len(self.aimed())), tried)
         band = self.front.band()
         by_score = band[np.argsort(-self.front.score[band], kind="stable")]
         candidates = [self.front.configs[i] for i in by_score[:512] if self.front.configs[i].id not in tried]
         if candidates:
-            return most_varied(self.space, candidates, self.aimed(under_way))
+            return most_varied(self.space, candidates, self.aimed())
         for i in np.argsort(-self.front.score, kind="stable"):
             if self.front.configs[i].id not in tried:
                 return self.front.configs[i]
@@ -183,7 +170,7 @@ class Proposer(ABC):
             key=lambda result: (result.config_id not in using, -objective.value(result.config_id), result.trial),
         )
 
-    def leaders(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
+    def leaders(self) -> list[LowFormerConfig]:
         """The trained candidates, the best first; then those at rungs, by the highest rung and their accuracy there.
 
         With `pareto` the best are those on the front, then those behind it.
@@ -195,7 +182,7 @@ class Proposer(ABC):
             leaders = self.best_first(leaders, [objective.value(result.config_id) for result in trained])
         judged = [
             (self.journal.rungs[trial][-1], proposal.config)
-            for trial, proposal in under_way.items()
+            for trial, proposal in self.journal.open.items()
             if trial in self.journal.rungs
         ]
         for rung in sorted({entry["rung"] for entry, _ in judged}, reverse=True):
@@ -226,31 +213,32 @@ def evenly(position: int) -> float:
 class Evolution(Proposer):
     """Mutants of the best so far, by the prior and by what their parents reached beyond it."""
 
-    def next_one(self, number: int, count: Counter[str], under_way: Mapping[int, Proposal]) -> Proposal | None:
+    def next_one(self, number: int) -> Proposal | None:
+        count = self.journal.roles
         explore, exploit, child = division(self.settings.trials)
         # Candidates from outside take the places of children.
         child -= count["enqueued"]
         seed = self.training_seed(number)
         if count["explore"] < explore:
-            config = self.exploring(count["explore"], explore, under_way)
+            config = self.exploring(count["explore"], explore)
             return None if config is None else Proposal(config, "explore", seed)
         if count["exploit"] < exploit:
-            config = self.exploiting(under_way)
+            config = self.exploiting()
             return None if config is None else Proposal(config, "exploit", seed)
         # With rungs nothing is complete yet: then second seeds come last, see `repeat`.
-        if self.settings.rung_count == 1 and (repeated := self.repeat(number, under_way)) is not None:
+        if self.settings.rung_count == 1 and (repeated := self.repeat(number)) is not None:
             return repeated
-        if self.settings.rung_count == 1 and count["repeat"] < self.settings.repeats and under_way:
+        if self.settings.rung_count == 1 and count["repeat"] < self.settings.repeats and self.journal.open:
             return None
         if count["child"] < child:
-            config = self._child(number, under_way) or self.exploiting(under_way)
+            config = self._child(number) or self.exploiting()
             return None if config is None else Proposal(config, "child", seed)
         return None
 
-    def _child(self, number: int, under_way: Mapping[int, Proposal]) -> LowFormerConfig | None:
+    def _child(self, number: int) -> LowFormerConfig | None:
         """A promising, different mutant of the best so far."""
-        objective = self.objective() if self.settings.rung_count == 1 else self._at_first_rung(under_way)
-        parents = self.leaders(under_way)[:3]
+        objective = self.objective() if self.settings.rung_count == 1 else self._at_first_rung()
+        parents = self.leaders()[:3]
         if not parents:
             return None
         configs, origin = children(
@@ -262,7 +250,7 @@ class Evolution(Proposer):
             confidence=self.settings.confidence,
             excluded=self.prior.beyond,
         )
-        tried = self.tried(under_way)
+        tried = self.journal.tried
         fresh = [i for i, config in enumerate(configs) if config.id not in tried]
         if not fresh:
             return None
@@ -274,7 +262,7 @@ class Evolution(Proposer):
         gain = expected
         if self.settings.pareto:
             known = list(objective.observed)
-            by_id = {config.id: config for config in self._trained(under_way)}
+            by_id = {config.id: config for config in self._trained()}
             gain = expected_front_improvement(
                 expected,
                 np.full(len(expected), FRONT_SPREAD),
@@ -284,15 +272,15 @@ class Evolution(Proposer):
                 self.settings.latency_budget_ms,
             )
         promising = np.argsort(-gain, kind="stable")[: max(5, len(configs) // 20)]
-        return most_varied(self.space, [configs[i] for i in promising], self.aimed(under_way))
+        return most_varied(self.space, [configs[i] for i in promising], self.aimed())
 
-    def _trained(self, under_way: Mapping[int, Proposal]) -> list[LowFormerConfig]:
-        return [r.config for r in self.journal.results.values()] + [p.config for p in under_way.values()]
+    def _trained(self) -> list[LowFormerConfig]:
+        return [r.config for r in self.journal.results.values()] + [p.config for p in self.journal.open.values()]
 
-    def _at_first_rung(self, under_way: Mapping[int, Proposal]) -> Objective:
+    def _at_first_rung(self) -> Objective:
         """What is maximized as far as the first rung tells, where all candidates can be compared."""
         configs = {trial: result.config for trial, result in self.journal.results.items()}
-        configs |= {trial: proposal.config for trial, proposal in under_way.items()}
+        configs |= {trial: proposal.config for trial, proposal in self.journal.open.items()}
         judged = [trial for trial in self.journal.rungs if trial in configs]
         prior_top1 = self.prior.imagenet_top1([configs[trial] for trial in judged])
         seen = {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -33,18 +30,18 @@ class Sampled(Proposer):
     """The sampler works on a copy of the study and starts anew each time, seeded by the trial's number: so what it
     proposes depends on the results alone, and a run that was cut off goes on as if it had not been."""
 
-    def next_one(self, number: int, count: Counter[str], under_way: Mapping[int, Proposal]) -> Proposal | None:
+    def next_one(self, number: int) -> Proposal | None:
+        count = self.journal.roles
         if count["sampled"] + count["enqueued"] >= self.settings.trials:
-            return self.second_seed(number, under_way)
-        over = sum(result.status == "infeasible" for result in self.journal.results.values())
-        if over > MOST_OVER * self.settings.trials:
+            return self.second_seed(number)
+        if self.journal.statuses["infeasible"] > MOST_OVER * self.settings.trials:
             return None
         strategy = self.settings.strategy_name
         seed = int(stream(self.settings, "sampler", number).integers(2**31))
         scratch = optuna.create_study(directions=directions(self.settings), sampler=sampler(strategy, seed))
         if strategy != "random":
             scratch.add_trials(self._known())
-        tried = self.tried(under_way)
+        tried = self.journal.tried
         for _ in range(DRAWS):
             trial = scratch.ask()
             config = self.space.suggest(trial)

@@ -123,7 +123,10 @@ class Lowtention(nn.Module):
                 x = F.pad(x, (0, right, 0, bottom))
         qkv = self.pwise(self.conv_proj(x))
         n, _, h, w = qkv.shape
-        qkv = qkv.reshape(n, self.heads, 3 * self.head_dim, h * w).transpose(2, 3)  # (N, heads, T, 3 * head_dim)
+        if h * w == 1:  # a transpose of one token has strides that CUDA's attention kernels refuse
+            qkv = qkv.reshape(n, self.heads, 1, 3 * self.head_dim)
+        else:
+            qkv = qkv.reshape(n, self.heads, 3 * self.head_dim, h * w).transpose(2, 3)  # (N, heads, T, 3 * head_dim)
         q, k, v = qkv.chunk(3, dim=3)
         out = F.scaled_dot_product_attention(q, k, v)
         out = out.transpose(2, 3).reshape(n, self.heads * self.head_dim, h, w)

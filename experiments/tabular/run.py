@@ -3,6 +3,7 @@
     python experiments/tabular/run.py plan                  # measures a pool, chooses from it: plan.json; 5 minutes
     python experiments/tabular/run.py train                 # one such process per core; about 12 core-hours in all
     python experiments/tabular/run.py measure --looks 7     # more looks at the latency, on the quiet machine
+    python experiments/tabular/run.py steps                 # how long a training step takes; quiet too, 5 minutes
     python experiments/tabular/run.py pack                  # work/ into table.jsonl.gz and pending.jsonl.gz
 
 Every step can be stopped at any time and goes on from what is in work/ and in these two. Training holds the lock that
@@ -12,10 +13,12 @@ keeps measurements off, so that no latency is measured beside it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -30,12 +33,14 @@ from filelock import FileLock, Timeout
 from lownas.evaluators.agent import training
 from lownas.evaluators.measure import LatencyMeasurement, measure_latency
 from lownas.experiments.tabular.table import TABLE, Network, Table, Training
+from lownas.experiments.tabular.training import SCHEDULES, STEPS_PER_EPOCH, Schedule, step_ms, train, train_many
 from lownas.predictors import Target
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 
 HERE = Path(__file__).parent
 PLAN = HERE / "plan.json"
 WORK = HERE / "work"
+LOCKS: list[FileLock] = []  # of the trainings that this process has taken on
 PENDING = HERE / "pending.jsonl.gz"  # trainings of networks that the table does not have yet
 
 POOL = 600
@@ -135,6 +140,10 @@ def plan() -> list[dict[str, Any]]:
     return json.loads(PLAN.read_text())
 
 
+def planned() -> list[LowFormerConfig]:
+    return [LowFormerConfig.from_dict(entry["config"]) for entry in plan()]
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -177,42 +186,73 @@ def measure(configs: list[LowFormerConfig], looks: int) -> None:
                 print(number, configs[index].id, f"{look.median_ms:.4f}", *look.notes, flush=True)
 
 
+def time_steps(configs: list[LowFormerConfig]) -> None:
+    """How long a training step takes on one core, for what a training costs there."""
+    done = {row["id"] for row in rows("steps.jsonl")}
+    for config in configs:
+        if config.id not in done:
+            append("steps.jsonl", {"id": config.id, "step_ms": step_ms(config)})
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
 def jobs() -> Iterator[tuple[LowFormerConfig, str, int]]:
-    """(network, schedule, seed) that are neither in the table nor in work/."""
+    """(network, schedule, seed) that are neither in the table nor in work/; first what completes a network soonest."""
     done = {(row["id"], row["schedule"], row["seed"]) for row in rows("trainings.jsonl")}
     if TABLE.exists():
         done |= {(n.config.id, *key) for n in Table.load().networks for key in n.trainings}
-    for entry in plan():
-        for schedule, seeds in entry["seeds"].items():
-            for seed in seeds:
-                if (entry["id"], schedule, seed) not in done:
-                    yield LowFormerConfig.from_dict(entry["config"]), schedule, seed
+    missing = [
+        (LowFormerConfig.from_dict(entry["config"]), [key for key in _keys(entry) if (entry["id"], *key) not in done])
+        for entry in plan()
+    ]
+    cost = {
+        config.id: op_graph(config).macs * sum(SCHEDULES[name].epochs for name, _ in keys) for config, keys in missing
+    }
+    for config, keys in sorted(missing, key=lambda network: cost[network[0].id]):
+        for schedule, seed in keys:
+            yield config, schedule, seed
 
 
-def train_all(limit: int | None) -> None:
-    """Trains what is missing, one after the other; several processes share the work by a lock file each."""
-    from lownas.experiments.tabular.training import SCHEDULES, train
+def _keys(entry: dict[str, Any]) -> list[tuple[str, int]]:
+    """(schedule, seed) of all trainings that a network of the plan is to have."""
+    return [(schedule, seed) for schedule, seeds in entry["seeds"].items() for seed in seeds]
 
+
+def free_jobs(deadline: float) -> Iterator[tuple[LowFormerConfig, Schedule, int]]:
+    """What is missing, one after the other, until `deadline`; several processes share the work by a lock file each.
+
+    A lock is held until the next job is asked for and, where its network is not trained then, until the process ends.
+    """
     WORK.mkdir(exist_ok=True)
-    trained = 0
     for config, schedule, seed in list(jobs()):
         lock = FileLock(WORK / f"{config.id}-{schedule}-{seed}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        with lock, training():  # measurements wait
-            if (config.id, schedule, seed) in {(r["id"], r["schedule"], r["seed"]) for r in rows("trainings.jsonl")}:
-                continue
-            curve = train(config, SCHEDULES[schedule], seed)
-            append("trainings.jsonl", {"id": config.id, "schedule": schedule, "seed": seed, **asdict(curve)})
-        trained += 1
-        print(config.id, schedule, seed, f"{curve.validation_accuracy[-1]:.4f} {curve.cpu_seconds:.0f} s", flush=True)
-        if limit is not None and trained >= limit:
+        if time.monotonic() > deadline:
             return
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+            LOCKS.append(lock)
+            if (config.id, schedule, seed) not in {
+                (r["id"], r["schedule"], r["seed"]) for r in rows("trainings.jsonl")
+            }:
+                yield config, SCHEDULES[schedule], seed
+
+
+def train_all(device: str, at_once: int, seconds: float) -> None:
+    wanted = free_jobs(time.monotonic() + seconds)
+    begin = time.monotonic()
+    if device == "cuda":
+        curves = train_many(wanted, at_once)
+    else:
+        curves = ((job, train(*job)) for job in wanted)
+    with contextlib.nullcontext() if device == "cuda" else training():  # measurements wait
+        for number, ((config, schedule, seed), curve) in enumerate(curves, 1):
+            append("trainings.jsonl", {"id": config.id, "schedule": schedule.name, "seed": seed, **asdict(curve)})
+            spent = time.monotonic() - begin
+            print(
+                f"{number} in {spent:.0f} s: {config.id} {schedule.name} {seed} {curve.validation_accuracy[-1]:.4f}",
+                flush=True,
+            )
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -220,25 +260,33 @@ def train_all(limit: int | None) -> None:
 
 def pack() -> None:
     """Writes the networks whose trainings and latency are all there; the other trainings are kept for later."""
-    from lownas.experiments.tabular.training import SCHEDULES
-
     known = {n.config.id: n for n in Table.load().networks} if TABLE.exists() else {}
     card = Table.load().card if TABLE.exists() else {}
     trained: dict[str, dict[tuple[str, int], Training]] = defaultdict(dict)
     for row in rows("trainings.jsonl"):
         trained[row["id"]][row["schedule"], row["seed"]] = Training.from_dict(_rounded(row))
     looks = measured()
+    epoch_seconds = {row["id"]: row["step_ms"] * STEPS_PER_EPOCH / 1e3 for row in rows("steps.jsonl")}
     networks = []
     for entry in plan():
-        config, wanted = LowFormerConfig.from_dict(entry["config"]), entry["seeds"]
+        config = LowFormerConfig.from_dict(entry["config"])
         old = known.get(config.id)
         trainings = {**(old.trainings if old else {}), **trained[config.id]}
-        keys = [(schedule, seed) for schedule, seeds in wanted.items() for seed in seeds]
+        keys = _keys(entry)
         times = tuple(look.times_ms for look in looks[config.id]) or (old.looks_ms if old else ())
-        if times and all(key in trainings for key in keys):
+        seconds = epoch_seconds.get(config.id) or (old.epoch_seconds if old else None)
+        if times and seconds and all(key in trainings for key in keys):
             graph = op_graph(config)
             networks.append(
-                Network(config, entry["role"], graph.params, graph.macs, times, {key: trainings[key] for key in keys})
+                Network(
+                    config=config,
+                    role=entry["role"],
+                    params=graph.params,
+                    macs=graph.macs,
+                    looks_ms=times,
+                    epoch_seconds=round(seconds, 2),
+                    trainings={key: trainings[key] for key in keys},
+                )
             )
     if any(looks.values()):
         latest = next(iter(looks.values()))[-1]
@@ -275,16 +323,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("plan")
-    steps.add_parser("train").add_argument("--limit", type=int, help="trainings after which this process ends")
+    step = steps.add_parser("train")
+    step.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    step.add_argument("--at-once", type=int, default=8, help="networks that share the GPU")
+    step.add_argument("--seconds", type=float, default=float("inf"), help="after which no training is begun")
     steps.add_parser("measure").add_argument("--looks", type=int, default=LOOKS)
+    steps.add_parser("steps")
     steps.add_parser("pack")
     given = parser.parse_args()
     if given.step == "plan":
         write_plan()
     elif given.step == "train":
-        train_all(given.limit)
+        train_all(given.device, given.at_once, given.seconds)
     elif given.step == "measure":
-        measure([LowFormerConfig.from_dict(entry["config"]) for entry in plan()], given.looks)
+        measure(planned(), given.looks)
+    elif given.step == "steps":
+        time_steps(planned())
     elif given.step == "pack":
         pack()
 

@@ -37,8 +37,7 @@ class Training:
         train_loss: mean over each epoch, nats, label smoothing included.
         validation_loss: after each epoch, nats.
         validation_accuracy, test_accuracy: after each epoch, 0 to 1.
-        train_seconds: wall time of the epochs, evaluations left out.
-        cpu_seconds: of the process, evaluations included.
+        device: that it ran on; the same seed draws the same on each.
     """
 
     id: str
@@ -48,8 +47,7 @@ class Training:
     validation_loss: tuple[float, ...]
     validation_accuracy: tuple[float, ...]
     test_accuracy: tuple[float, ...]
-    train_seconds: float
-    cpu_seconds: float
+    device: str
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -63,7 +61,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Point:
-    """What a training had reached after an epoch; accuracies 0 to 1, seconds of training up to there."""
+    """What a training had reached after an epoch; accuracies 0 to 1.
+
+    `train_seconds` are those of the steps up to there on one core of the card's host, wherever the training ran.
+    """
 
     validation_accuracy: float
     test_accuracy: float
@@ -82,6 +83,7 @@ class Network:
         macs: multiply-accumulates of one image.
         latency_ms: median over the looks of their medians; one image, one thread, onnxruntime, fp32.
         looks_ms: the raw times of each look, in order.
+        epoch_seconds: what the steps of an epoch take on one core.
         trainings: by (schedule, seed).
     """
 
@@ -90,6 +92,7 @@ class Network:
     params: int
     macs: int
     looks_ms: tuple[tuple[float, ...], ...]
+    epoch_seconds: float
     trainings: Mapping[tuple[str, int], Training]
 
     @cached_property
@@ -105,6 +108,7 @@ class Network:
             "params": self.params,
             "macs": self.macs,
             "looks_ms": [[round(ms, 4) for ms in look] for look in self.looks_ms],
+            "epoch_seconds": self.epoch_seconds,
             "trainings": [asdict(training) for training in self.trainings.values()],
         }
 
@@ -117,6 +121,7 @@ class Network:
             params=data["params"],
             macs=data["macs"],
             looks_ms=tuple(tuple(look) for look in data["looks_ms"]),
+            epoch_seconds=data["epoch_seconds"],
             trainings={(training.schedule, training.seed): training for training in trainings},
         )
 
@@ -190,7 +195,7 @@ class Table:
             validation_accuracy=training.validation_accuracy[epoch - 1],
             test_accuracy=training.test_accuracy[epoch - 1],
             validation_loss=training.validation_loss[epoch - 1],
-            train_seconds=training.train_seconds * epoch / training.epochs,
+            train_seconds=self.network(config).epoch_seconds * epoch,
         )
 
 

@@ -1,4 +1,4 @@
-"""How the networks of the table are trained: two fixed schedules on Fashion-MNIST.
+"""How the networks of the table are trained: two fixed schedules on Fashion-MNIST, on a CPU or many at once on a GPU.
 
 It stands apart from the proxy training of searches (`lownas.evaluators.proxy`), so that a better proxy leaves the table
 as it is. The 60,000 training images of Fashion-MNIST are split once: 10,240 to train on, 5,000 for validation, the
@@ -8,9 +8,12 @@ own resolution (bicubic), grey repeated over the three channels.
 
 from __future__ import annotations
 
+import gc
 import math
+import statistics
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -26,7 +29,8 @@ SPLIT_SEED = 2026
 TRAIN_IMAGES = 10_240
 VALIDATION_IMAGES = 5_000
 BATCH_NORM_IMAGES = 1_000
-EVALUATION_BATCH = 250
+BATCH_NORM_BATCH = 250
+EVALUATION_BATCH = {"cpu": 250, "cuda": 2500}
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,20 @@ class Schedule:
 
 
 SHORT = Schedule("short", epochs=9, max_shift=0)
-LONG = Schedule("long", epochs=40, max_shift=2)
+LONG = Schedule("long", epochs=60, max_shift=2)
 SCHEDULES = {schedule.name: schedule for schedule in (SHORT, LONG)}
+STEPS_PER_EPOCH = TRAIN_IMAGES // SHORT.batch_size
 
 
 @dataclass
 class Curve:
-    """What one training gave: accuracies (0 to 1) after every epoch, losses in nats, seconds in all.
+    """What one training gave: accuracies (0 to 1) after every epoch, losses in nats, the device that it ran on."""
 
-    `cpu_seconds` are those of the process, which other work on the machine disturbs less than the wall's.
-    """
-
-    train_loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    validation_accuracy: list[float] = field(default_factory=list)
-    test_accuracy: list[float] = field(default_factory=list)
-    train_seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    train_loss: list[float]
+    validation_loss: list[float]
+    validation_accuracy: list[float]
+    test_accuracy: list[float]
+    device: str
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Part:
     images: Tensor
     labels: Tensor
 
-    def batch(self, index: Tensor) -> Tensor:
-        return normalized(self.images[index])
+    def to(self, device: str) -> Part:
+        return Part(self.images.to(device), self.labels.to(device))
 
 
 @lru_cache(maxsize=8)
@@ -106,22 +107,54 @@ def parts(resolution: int, folder: str = FASHION_FOLDER) -> dict[str, Part]:
 
 def normalized(images: Tensor) -> Tensor:
     """Grey bytes (N, 1, R, R) as floats (N, 3, R, R), by the mean and spread of Fashion-MNIST's training pixels."""
-    grey = (images.float() - 72.94) / 90.02
-    return grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    layout = torch.contiguous_format if images.is_cuda else torch.channels_last  # as the weights have it
+    return ((images.float() - 72.94) / 90.02).expand(-1, 3, -1, -1).contiguous(memory_format=layout)
 
 
-def augmented(images: Tensor, max_shift: int, random: torch.Generator) -> Tensor:
-    """Each of (N, 1, R, R) mirrored with probability 1/2 and moved over black, by at most `max_shift` of 28 pixels."""
-    count, _, side, _ = images.shape
-    mirrored = torch.rand(count, generator=random) < 0.5
+@dataclass(frozen=True)
+class Draws:
+    """All that is random in the course of a training, for each of its S steps of B images.
+
+    Attributes:
+        index: (S, B) which training images.
+        mirrored: (S, B) whether an image is mirrored.
+        start: (S, 2, B) first row and column that are kept of an image, which a margin of `margin` pixels surrounds.
+    """
+
+    index: Tensor
+    mirrored: Tensor
+    start: Tensor
+    margin: int
+
+    @classmethod
+    def of(cls, schedule: Schedule, images: int, side: int, seed: int) -> Draws:
+        """The same for the same arguments, whatever device trains by it."""
+        random, size = torch.Generator().manual_seed(seed), schedule.batch_size
+        margin = round(schedule.max_shift * side / 28)
+        index, mirrored, start = [], [], []
+        for _ in range(schedule.epochs):
+            index.append(torch.randperm(images, generator=random)[: images // size * size].view(-1, size))
+            for _ in index[-1]:
+                mirrored.append(torch.rand(size, generator=random) < 0.5)
+                if margin:
+                    start.append(torch.randint(0, 2 * margin + 1, (2, size, 1), generator=random)[..., 0])
+        starts = torch.stack(start) if margin else torch.zeros(len(mirrored), 2, size, dtype=torch.long)
+        return cls(torch.cat(index), torch.stack(mirrored), starts, margin)
+
+    def to(self, device: str) -> Draws:
+        return Draws(self.index.to(device), self.mirrored.to(device), self.start.to(device), self.margin)
+
+
+def augmented(images: Tensor, mirrored: Tensor, start: Tensor, margin: int) -> Tensor:
+    """(N, 1, R, R), mirrored where (N,) says so, and moved over black: what `start` (2, N) keeps of a wider image."""
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    pixels = round(max_shift * side / 28)
-    if not pixels:
+    if not margin:
         return images
-    wide = F.pad(images, (pixels,) * 4)
-    start = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=random)
-    rows, columns = start + torch.arange(side)
-    return wide[torch.arange(count)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
+    side = images.shape[2]
+    wide = F.pad(images, (margin,) * 4)[:, 0]
+    rows, columns = start[:, :, None] + torch.arange(side, device=images.device)
+    across = wide.gather(1, rows[:, :, None].expand(-1, -1, wide.shape[2]))
+    return across.gather(2, columns[:, None, :].expand(-1, side, -1))[:, None]
 
 
 def prepared(config: LowFormerConfig, seed: int) -> nn.Module:
@@ -129,23 +162,121 @@ def prepared(config: LowFormerConfig, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = build_model(config)
     nn.init.zeros_(model.classifier.weight)  # type: ignore[arg-type]
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # statistics are plain averages, taken anew for every evaluation
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model
 
 
 def optimizer_of(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
+    """Rates are tensors of the model's device, so that a recorded step reads them anew; `peak` is their largest."""
     by_rate: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         weight = parameter.ndim > 1
         scale = min(1.0, math.sqrt(64 / parameter[0].numel())) if weight else 1.0
         by_rate.setdefault((scale, schedule.weight_decay if weight else 0.0), []).append(parameter)
+    device = next(model.parameters()).device
     groups = [
-        {"params": parameters, "lr": schedule.learning_rate * scale, "weight_decay": decay}
+        {
+            "params": parameters,
+            "lr": torch.tensor(0.0, device=device),
+            "peak": schedule.learning_rate * scale,
+            "weight_decay": decay,
+        }
         for (scale, decay), parameters in by_rate.items()
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True, capturable=device.type == "cuda")
+
+
+@lru_cache(maxsize=8)
+def rates(schedule: Schedule, steps: int) -> Tensor:
+    """(steps,) the learning rate of each step as a share of its peak."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    course = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=steps, pct_start=schedule.warmup_share, div_factor=10, cycle_momentum=False
+    )
+    shares = []
+    for _ in range(steps):
+        shares.append(course.get_last_lr()[0])
+        optimizer.step()
+        if len(shares) < steps:
+            course.step()
+    return torch.tensor(shares)
+
+
+class Trainee:
+    """A network in training: its weights, its place in the schedule and what came of it so far, all on one device.
+
+    `step` and `look` take nothing, give nothing and wait for nothing, so that a GPU can record and replay them.
+    """
+
+    def __init__(
+        self, config: LowFormerConfig, schedule: Schedule, seed: int, data: dict[str, Part], device: str = "cpu"
+    ) -> None:
+        layout = torch.contiguous_format if device == "cuda" else torch.channels_last
+        self.schedule, self.data, self.device = schedule, data, device
+        self.model = prepared(config, seed).to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.parameters = list(self.model.parameters())
+        self.optimizer = optimizer_of(self.model, schedule)
+        images = len(data["train"].labels)
+        self.steps_per_epoch = images // schedule.batch_size
+        self.draws = Draws.of(schedule, images, config.resolution, seed).to(device)
+        self.rates = rates(schedule, schedule.epochs * self.steps_per_epoch).to(device)
+        self.place = torch.zeros(1, dtype=torch.long, device=device)  # steps done
+        self.results = {
+            name: torch.zeros(schedule.epochs, device=device)
+            for name in ("train_loss", "validation_loss", "validation_accuracy", "test_accuracy")
+        }
+
+    @property
+    def epoch(self) -> Tensor:
+        """(1,) the epoch of the last step."""
+        return torch.div(self.place - 1, self.steps_per_epoch, rounding_mode="floor")
+
+    def step(self) -> None:
+        self.model.train()
+        self._average_norms_by(0.0)  # their statistics are taken anew for every evaluation
+        index, mirrored, start = (
+            part.index_select(0, self.place)[0] for part in (self.draws.index, self.draws.mirrored, self.draws.start)
+        )
+        part = self.data["train"]
+        images = normalized(augmented(part.images.index_select(0, index), mirrored, start, self.draws.margin))
+        labels = part.labels.index_select(0, index)
+        loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.schedule.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip_norm)
+        share = self.rates.index_select(0, self.place)[0]
+        for group in self.optimizer.param_groups:
+            group["lr"].copy_(share * group["peak"])
+        self.optimizer.step()
+        self.place += 1
+        self.results["train_loss"].index_add_(0, self.epoch, loss.detach()[None] / self.steps_per_epoch)
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Takes loss and accuracies after an epoch, with BatchNorm statistics over the first training images."""
+        self.model.train()
+        first = self.data["train"].images[:BATCH_NORM_IMAGES].split(BATCH_NORM_BATCH)
+        for number, images in enumerate(first):
+            self._average_norms_by(1 / (number + 1))
+            self.model(normalized(images))
+        self.model.eval()
+        for name in ("validation", "test"):
+            part = self.data[name]
+            batches = part.images.split(EVALUATION_BATCH[self.device])
+            logits = torch.cat([self.model(normalized(images)) for images in batches])
+            accuracy = (logits.argmax(1) == part.labels).float().mean()
+            self.results[f"{name}_accuracy"].index_copy_(0, self.epoch, accuracy[None])
+            if name == "validation":
+                loss = F.cross_entropy(logits, part.labels)
+                self.results["validation_loss"].index_copy_(0, self.epoch, loss[None])
+
+    def _average_norms_by(self, momentum: float) -> None:
+        for norm in self.norms:
+            norm.momentum = momentum
+
+    def curve(self) -> Curve:
+        found = {name: values.tolist() for name, values in self.results.items()}
+        return Curve(**found, device=torch.cuda.get_device_name() if self.device == "cuda" else "cpu")
 
 
 def train(config: LowFormerConfig, schedule: Schedule, seed: int, data: dict[str, Part] | None = None) -> Curve:
@@ -156,74 +287,117 @@ def train(config: LowFormerConfig, schedule: Schedule, seed: int, data: dict[str
         data: `parts(config.resolution)`, the default.
     """
     torch.set_num_threads(1)
-    data = data or parts(config.resolution)
-    model = prepared(config, seed)
-    optimizer = optimizer_of(model, schedule)
-    steps = schedule.epochs * (len(data["train"].labels) // schedule.batch_size)
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        [group["lr"] for group in optimizer.param_groups],
-        total_steps=steps,
-        pct_start=schedule.warmup_share,
-        div_factor=10,
-        cycle_momentum=False,
-    )
-    random = torch.Generator().manual_seed(seed)
-    curve = Curve()
-    cpu_begin = time.process_time()
+    trainee = Trainee(config, schedule, seed, data or parts(config.resolution))
     for _ in range(schedule.epochs):
-        epoch_begin = time.perf_counter()
-        curve.train_loss.append(train_epoch(model, data["train"], schedule, optimizer, rate, random))
-        curve.train_seconds += time.perf_counter() - epoch_begin
-        recompute_batch_norm(model, data["train"])
-        loss, accuracy = evaluate(model, data["validation"])
-        curve.validation_loss.append(loss)
-        curve.validation_accuracy.append(accuracy)
-        curve.test_accuracy.append(evaluate(model, data["test"])[1])
-    curve.cpu_seconds = time.process_time() - cpu_begin
-    return curve
+        for _ in range(trainee.steps_per_epoch):
+            trainee.step()
+        trainee.look()
+    return trainee.curve()
 
 
-def train_epoch(
-    model: nn.Module,
-    part: Part,
-    schedule: Schedule,
-    optimizer: torch.optim.Optimizer,
-    rate: torch.optim.lr_scheduler.LRScheduler,
-    random: torch.Generator,
-) -> float:
-    """One pass over the images, an incomplete last batch left out; gives the mean loss."""
-    model.train()
-    total = torch.zeros(())
-    batches = torch.randperm(len(part.labels), generator=random).split(schedule.batch_size)
-    batches = batches[: len(part.labels) // schedule.batch_size]
-    for index in batches:
-        images = normalized(augmented(part.images[index], schedule.max_shift, random))
-        loss = F.cross_entropy(model(images), part.labels[index], label_smoothing=schedule.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
-        optimizer.step()
-        rate.step()
-        total += loss.detach()
-    return float(total) / len(batches)
+def step_ms(config: LowFormerConfig, warm_up: int = 2, steps: int = 5) -> float:
+    """Milliseconds of one step of `SHORT` on the CPU with one thread: the median over so many."""
+    torch.set_num_threads(1)
+    trainee, times = Trainee(config, SHORT, 0, parts(config.resolution)), []
+    for _ in range(warm_up + steps):
+        begin = time.perf_counter()
+        trainee.step()
+        times.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times[warm_up:])
 
 
-@torch.no_grad()
-def recompute_batch_norm(model: nn.Module, part: Part) -> None:
-    """BatchNorm statistics as averages over the first training images, which stand in random order."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-    model.train()
-    for index in torch.arange(BATCH_NORM_IMAGES).split(EVALUATION_BATCH):
-        model(part.batch(index))
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+Job = tuple[LowFormerConfig, Schedule, int]
+
+CHUNK = 16  # steps queued at a time for one network
+AHEAD = 3  # chunks queued and not yet done, at most
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and the share of images classified correctly."""
-    model.eval()
-    logits = torch.cat([model(part.batch(index)) for index in torch.arange(len(part.labels)).split(EVALUATION_BATCH)])
-    accuracy = (logits.argmax(1) == part.labels).float().mean().item()
-    return F.cross_entropy(logits, part.labels).item(), accuracy
+class Recorded:
+    """A trainee whose step and look are CUDA graphs, replayed on a stream of its own: for networks as small as these
+    the time goes into launching kernels, and one alone leaves most of a GPU idle.
+    """
+
+    def __init__(self, trainee: Trainee) -> None:
+        self.trainee, self.stream = trainee, torch.cuda.Stream()
+        self.step, self.look = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        self.queued = 0
+        self.total = trainee.schedule.epochs * trainee.steps_per_epoch
+        self.marks: list[torch.cuda.Event] = []
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            self._warm_up()
+            trainee.optimizer.zero_grad()  # the gradients are then part of the recording
+            for graph, work in ((self.step, trainee.step), (self.look, trainee.look)):
+                graph.capture_begin()
+                work()
+                graph.capture_end()
+
+    def _warm_up(self) -> None:
+        """One step and look, so that the libraries have chosen their kernels; then all is as it was."""
+        trainee = self.trainee
+        kept = [tensor.detach().clone() for tensor in trainee.parameters]
+        trainee.step()
+        trainee.look()
+        with torch.no_grad():
+            for tensor, value in zip(trainee.parameters, kept, strict=True):
+                tensor.copy_(value)
+            for state in trainee.optimizer.state.values():
+                for tensor in state.values():
+                    tensor.zero_()
+            for tensor in (trainee.place, *trainee.results.values()):
+                tensor.zero_()
+
+    def advance(self) -> bool:
+        """Queues a chunk of steps unless enough are waiting; gives whether it did."""
+        while self.marks and self.marks[0].query():
+            del self.marks[0]
+        if self.queued == self.total or len(self.marks) >= AHEAD:
+            return False
+        with torch.cuda.stream(self.stream):
+            for _ in range(min(CHUNK, self.total - self.queued)):
+                self.step.replay()
+                self.queued += 1
+                if self.queued % self.trainee.steps_per_epoch == 0:
+                    self.look.replay()
+            self.marks.append(torch.cuda.Event())
+            self.marks[-1].record()
+        return True
+
+    @property
+    def done(self) -> bool:
+        return self.queued == self.total and all(mark.query() for mark in self.marks)
+
+
+def train_many(jobs: Iterable[Job], at_once: int) -> Iterator[tuple[Job, Curve]]:
+    """Trains networks on the GPU, so many at once, by the same draws and arithmetic (fp32, no TF32) as `train`.
+
+    Gives each as it ends. The next job is asked for when there is room for it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    @lru_cache(maxsize=8)
+    def on_device(resolution: int) -> dict[str, Part]:
+        return {name: part.to("cuda") for name, part in parts(resolution).items()}
+
+    waiting, running = iter(jobs), dict[Job, Recorded]()
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # a collection in the middle of a recording could free what may not be freed then
+    try:
+        while True:
+            if len(running) < at_once and (job := next(waiting, None)) is not None:
+                config, schedule, seed = job
+                running[job] = Recorded(Trainee(config, schedule, seed, on_device(config.resolution), "cuda"))
+            elif not running:
+                return
+            moved = [run.advance() for run in running.values()]
+            for job in [job for job, run in running.items() if run.done]:
+                yield job, running.pop(job).trainee.curve()
+                gc.collect()
+            if not any(moved):
+                time.sleep(5e-4)
+    finally:
+        gc.enable()
+        gc.unfreeze()

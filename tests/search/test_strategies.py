@@ -8,8 +8,8 @@ import numpy as np
 import optuna
 import pytest
 
-from lownas.predictors.surrogate import Observation
-from lownas.search.learned import believing, initial, learn
+from lownas.predictors.surrogate import Observation, _kernel, _noise
+from lownas.search.learned import _step, initial, learn
 from lownas.search.outcome import SearchOutcome
 from lownas.search.pareto import expected_improvement
 from lownas.search.run import read_results
@@ -127,11 +127,29 @@ def test_candidates_under_way_are_less_uncertain(space: SearchSpace) -> None:
     configs = [space.sample(rng) for _ in range(20)]
     seen = [Observation(config, 0, stub_accuracy(config, 1)) for config in configs[:12]]
     surrogate = learn(space, seen, 1)
-    believed = believing(surrogate, configs[12:14])
-    assert [observation.config for observation in believed] == configs[12:14]
-    after = learn(space, [*seen, *believed], 1)
-    assert (after.predict(configs[12:14])[1] < surrogate.predict(configs[12:14])[1]).all()
-    assert believing(surrogate, []) == []
+    believed = surrogate.believing(configs[12:14])
+    before, after = surrogate.predict(configs), believed.predict(configs)
+    assert np.allclose(before[0], after[0])
+    assert (after[1] <= before[1] + 1e-9).all() and (after[1][12:14] < 0.9 * before[1][12:14]).all()
+    assert believed.observations == 14 and surrogate.observations == 12
+    assert surrogate.believing([]) is surrogate
+
+
+def test_believing_is_conditioning(space: SearchSpace) -> None:
+    """The covariance grows as if all had been observed at once."""
+    rng = np.random.default_rng(1)
+    configs = [space.sample(rng) for _ in range(15)]
+    seen = [Observation(config, number % 2, stub_accuracy(config, 1)) for number, config in enumerate(configs[:12])]
+    believed = learn(space, seen, 2).believing(configs[12:])
+    alike = believed._alike(believed._costs, believed._choices, believed._rung)
+    whole = _kernel(believed.hyperparameters, alike) + _noise(believed.hyperparameters, believed._rung)
+    assert np.allclose(believed._factor @ believed._factor.T, whole)
+
+
+def test_hyperparameters_stay_for_a_while() -> None:
+    assert [_step(count) for count in (0, 1, 9, 10, 11, 12, 19, 20, 21, 22)] == [0, 1, 9, 10, 11, 12, 19, 20, 20, 22]
+    steps = {_step(count) for count in range(100, 5001)}
+    assert len(steps) < 50 and all(_step(step) == step for step in steps)
 
 
 def test_many_observations_are_learned_from_as_a_whole(space: SearchSpace) -> None:
