@@ -32,6 +32,7 @@ from .accuracy import macs_and_shape, total_params
 Floats = NDArray[np.float64]
 
 MOST_OBSERVATIONS = 600  # a fit costs the cube of it
+MOST_KNOWN = 5000  # configurations whose features are kept
 EDGE = 1e-3  # accuracies are held this far from 0 and 1
 
 _LEVEL_VARIANCE = 100.0  # as good as flat, where the spread within a rung is 1
@@ -204,6 +205,8 @@ class AccuracySurrogate:
 
     def _features(self, configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats]:
         """(n, 5) costs: ln MACs, ln parameters, ln resolution, ln blocks, share that attends. (n, p) choices."""
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
         if fresh := list({config.id: config for config in configs if config.id not in self._known}.values()):
             macs, blocks, shares = macs_and_shape(fresh)
             params = total_params(fresh)

@@ -234,11 +234,11 @@ class Journal:
         """Nothing stays open: what has a result is told it, what was cut off waits for a resumed run."""
         for number in list(self.open):
             self._abandon(number)
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number in self.results:
-                self._tell(trial.number, self.results[trial.number])
+        for number in self.storage.running(self.study_id):
+            if number in self.results:
+                self._tell(number, self.results[number])
             else:
-                self.set_waiting(trial.number)
+                self.set_waiting(number)
 
     def _tell(self, number: int, result: EvaluationResult) -> None:
         trial_id = self._ids.get(number)

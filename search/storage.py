@@ -15,9 +15,15 @@ import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb.models import TrialModel, TrialParamModel, TrialUserAttributeModel, TrialValueModel
+from optuna.storages._rdb.models import (
+    TrialModel,
+    TrialParamModel,
+    TrialSystemAttributeModel,
+    TrialUserAttributeModel,
+    TrialValueModel,
+)
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event, make_url, text
+from sqlalchemy import event, insert, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -25,6 +31,7 @@ PASSWORD = "LOWNAS_STORAGE_PASSWORD"  # the environment variable with the databa
 PATIENCE_S = 180.0  # that a database may be locked, or its server away
 
 _NEWS = "SELECT trial_id, number, state FROM trials WHERE study_id = :study AND trial_id > :after ORDER BY trial_id"
+_RUNNING = "SELECT number FROM trials WHERE study_id = :study AND state = 'RUNNING' ORDER BY number"
 _LAST = "SELECT MAX(trial_id) FROM trials WHERE study_id = :study"
 
 logger = logging.getLogger("lownas.search")
@@ -126,6 +133,16 @@ class PatientStorage(RDBStorage):
         rows: list[tuple[int, int, str]] = self._patiently(read)
         return rows
 
+    def running(self, study_id: int) -> list[int]:
+        """The numbers of a study's trials that are RUNNING."""
+
+        def read() -> list[int]:
+            with self.engine.connect() as connection:
+                return [int(number) for number in connection.execute(text(_RUNNING), {"study": study_id}).scalars()]
+
+        numbers: list[int] = self._patiently(read)
+        return numbers
+
     def _last_id(self, study_id: int) -> int:
         def read() -> int:
             with self.engine.connect() as connection:
@@ -171,25 +188,38 @@ class PatientStorage(RDBStorage):
 
         self._patiently(write, done)
 
-    def _set_trial_param_without_commit(
-        self,
-        session: Any,
-        trial_id: int,
-        param_name: str,
-        param_value_internal: float,
-        distribution: BaseDistribution,
-        previous_distribution: BaseDistribution | None = None,
-    ) -> None:
-        """Optuna's, without two queries for each parameter whether its choices are those of other trials: a run's space
-        does not change. A new trial takes milliseconds so, and tens of them otherwise."""
-        session.add(
-            TrialParamModel(
-                trial_id=trial_id,
-                param_name=param_name,
-                param_value=param_value_internal,
-                distribution_json=_distribution_json(distribution),
-            )
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> TrialModel:
+        """Optuna's, for a trial that runs, without a query or more for each parameter and attribute: there can be none
+        of them before, and the choices of a parameter do not change in a run. It takes a third of the time."""
+        if template_trial is None or template_trial.state != TrialState.RUNNING:
+            return RDBStorage._get_prepared_new_trial(self, study_id, template_trial, session)
+        trial = TrialModel(
+            study_id=study_id, number=None, state=TrialState.RUNNING, datetime_start=template_trial.datetime_start
         )
+        session.add(trial)
+        session.flush()
+        parameters = [
+            {
+                "trial_id": trial.trial_id,
+                "param_name": name,
+                "param_value": distribution.to_internal_repr(template_trial.params[name]),
+                "distribution_json": _distribution_json(distribution),
+            }
+            for name, distribution in template_trial.distributions.items()
+        ]
+        session.execute(insert(TrialParamModel), parameters)
+        for model, attributes in (
+            (TrialUserAttributeModel, template_trial.user_attrs),
+            (TrialSystemAttributeModel, template_trial.system_attrs),
+        ):
+            rows = [
+                {"trial_id": trial.trial_id, "key": name, "value_json": json.dumps(value)}
+                for name, value in attributes.items()
+            ]
+            if rows:
+                session.execute(insert(model), rows)
+        trial.number = trial.count_past_trials(session)
+        return trial
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         def done() -> bool | None:
