@@ -7,7 +7,7 @@ or of the front.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from .halving import Rungs
 from .journal import Proposal
 from .pareto import expected_front_improvement, expected_improvement, order
 from .proposals import Proposer, stream
-from .result import Role
+from .result import EvaluationResult, Role
 from .strategy import children
 
 Floats = NDArray[np.float64]
@@ -43,6 +43,8 @@ class Learned(Proposer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._failed, self._counts = 0, (0, 0)  # as of what was observed, and how much of the logs that is
+        self._observed: tuple[list[Observation], list[Observation]] = ([], [])
         self._encoded: dict[str, tuple[Floats, Floats]] = {}  # what surrogates know of configurations, by id
         self._fitted: tuple[tuple[int, ...], Floats] | None = None  # how much came before, and hyperparameters
 
@@ -78,7 +80,7 @@ class Learned(Proposer):
         blind = [proposal.config for proposal in self.journal.open.values() if proposal.config.id not in known]
         surrogate = surrogate.believing(blind)
         trained = [*self._best_trained(seen), *blind]
-        means, _ = surrogate.predict(trained)
+        means = surrogate.mean(trained)
         rng = stream(self.settings, "children", number)
         seen_ms = self.latency_ms(trained) if self.settings.pareto else None
         ranking = means[:, None] if seen_ms is None else np.column_stack([means, -np.log(seen_ms)])
@@ -116,21 +118,30 @@ class Learned(Proposer):
         return list(best.values())
 
     def observations(self) -> list[Observation]:
-        """All accuracies so far, at rungs and at the end, in the order of the trials."""
-        return [observation for _, observation in sorted(self._seen(), key=lambda numbered: numbered[0])]
+        """All accuracies so far: at rungs, then at the end, each as they came."""
+        logs = self.journal.rung_log, self.journal.result_log
+        failed = self.journal.statuses["failed"]
+        if failed != self._failed:  # what they had reached before counts no more
+            self._failed, self._counts, self._observed = failed, (0, 0), ([], [])
+        self._observed[0].extend(self._at_rungs(logs[0][self._counts[0] :]))
+        self._observed[1].extend(self._at_the_end(logs[1][self._counts[1] :]))
+        self._counts = len(logs[0]), len(logs[1])
+        return [*self._observed[0], *self._observed[1]]
 
-    def _seen(self, at_rungs: int | None = None, results: int | None = None) -> Iterator[tuple[int, Observation]]:
-        """The first so many entries at rungs, then of the results, as they came, each with its trial; None is all."""
-        journal, last = self.journal, Rungs.of(self.settings).last
-        for entry in journal.rung_log[:at_rungs]:
+    def _at_rungs(self, entries: Iterable[Mapping[str, Any]]) -> Iterator[Observation]:
+        journal = self.journal
+        for entry in entries:
             trial = entry["trial"]
             if trial in journal.open:
-                yield trial, Observation(journal.open[trial].config, entry["rung"], entry["accuracy"])
+                yield Observation(journal.open[trial].config, entry["rung"], entry["accuracy"])
             elif (result := journal.results.get(trial)) is not None and result.status in ("complete", "pruned"):
-                yield trial, Observation(result.config, entry["rung"], entry["accuracy"])
-        for result in journal.result_log[:results]:
+                yield Observation(result.config, entry["rung"], entry["accuracy"])
+
+    def _at_the_end(self, results: Iterable[EvaluationResult]) -> Iterator[Observation]:
+        last = Rungs.of(self.settings).last
+        for result in results:
             if result.status == "complete" and result.accuracy is not None and not result.reason:
-                yield result.trial, Observation(result.config, last, result.accuracy)
+                yield Observation(result.config, last, result.accuracy)
 
     def _hyperparameters(self, seen: Sequence[Observation]) -> Floats:
         """Fitted on what came first, up to a count that goes on in steps of a tenth: they change little, and a fit
@@ -139,7 +150,7 @@ class Learned(Proposer):
         at_rungs, results = (_step(len(log)) for log in logs)
         key = (at_rungs, results, self.journal.statuses["failed"])
         if self._fitted is None or self._fitted[0] != key:
-            first = [observation for _, observation in self._seen(at_rungs, results)]
+            first = [*self._at_rungs(logs[0][:at_rungs]), *self._at_the_end(logs[1][:results])]
             first = first if len(first) > 1 else list(seen)
             self._fitted = key, fitted(self.space, first, Rungs.of(self.settings).count, self._encoded)
         return self._fitted[1]

@@ -2,10 +2,12 @@
 
     python experiments/proxy_fidelity/study.py      # a minute; writes study.json
 
-All figures are Kendall's tau with the accuracy of a network at the end of the short schedule (validation and test
-images together). What was seen of one seed is judged by the other seed, so that no noise is shared. The intervals are
-90 % bootstrap intervals over networks. The surrogate learns from one half of the networks (seed 0) and is judged on the
-other half, over `HALVES` random halvings.
+First, all networks: Kendall's tau with the accuracy of a network at the end of the short schedule (validation and test
+images together). What was seen of one seed is judged by the other seed, so that no noise is shared. The surrogate
+learns from one half of the networks (seed 0) and is judged on the other half, over `HALVES` random halvings.
+
+Then those trained long (mean over seeds), over all and within groups of near-equal latency: tau and Spearman's
+coefficient. The surrogate learns from the others. Intervals are 90 % bootstrap intervals over networks.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, spearmanr
 
-from lownas.experiments.tabular import Table
+from lownas.experiments.tabular import Network, Table
 from lownas.predictors.surrogate import AccuracySurrogate, Observation
 from lownas.search_space import PRESETS, SearchSpace
 
 RESULTS = Path(__file__).with_name("study.json")
 RUNG_EPOCHS = (1, 3, 9)
+LEAST_OF_A_GROUP = 6  # networks trained long, to be judged within
 HALVES, BOOTSTRAPS = 20, 1000
+
+PARTS = np.array([5_000, 10_000]) / 15_000  # validation and test images
 
 Floats = NDArray[np.float64]
 
@@ -43,7 +48,6 @@ def with_interval(left: Floats, right: Floats) -> list[float]:
 def main() -> None:
     table, space = Table.load(), SearchSpace.load("tiny")
     networks = [network for network in table.networks if network.role not in PRESETS]
-    parts = np.array([5_000, 10_000]) / 15_000  # validation and test images
 
     def seen(seed: int, epoch: int) -> Floats:
         points = [table.query(network.config, epoch, seed) for network in networks]
@@ -51,7 +55,7 @@ def main() -> None:
 
     def whole(seed: int) -> Floats:
         points = [table.query(network.config, seed=seed) for network in networks]
-        return np.array([(point.validation_accuracy, point.test_accuracy) for point in points]) @ parts
+        return np.array([(point.validation_accuracy, point.test_accuracy) for point in points]) @ PARTS
 
     final = [whole(0), whole(1)]
     mean = np.mean(final, axis=0)
@@ -73,14 +77,8 @@ def main() -> None:
         found[f"validation accuracy after {epoch} of 9 epochs"] = np.mean(pair, axis=0).round(3).tolist()
     for name, cost in costs.items():
         found[name] = with_interval(cost, mean)
-    long = [i for i, network in enumerate(networks) if ("long", 0) in network.trainings]
-    if len(long) >= 8:
-        points = [table.query(networks[i].config, seed=0, schedule="long") for i in long]
-        truth = np.array([(point.validation_accuracy, point.test_accuracy) for point in points]) @ parts
-        found["networks trained long"] = len(long)
-        found["short training (mean of the seeds) against long"] = with_interval(mean[long], truth)
-        found["MACs against long"] = with_interval(costs["MACs"][long], truth)
     found["on the half that the surrogate has not seen"] = halves(space, networks, table, seen, final, costs["MACs"])
+    found["against long training"] = against_long(space, table, networks)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
@@ -111,6 +109,90 @@ def halves(space, networks, table, seen, final, macs) -> dict[str, list[float]]:
         note("training a third of the epochs", accuracy[3][unknown], truth)
         note("training to the end", accuracy[9][unknown], truth)
     return {name: [round(float(np.mean(x)), 3), round(float(np.std(x)), 3)] for name, x in taus.items()}
+
+
+def ceiling(spread: float, noise: float, count: int) -> float:
+    """Mean tau of the truth with itself as measured, both normal: what no estimate can be better than."""
+    rng = np.random.default_rng(0)
+    draws = [(spread * rng.standard_normal(count), noise * rng.standard_normal(count)) for _ in range(BOOTSTRAPS)]
+    return round(float(np.mean([tau(truth, truth + error) for truth, error in draws])), 3)
+
+
+def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> dict[str, object]:
+    """How what is known earlier or for less ranks the networks by the accuracy of their long training."""
+    long = [network for network in networks if ("long", 0) in network.trainings]
+    others = [network for network in networks if ("long", 0) not in network.trainings]
+
+    def ends(network: Network, schedule: str) -> list[float]:
+        trainings = [training for (name, _), training in network.trainings.items() if name == schedule]
+        return [PARTS @ (training.validation_accuracy[-1], training.test_accuracy[-1]) for training in trainings]
+
+    truth = np.array([np.mean(ends(network, "long")) for network in long])
+    twice = [np.diff(found)[0] for network in long if len(found := ends(network, "long")) == 2]
+    noise = float(np.sqrt(np.mean(np.square(twice)) / 2))
+    seeds = float(np.mean([len(ends(network, "long")) for network in long]))
+    rungs = [
+        Observation(network.config, rung, table.query(network.config, epoch, 0).validation_accuracy)
+        for network in others
+        for rung, epoch in enumerate(RUNG_EPOCHS)
+    ]
+    surrogate = AccuracySurrogate(space, rungs, rungs=3)
+    known: dict[str, Floats] = {
+        f"short training, one seed, {epoch} of 9 epochs": np.array(
+            [table.query(network.config, epoch, 0).validation_accuracy for network in long]
+        )
+        for epoch in RUNG_EPOCHS
+    }
+    known |= {
+        "short training, mean of two seeds, all images": np.array([np.mean(ends(n, "short")) for n in long]),
+        "surrogate, from short trainings of the others": surrogate.predict([network.config for network in long])[0],
+        "MACs": np.array([network.macs for network in long], float),
+        "parameters": np.array([network.params for network in long], float),
+        "latency": np.array([network.latency_ms for network in long]),
+        "resolution": np.array([network.config.resolution for network in long], float),
+    }
+    roles = np.array([network.role for network in long])
+    groups = [
+        np.flatnonzero(roles == role)
+        for role in sorted(set(roles))
+        if role.startswith("group_") and (roles == role).sum() >= LEAST_OF_A_GROUP
+    ]
+    within = {
+        f"{len(groups)} groups of {[len(group) for group in groups]} networks, ceiling": [
+            ceiling(*_parts_of(truth[group], noise, seeds), len(group)) for group in groups
+        ],
+        **{name: agreement(values, truth, groups) for name, values in known.items() if groups},
+    }
+    return {
+        "networks": len(long),
+        "standard deviation over networks, points": round(100 * float(truth.std(ddof=1)), 3),
+        "standard deviation between seeds, points": round(100 * noise, 3),
+        "ceiling": ceiling(*_parts_of(truth, noise, seeds), len(long)),
+        "all": {name: agreement(values, truth, [np.arange(len(long))]) for name, values in known.items()},
+        "within groups": within,
+    }
+
+
+def _parts_of(truth: Floats, noise: float, seeds: float) -> tuple[float, float]:
+    """The deviation of the accuracies themselves, and of what noise leaves in their mean over seeds."""
+    left = noise / np.sqrt(seeds)
+    return float(np.sqrt(max(truth.var(ddof=1) - left**2, 1e-12))), float(left)
+
+
+def agreement(values: Floats, truth: Floats, groups: list[NDArray[np.intp]]) -> dict[str, list[float]]:
+    """tau and Spearman's coefficient, each the mean over the groups, with a bootstrap interval."""
+
+    def both(chosen: list[NDArray[np.intp]]) -> Floats:
+        pairs = [(tau(values[g], truth[g]), float(spearmanr(values[g], truth[g]).statistic)) for g in chosen]
+        return np.nanmean(pairs, axis=0)
+
+    rng = np.random.default_rng(0)
+    drawn = [both([rng.choice(group, len(group)) for group in groups]) for _ in range(BOOTSTRAPS)]
+    low, high = np.nanquantile(drawn, [0.05, 0.95], axis=0)
+    here = both(groups)
+    return {
+        name: [round(float(x), 3) for x in (here[i], low[i], high[i])] for i, name in enumerate(("tau", "Spearman"))
+    }
 
 
 if __name__ == "__main__":

@@ -198,20 +198,20 @@ def time_steps(configs: list[LowFormerConfig]) -> None:
 
 
 def jobs() -> Iterator[tuple[LowFormerConfig, str, int]]:
-    """(network, schedule, seed) that are neither in the table nor in work/; first what completes a network soonest."""
+    """(network, schedule, seed) that are neither in the table nor in work/: the short ones first, and of these those of
+    networks that are trained long too, then those of small networks."""
     done = {(row["id"], row["schedule"], row["seed"]) for row in rows("trainings.jsonl")}
     if TABLE.exists():
         done |= {(n.config.id, *key) for n in Table.load().networks for key in n.trainings}
-    missing = [
-        (LowFormerConfig.from_dict(entry["config"]), [key for key in _keys(entry) if (entry["id"], *key) not in done])
-        for entry in plan()
-    ]
-    cost = {
-        config.id: op_graph(config).macs * sum(SCHEDULES[name].epochs for name, _ in keys) for config, keys in missing
-    }
-    for config, keys in sorted(missing, key=lambda network: cost[network[0].id]):
-        for schedule, seed in keys:
-            yield config, schedule, seed
+    missing = []
+    for entry in plan():
+        config = LowFormerConfig.from_dict(entry["config"])
+        for schedule, seed in _keys(entry):
+            if (entry["id"], schedule, seed) not in done:
+                order = (schedule == "long", "long" not in entry["seeds"], op_graph(config).macs)
+                missing.append((order, (config, schedule, seed)))
+    for _, job in sorted(missing, key=lambda numbered: numbered[0]):
+        yield job
 
 
 def _keys(entry: dict[str, Any]) -> list[tuple[str, int]]:

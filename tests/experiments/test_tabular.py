@@ -2,14 +2,17 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lownas.evaluators.data_sources import FASHION_FOLDER
 from lownas.experiments.tabular import Network, Table, Training
 from lownas.experiments.tabular.table import TABLE
+from lownas.experiments.tabular.training import LONG, SHORT, Draws, augmented, rates, train, train_many
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 
 PLAN = json.loads(TABLE.with_name("plan.json").read_text())
@@ -75,8 +78,6 @@ def test_groups_have_nearly_equal_latency(table: Table) -> None:
 
 @pytest.mark.skipif(not Path(FASHION_FOLDER).is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_training_again_gives_the_same_within_the_seed_noise(table: Table) -> None:
-    from lownas.experiments.tabular.training import SHORT, train
-
     rng = np.random.default_rng(20)
     ours = [network for network in table.networks if network.role not in PRESETS]
     for index in rng.choice(len(ours), 3, replace=False):
@@ -85,6 +86,41 @@ def test_training_again_gives_the_same_within_the_seed_noise(table: Table) -> No
         known = table.query(network.config, seed=seed).validation_accuracy
         # Another machine may add in another order, which is as good as another seed.
         assert abs(curve.validation_accuracy[-1] - known) <= 4 * np.sqrt(2) * seed_noise(table), network.config.id
+
+
+def test_what_is_random_is_drawn_once_for_all_devices() -> None:
+    short = replace(SHORT, epochs=2)
+    draws, again = (Draws.of(short, 300, 28, seed=3) for _ in range(2))
+    assert draws.index.shape == draws.mirrored.shape == (4, 128)  # an incomplete last batch is left out
+    assert torch.equal(draws.index, again.index) and torch.equal(draws.mirrored, again.mirrored)
+    assert len(set(draws.index[:2].flatten().tolist())) == 256 and 0.3 < draws.mirrored.float().mean() < 0.7
+    assert draws.margin == 0 and Draws.of(replace(LONG, epochs=1), 300, 56, 0).margin == 4
+
+
+def test_images_are_mirrored_and_moved_over_black() -> None:
+    images = torch.arange(1, 33, dtype=torch.uint8).view(2, 1, 4, 4)
+    start = torch.tensor([[1, 0], [1, 2]])  # the first stays, the second is moved down and left
+    first, second = augmented(images, torch.tensor([True, False]), start, 1)
+    assert torch.equal(first, images[0].flip(2))
+    assert torch.equal(second[0, 1:, :3], images[1, 0, :3, 1:])
+    assert not second[0, 0].any() and not second[0, :, 3].any()
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
+    shares = rates(SHORT, 100)
+    assert shares[0] == pytest.approx(0.1) and shares.max() == pytest.approx(1.0)
+    assert 10 <= int(shares.argmax()) <= 20 and shares[-1] < 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not Path(FASHION_FOLDER).is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_a_gpu_trains_many_at_once_by_the_same_draws(table: Table) -> None:
+    once = replace(SHORT, epochs=1)
+    jobs = [(network.config, once, 0) for network in table.networks[:3]]
+    curves = dict(train_many(jobs, at_once=3))
+    for config, _, seed in jobs:
+        curve = train(config, once, seed)
+        assert curves[config, once, seed].train_loss[0] == pytest.approx(curve.train_loss[0], rel=0.03)
 
 
 def test_queries(table: Table) -> None:
