@@ -31,7 +31,7 @@ from .accuracy import macs_and_shape, total_params
 
 Floats = NDArray[np.float64]
 
-MOST_OBSERVATIONS = 600  # a fit costs the cube of it
+MOST_OBSERVATIONS = 400  # a fit costs the cube of it
 MOST_KNOWN = 5000  # configurations whose features are kept
 EDGE = 1e-3  # accuracies are held this far from 0 and 1
 

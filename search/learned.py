@@ -27,10 +27,10 @@ Floats = NDArray[np.float64]
 
 HYPERPARAMETER_OBSERVATIONS = 150  # they change little with more, and a fit costs the cube
 
-OF_A_RUNG = 60  # so many of each rung may be the best of all
+OF_A_RUNG = 40  # so many of each rung may be the best of all
 PARENTS = 8
-MUTANTS = 300
-FOUND = 200  # of those that evolution found by the prior, drawn anew each time
+MUTANTS = 200
+FOUND = 100  # of those that evolution found by the prior, drawn anew each time
 
 
 def initial(trials: int) -> int:
