@@ -411,7 +411,7 @@ def _stage_units(number: int, in_width: int, in_size: int, stage: StageConfig) -
     return tuple(result)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=8192)  # what is computed of one is kept elsewhere
 def unit_graph(unit: Unit) -> OpGraph:
     """The operators of one unit, as a graph of its own."""
     build = GraphBuilder()

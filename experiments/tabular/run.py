@@ -3,6 +3,7 @@
     python experiments/tabular/run.py plan                  # measures a pool, chooses from it: plan.json; 5 minutes
     python experiments/tabular/run.py train                 # one such process per core; about 12 core-hours in all
     python experiments/tabular/run.py measure --looks 7     # more looks at the latency, on the quiet machine
+    python experiments/tabular/run.py regroup               # groups anew, by all looks
     python experiments/tabular/run.py steps                 # how long a training step takes; quiet too, 5 minutes
     python experiments/tabular/run.py pack                  # work/ into table.jsonl.gz and pending.jsonl.gz
 
@@ -117,20 +118,43 @@ def write_plan(path: Path = PLAN) -> None:
             seeds = {"short": list(SEEDS)} | ({"long": long[name]} if name in long else {})
             entries.append({"id": name, "role": role, "seeds": seeds, "config": configs[name].to_dict()})
     measure([configs[entry["id"]] for entry in entries], LOOKS)
-    latency = _latency_ms(LOOKS)
-    for name, names in roles.items():
-        level = np.median([latency[what] for what in names])
-        for entry in entries:
-            if name.startswith("group_") and entry["id"] in names and abs(np.log(latency[entry["id"]] / level)) > STRAY:
-                entry["role"] = "spread"
+    regroup(entries)
     entries = [entries[i] for i in rng.permutation(len(entries))]  # so that any first part is a small table
     for name, config in published().items():  # the largest, at last
         entries.append({"id": config.id, "role": name, "seeds": {"short": list(SEEDS)}, "config": config.to_dict()})
+    write(entries, path)
+
+
+def write(entries: list[dict[str, Any]], path: Path = PLAN) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
 
 
-def _latency_ms(looks: int) -> dict[str, float]:
-    """By id the median over so many looks, the first."""
+def regroup(entries: list[dict[str, Any]]) -> None:
+    """Moves networks between "spread" and the groups, by all looks at their latency so far: more looks, or another
+    machine, see some elsewhere. A group keeps its middle and those near it, and takes others near it, first such as are
+    trained long."""
+    latency = _latency_ms()
+    groups = {entry["role"] for entry in entries if entry["role"].startswith("group_")}
+    middle = {
+        group: np.median([latency[entry["id"]] for entry in entries if entry["role"] == group]) for group in groups
+    }
+
+    def astray(entry: dict[str, Any], group: str) -> float:
+        return float(abs(np.log(latency[entry["id"]] / middle[group])))
+
+    for entry in entries:
+        if entry["role"] in groups and astray(entry, entry["role"]) > STRAY:
+            entry["role"] = "spread"
+    for group in sorted(groups):
+        count = sum(entry["role"] == group for entry in entries)
+        near = [entry for entry in entries if entry["role"] == "spread" and astray(entry, group) <= STRAY]
+        near.sort(key=lambda entry: ("long" not in entry["seeds"], astray(entry, group)))
+        for entry in near[: max(PER_GROUP - count, 0)]:
+            entry["role"] = group
+
+
+def _latency_ms(looks: int | None = None) -> dict[str, float]:
+    """By id the median over so many looks, the first; None is all."""
     return {
         what: float(np.median([look.median_ms for look in all_looks[:looks]])) for what, all_looks in measured().items()
     }
@@ -328,6 +352,7 @@ def main() -> None:
     step.add_argument("--at-once", type=int, default=8, help="networks that share the GPU")
     step.add_argument("--seconds", type=float, default=float("inf"), help="after which no training is begun")
     steps.add_parser("measure").add_argument("--looks", type=int, default=LOOKS)
+    steps.add_parser("regroup")
     steps.add_parser("steps")
     steps.add_parser("pack")
     given = parser.parse_args()
@@ -337,6 +362,10 @@ def main() -> None:
         train_all(given.device, given.at_once, given.seconds)
     elif given.step == "measure":
         measure(planned(), given.looks)
+    elif given.step == "regroup":
+        entries = plan()
+        regroup(entries)
+        write(entries)
     elif given.step == "steps":
         time_steps(planned())
     elif given.step == "pack":
