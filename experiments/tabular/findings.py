@@ -53,7 +53,7 @@ def _attending(stage: Any, blocks: int) -> tuple[bool, ...]:
 
 
 def _share(place: int) -> Callable[[LowFormerConfig], float]:
-    return lambda config: float(np.mean([block[place] for block in _blocks(config)] or [0.0]))
+    return lambda config: float(np.mean([block[place] for block in _blocks(config)] or [False]))
 
 
 CHOICES: dict[str, Callable[[LowFormerConfig], float]] = {
