@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 TEST_IMAGES = 10_000
 NEAR = 0.2  # points under the front that count as on it: about the noise of a mean over two seeds
 SAMPLES = 1000
+TICKS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1, 1.5, 2, 3, 4, 6, 8)  # of the figure's costs
 
 Floats = NDArray[np.float64]
 
@@ -108,6 +109,9 @@ def draw(networks: list[Network], score: Floats, costs: dict[str, Floats], path:
         best = np.maximum.accumulate(score[order])
         axis.step(cost[order], best, where="post", color="black", linewidth=1, label="front")
         axis.set_xscale("log")
+        axis.set_xticks([tick for tick in TICKS if cost.min() < tick < cost.max()])
+        axis.minorticks_off()
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel(name)
     axes[0].set_ylabel("accuracy, % (mean of two seeds)")
     axes[0].legend(loc="lower right", frameon=False)
