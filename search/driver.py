@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from .limits import Limits
 from .measured import Rounds
 from .outcome import Prediction, SearchStatus
 from .proposals import Evolution, Proposer
-from .result import EvaluationResult
+from .result import EvaluationResult, Role
 from .run import RunFolder
 from .settings import SAMPLERS, SearchSettings
 from .strategy import Front, surely_over
@@ -242,8 +242,15 @@ class Driver:
         """A trial that waited: it was cut off, or enqueued from outside."""
         trial = self.journal.ask(number)
         config = self.space.suggest(trial)
+        role = trial.user_attrs.get("role", "enqueued")
         seed = trial.user_attrs.get("seed", self.proposer.training_seed(trial.number))
-        proposal = Proposal(config, trial.user_attrs.get("role", "enqueued"), seed)
+        if role not in get_args(Role):
+            raise ValueError(
+                f"trial {number} of the study has the role {role!r}, allowed are {', '.join(get_args(Role))}"
+            )
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"trial {number} of the study has the seed {seed!r}, allowed are whole numbers from 0 on")
+        proposal = Proposal(config, role, seed)
         return _Open(number, proposal, *self._predict(config))
 
     def _add(self, proposal: Proposal) -> _Open:

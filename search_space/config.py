@@ -230,7 +230,7 @@ def blocks_after_downsampler(number: int, stage: StageConfig) -> int:
     return stage.depth - 1 if number <= 2 else stage.depth
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=8192)
 def _canonical_stage(number: int, in_width: int, stage: StageConfig) -> StageConfig:
     """Checks `stage` in its place and resets what is switched off."""
     blocks = blocks_after_downsampler(number, stage)

@@ -382,7 +382,7 @@ def units(config: LowFormerConfig) -> list[Unit]:
     return result
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=8192)
 def _stage_units(number: int, in_width: int, in_size: int, stage: StageConfig) -> tuple[Unit, ...]:
     width, size = stage.width, (in_size + 1) // 2
     down = LocalUnit(in_width, in_size, width, 2, stage.down_expansion, 3, stage.groups, True, False, False)

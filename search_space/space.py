@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Choice = str | int | float
 ATTEMPTS = 100  # bound on redraws, in `mutate`
-MOST_CODES, MOST_PARAMS = 30_000, 3_000  # that a space keeps of what it computed
+MOST_CODES, MOST_PARAMS = 10_000, 3_000  # that a space keeps of what it computed
 
 
 class _Choices(BaseModel):
@@ -75,7 +75,7 @@ class SpaceChoices(_Choices):
         return tuple(sorted(values))
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=8192)
 def _stage(
     fields: tuple[str, ...], values: tuple[Choice, ...], kernel: int, groups: int, upsampling: str
 ) -> StageConfig:
