@@ -1,6 +1,6 @@
 """How many more trials two workers get through than one, one thread each.
 
-    python experiments/workers/run.py      # 10 minutes on two free cores; writes results.json
+    python experiments/workers/run.py      # some minutes a pair on two free cores; writes results.json
 
 The same candidates, drawn at random from the tiny space, each trained on digits by the same plan; with one worker and
 with two in turn. Counted is the time from the start of the training phase, Ray's start included, to the last result.
