@@ -113,6 +113,13 @@ def _notes(driver: Driver, objective: Objective) -> list[str]:
     settings, results = driver.settings, driver.journal.results
     if settings.data is not None:
         notes = ["Accuracies are of short proxy trainings on the data given."]
+        noise = objective.reliability.noise
+        between = f", which between seeds differs by {100 * noise:.2g} points (standard deviation)" if noise else ""
+        if objective.learned:
+            notes.append(
+                "Candidates are ranked by what all trainings together let expect of each, those of similar candidates "
+                f"too, not by its own training alone{between}."
+            )
         if pruned := sum(result.status == "pruned" for result in results.values()):
             notes.append(f"Stopped early, at rungs: {pruned} of {pruned + len(objective.observed)} candidates.")
     else:

@@ -396,9 +396,7 @@ class Driver:
             excess = {name: round(share, 4) for name, share in self.limits.excess(result.config).items()}
             result = result.model_copy(update={"details": {**result.details, "limits": excess}})
         if result.status == "complete":
-            so_far = {**self.journal.results, result.trial: result}
-            objective = self.proposer.objective(so_far).value(result.config_id)
-            result = result.model_copy(update={"objective": objective})
+            result = result.model_copy(update={"objective": self.proposer.reached(result)})
         self.journal.write(result)
         if result.status == "failed":
             for judged in self._judged:

@@ -40,7 +40,7 @@ class Candidate:
 
     Attributes:
         trial: of its first training.
-        objective: what was maximized, in percent.
+        objective: what was maximized, in percent: on the user's data the proxy accuracy as all trainings together tell.
         accuracy: mean proxy accuracy over its seeds, 0 to 1.
         prior_top1: ImageNet top-1 in percent that the prior expects; `extrapolated` if outside the published models.
         latency_ms, low_ms, high_ms: measured (median and range of the rounds' medians) or predicted (with the interval

@@ -72,7 +72,7 @@ def outcome_table(outcome: SearchOutcome, published: Sequence[PublishedRow] = ()
     on_user_data = outcome.settings.data is not None
     table = Table(title=outcome.settings.title)
     table.add_column("model")
-    table.add_column("proxy accuracy %" if on_user_data else "ImageNet top-1 %, estimated", justify="right")
+    table.add_column("accuracy %, estimated" if on_user_data else "ImageNet top-1 %, estimated", justify="right")
     table.add_column("published %", justify="right")
     table.add_column("latency ms", justify="right")
     table.add_column("interval", justify="right")

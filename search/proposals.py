@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..predictors.accuracy import AccuracyPrior
 from ..search_space.config import LowFormerConfig
 from ..search_space.space import SearchSpace
+from .experience import Experience
 from .journal import Journal, Proposal
 from .objective import Objective, Observation, observations
 from .pareto import expected_front_improvement, order
@@ -56,6 +57,7 @@ class Proposer(ABC):
     ) -> None:
         self.settings, self.space, self.predictor = settings, space, predictor
         self.prior, self.front, self.journal = prior, front, journal
+        self.experience = Experience(settings, space, journal)
 
     def latency_ms(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.float64]:
         """(n,) predicted latency, or as much of the budget as a limit takes."""
@@ -95,8 +97,8 @@ class Proposer(ABC):
             return None
         seed = self.training_seed(number)
         if self.settings.data is not None:
-            fresh = sorted(once.values(), key=lambda result: result.trial)
-            best_first = self.best_first([r.config for r in fresh], [r.accuracy or 0.0 for r in fresh])
+            fresh, objective = sorted(once.values(), key=lambda result: result.trial), self.objective()
+            best_first = self.best_first([r.config for r in fresh], [objective.value(r.config_id) for r in fresh])
             return Proposal(best_first[0], "repeat", seed)
         distinct = list({result.config_id: result for result in complete}.values())
         distinct.sort(key=lambda result: (result.macs, result.trial))
@@ -136,13 +138,23 @@ class Proposer(ABC):
                 return self.front.configs[i]
         return None
 
-    def objective(self, results: Mapping[int, EvaluationResult] | None = None) -> Objective:
-        """What is maximized, as known from `results`; None is all."""
-        results = self.journal.results if results is None else results
+    def objective(self) -> Objective:
+        """What is maximized, as all that was trained tells."""
+        return self._objective(self.journal.results, self.experience.accuracies() if self.settings.data else None)
+
+    def reached(self, result: EvaluationResult) -> float:
+        """What is maximized, in percent, as far as `result` and those before tell; on the user's data the candidate's
+        own trainings alone, not what others tell of it."""
+        return self._objective({**self.journal.results, result.trial: result}).value(result.config_id)
+
+    def _objective(
+        self, results: Mapping[int, EvaluationResult], learned: Mapping[str, float] | None = None
+    ) -> Objective:
         return Objective(
             observations(results[number] for number in sorted(results)),
             on_user_data=self.settings.data is not None,
             prior_error=self.prior.leave_one_out_error,
+            learned=learned,
         )
 
     def ranked(self, objective: Objective) -> list[EvaluationResult]:

@@ -122,7 +122,7 @@ def _figure(outcome: SearchOutcome, published: Sequence[PublishedRow]) -> str:
     figure.add_vline(x=outcome.settings.latency_budget_ms, line_dash="dash", annotation_text="budget")
     figure.update_layout(
         xaxis_title=f"latency (ms), {outcome.settings.target}",
-        yaxis_title="proxy accuracy (%)" if on_user_data else "ImageNet top-1, estimated (%)",
+        yaxis_title="proxy accuracy, estimated (%)" if on_user_data else "ImageNet top-1, estimated (%)",
         template="plotly_white",
         height=520,
     )

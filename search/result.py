@@ -30,7 +30,7 @@ class EvaluationResult(BaseModel):
         seed: of its training.
         accuracy: share of held-out images classified correctly after proxy training, 0 to 1; None if not trained.
         prior_top1: ImageNet top-1 in percent that the prior expects.
-        objective: what was maximized, in percent, as estimated when the trial ended.
+        objective: what is maximized, in percent, as far as known when the trial ended.
         latency_ms, low_ms, high_ms: latency with its interval at coverage 0.9.
         quantile_ms: the latency quantile that is held against the budget.
         latency_source: whether the latency was measured or predicted.

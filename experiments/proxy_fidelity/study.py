@@ -4,10 +4,12 @@
 
 First, all networks: Kendall's tau with the accuracy of a network at the end of the short schedule (validation and test
 images together). What was seen of one seed is judged by the other seed, so that no noise is shared. The surrogate
-learns from one half of the networks (seed 0) and is judged on the other half, over `HALVES` random halvings.
+learns from one half of the networks (seed 0) and is judged on the other half, over `HALVES` random halvings. And it
+learns from networks and ranks these same ones, as a search does: from all, and from so few as a short search trains.
 
 Then those trained long (mean over seeds), over all and within groups of near-equal latency: tau and Spearman's
-coefficient. The surrogate learns from the others. Intervals are 90 % bootstrap intervals over networks.
+coefficient. The surrogate learns from the others, or from these networks' short trainings too. Intervals are 90 %
+bootstrap intervals over networks.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
 from lownas.experiments.tabular import Network, Table
+from lownas.experiments.tabular.table import ceiling
 from lownas.predictors.surrogate import AccuracySurrogate, Observation
+from lownas.search.experience import learn
 from lownas.search_space import PRESETS, SearchSpace
 
 RESULTS = Path(__file__).with_name("study.json")
 RUNG_EPOCHS = (1, 3, 9)
 LEAST_OF_A_GROUP = 6  # networks trained long, to be judged within
 HALVES, BOOTSTRAPS = 20, 1000
-
-PARTS = np.array([5_000, 10_000]) / 15_000  # validation and test images
+FEW, DRAWS = (4, 6, 8, 12, 16, 24, 48, 96), 100
 
 Floats = NDArray[np.float64]
 
@@ -54,8 +57,7 @@ def main() -> None:
         return np.array([point.validation_accuracy for point in points])
 
     def whole(seed: int) -> Floats:
-        points = [table.query(network.config, seed=seed) for network in networks]
-        return np.array([(point.validation_accuracy, point.test_accuracy) for point in points]) @ PARTS
+        return np.array([network.trainings["short", seed].accuracy for network in networks])
 
     final = [whole(0), whole(1)]
     mean = np.mean(final, axis=0)
@@ -75,12 +77,48 @@ def main() -> None:
     for epoch in RUNG_EPOCHS:
         pair = [with_interval(seen(seed, epoch), final[1 - seed]) for seed in (0, 1)]
         found[f"validation accuracy after {epoch} of 9 epochs"] = np.mean(pair, axis=0).round(3).tolist()
+    pair = [with_interval(learned(space, table, networks, (seed,)), final[1 - seed]) for seed in (0, 1)]
+    found["surrogate, the networks' own trainings included"] = np.mean(pair, axis=0).round(3).tolist()
     for name, cost in costs.items():
         found[name] = with_interval(cost, mean)
+    found["of few networks, their own trainings included"] = few(space, table, networks, final[1])
     found["on the half that the surrogate has not seen"] = halves(space, networks, table, seen, final, costs["MACs"])
     found["against long training"] = against_long(space, table, networks)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
+
+
+def at_rungs(table: Table, networks: list[Network], seeds: tuple[int, ...]) -> list[Observation]:
+    return [
+        Observation(network.config, rung, table.query(network.config, epoch, seed).validation_accuracy)
+        for network in networks
+        for seed in seeds
+        for rung, epoch in enumerate(RUNG_EPOCHS)
+    ]
+
+
+def learned(space: SearchSpace, table: Table, networks: list[Network], seeds: tuple[int, ...]) -> Floats:
+    """(n,) what the surrogate of their own trainings says of the networks."""
+    surrogate = learn(space, at_rungs(table, networks, seeds), len(RUNG_EPOCHS))
+    return surrogate.mean([network.config for network in networks])
+
+
+def few(space: SearchSpace, table: Table, networks: list[Network], truth: Floats) -> dict[str, dict[str, list[float]]]:
+    """Of so many networks, drawn at random and trained with seed 0, by the surrogate and by their own accuracy alone:
+    tau with `truth`, and the points that the one ranked first lies below the best. Means over `DRAWS`."""
+    rng = np.random.default_rng(2)
+    found: dict[str, dict[str, list[float]]] = {}
+    for count in FEW:
+        rows: dict[str, list[tuple[float, float]]] = {"surrogate": [], "own training alone": []}
+        for _ in range(DRAWS):
+            drawn = rng.choice(len(networks), count, replace=False)
+            chosen, known = [networks[i] for i in drawn], truth[drawn]
+            own = np.array([table.query(network.config).validation_accuracy for network in chosen])
+            for name, values in (("surrogate", learned(space, table, chosen, (0,))), ("own training alone", own)):
+                best = int(np.argmax(values))
+                rows[name].append((tau(values, known), 100 * float(known.max() - known[best])))
+        found[str(count)] = {name: np.nanmean(pairs, axis=0).round(3).tolist() for name, pairs in rows.items()}
+    return found
 
 
 def halves(space, networks, table, seen, final, macs) -> dict[str, list[float]]:  # type: ignore[no-untyped-def]
@@ -111,32 +149,20 @@ def halves(space, networks, table, seen, final, macs) -> dict[str, list[float]]:
     return {name: [round(float(np.mean(x)), 3), round(float(np.std(x)), 3)] for name, x in taus.items()}
 
 
-def ceiling(spread: float, noise: float, count: int) -> float:
-    """Mean tau of the truth with itself as measured, both normal: what no estimate can be better than."""
-    rng = np.random.default_rng(0)
-    draws = [(spread * rng.standard_normal(count), noise * rng.standard_normal(count)) for _ in range(BOOTSTRAPS)]
-    return round(float(np.mean([tau(truth, truth + error) for truth, error in draws])), 3)
-
-
 def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> dict[str, object]:
     """How what is known earlier or for less ranks the networks by the accuracy of their long training."""
     long = [network for network in networks if ("long", 0) in network.trainings]
     others = [network for network in networks if ("long", 0) not in network.trainings]
 
     def ends(network: Network, schedule: str) -> list[float]:
-        trainings = [training for (name, _), training in network.trainings.items() if name == schedule]
-        return [PARTS @ (training.validation_accuracy[-1], training.test_accuracy[-1]) for training in trainings]
+        return [training.accuracy for training in network.of(schedule)]
 
     truth = np.array([np.mean(ends(network, "long")) for network in long])
     twice = [np.diff(found)[0] for network in long if len(found := ends(network, "long")) == 2]
     noise = float(np.sqrt(np.mean(np.square(twice)) / 2))
     seeds = float(np.mean([len(ends(network, "long")) for network in long]))
-    rungs = [
-        Observation(network.config, rung, table.query(network.config, epoch, 0).validation_accuracy)
-        for network in others
-        for rung, epoch in enumerate(RUNG_EPOCHS)
-    ]
-    surrogate = AccuracySurrogate(space, rungs, rungs=3)
+    surrogate = learn(space, at_rungs(table, others, (0,)), len(RUNG_EPOCHS))
+    places = [networks.index(network) for network in long]
     known: dict[str, Floats] = {
         f"short training, one seed, {epoch} of 9 epochs": np.array(
             [table.query(network.config, epoch, 0).validation_accuracy for network in long]
@@ -145,7 +171,9 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
     }
     known |= {
         "short training, mean of two seeds, all images": np.array([np.mean(ends(n, "short")) for n in long]),
-        "surrogate, from short trainings of the others": surrogate.predict([network.config for network in long])[0],
+        "surrogate, from short trainings of the others": surrogate.mean([network.config for network in long]),
+        "surrogate, from all short trainings of one seed": learned(space, table, networks, (0,))[places],
+        "surrogate, from all short trainings of two seeds": learned(space, table, networks, (0, 1))[places],
         "MACs": np.array([network.macs for network in long], float),
         "parameters": np.array([network.params for network in long], float),
         "latency": np.array([network.latency_ms for network in long]),

@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from lownas.experiments.tabular import Table
 from lownas.predictors.accuracy import AccuracyPrior
 from lownas.predictors.surrogate import Observation
+from lownas.search.experience import learn
 from lownas.search.halving import Rungs
-from lownas.search.learned import initial, learn
+from lownas.search.learned import initial
 from lownas.search.objective import Objective
 from lownas.search.objective import Observation as Trained
 from lownas.search.pareto import expected_front_improvement, expected_improvement, order

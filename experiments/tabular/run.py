@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 
 from lownas.evaluators.agent import training
 from lownas.evaluators.measure import LatencyMeasurement, measure_latency
-from lownas.experiments.tabular.table import TABLE, Network, Table, Training
+from lownas.experiments.tabular.table import TABLE, Network, Table, Training, ceiling
 from lownas.experiments.tabular.training import SCHEDULES, STEPS_PER_EPOCH, Schedule, step_ms, train, train_many
 from lownas.predictors import Target
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 PLAN = HERE / "plan.json"
 WORK = HERE / "work"
 LOCKS: list[FileLock] = []  # of the trainings that this process has taken on
-PENDING = HERE / "pending.jsonl.gz"  # trainings of networks that the table does not have yet
+PENDING = HERE / "pending.jsonl.gz"  # trainings, latency and step times of networks that the table does not have yet
 
 POOL = 600
 POOL_MACS = (0.6e6, 5.0e6)
@@ -132,7 +132,7 @@ def write(entries: list[dict[str, Any]], path: Path = PLAN) -> None:
 def regroup(entries: list[dict[str, Any]]) -> None:
     """Moves networks between "spread" and the groups, by all looks at their latency so far: more looks, or another
     machine, see some elsewhere. A group keeps its middle and those near it, and takes others near it, first such as are
-    trained long."""
+    trained long. Of the groups that have most of these, as many as were to be trained long are, as a whole."""
     latency = _latency_ms()
     groups = {entry["role"] for entry in entries if entry["role"].startswith("group_")}
     middle = {
@@ -151,6 +151,11 @@ def regroup(entries: list[dict[str, Any]]) -> None:
         near.sort(key=lambda entry: ("long" not in entry["seeds"], astray(entry, group)))
         for entry in near[: max(PER_GROUP - count, 0)]:
             entry["role"] = group
+    counts = Counter(entry["role"] for entry in entries if entry["role"] in groups and "long" in entry["seeds"])
+    whole = [group for group, _ in counts.most_common(len(LONG_GROUPS))]
+    for entry in entries:
+        if entry["role"] in whole:
+            entry["seeds"].setdefault("long", [0])
 
 
 def _latency_ms(looks: int | None = None) -> dict[str, float]:
@@ -171,10 +176,16 @@ def planned() -> list[LowFormerConfig]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def rows(name: str) -> Iterator[dict[str, Any]]:
-    if name == "trainings.jsonl" and PENDING.exists():
+def pending(kind: str) -> Iterator[dict[str, Any]]:
+    """Rows of the file that have this entry."""
+    if PENDING.exists():
         with gzip.open(PENDING, "rt") as file:
-            yield from map(json.loads, file)
+            yield from (row for row in map(json.loads, file) if kind in row)
+
+
+def rows(name: str) -> Iterator[dict[str, Any]]:
+    if name == "trainings.jsonl":
+        yield from pending("schedule")
     path = WORK / name
     if path.exists():
         for line in path.read_text().splitlines():
@@ -290,15 +301,18 @@ def pack() -> None:
     for row in rows("trainings.jsonl"):
         trained[row["id"]][row["schedule"], row["seed"]] = Training.from_dict(_rounded(row))
     looks = measured()
+    waiting = {row["id"]: row for row in pending("looks_ms")}
     epoch_seconds = {row["id"]: row["step_ms"] * STEPS_PER_EPOCH / 1e3 for row in rows("steps.jsonl")}
-    networks = []
+    networks: list[Network] = []
+    kept: list[dict[str, Any]] = []
     for entry in plan():
         config = LowFormerConfig.from_dict(entry["config"])
         old = known.get(config.id)
         trainings = {**(old.trainings if old else {}), **trained[config.id]}
         keys = _keys(entry)
-        times = tuple(look.times_ms for look in looks[config.id]) or (old.looks_ms if old else ())
-        seconds = epoch_seconds.get(config.id) or (old.epoch_seconds if old else None)
+        before = old.to_dict() if old else waiting.get(config.id, {})
+        times = tuple(look.times_ms for look in looks[config.id]) or tuple(map(tuple, before.get("looks_ms", ())))
+        seconds = round(epoch_seconds.get(config.id) or before.get("epoch_seconds", 0.0), 2)
         if times and seconds and all(key in trainings for key in keys):
             graph = op_graph(config)
             networks.append(
@@ -308,28 +322,52 @@ def pack() -> None:
                     params=graph.params,
                     macs=graph.macs,
                     looks_ms=times,
-                    epoch_seconds=round(seconds, 2),
+                    epoch_seconds=seconds,
                     trainings={key: trainings[key] for key in keys},
                 )
             )
+            continue
+        kept += [asdict(training) for training in trainings.values()]
+        if times:
+            shortened = [[round(ms, 4) for ms in look] for look in times]
+            kept.append({"id": config.id, "looks_ms": shortened, "epoch_seconds": seconds})
     if any(looks.values()):
         latest = next(iter(looks.values()))[-1]
         card |= {"target": latest.target, "host": dict(latest.host), "latency_versions": dict(latest.versions)}
     card |= {"planned": len(plan()), "schedules": {name: asdict(schedule) for name, schedule in SCHEDULES.items()}}
-    Table(networks, card).write(TABLE)
-    complete = {network.config.id for network in networks}
-    pending = [
-        {"id": name, **asdict(training)}
-        for name, trainings in trained.items()
-        if name not in complete
-        for training in trainings.values()
-    ]
+    Table(networks, card | summary(networks)).write(TABLE)
     temporary = PENDING.with_name(f"{PENDING.name}.new")
     with temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-        file.writelines(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in pending)
+        file.writelines(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in kept)
     temporary.replace(PENDING)
-    print(f"{len(pending)} trainings of other networks kept in {PENDING.name}")
+    print(f"{sum('schedule' in row for row in kept)} trainings of other networks kept in {PENDING.name}")
     print(f"{len(networks)} of {len(plan())} networks, {TABLE.stat().st_size / 1e6:.2f} MB")
+
+
+def summary(networks: list[Network]) -> dict[str, Any]:
+    """Of each schedule: hours on one core, as the steps take there, and what noise between seeds leaves to be known."""
+    found: dict[str, Any] = {}
+    for name in SCHEDULES:
+        trained = [network for network in networks if (name, 0) in network.trainings]
+        epochs = [network.epoch_seconds * training.epochs for network in networks for training in network.of(name)]
+        final = [[training.accuracy for training in network.of(name)] for network in trained]
+        twice = [accuracies for accuracies in final if len(accuracies) > 1]
+        if len(twice) < 2:
+            continue
+        noise = float(np.sqrt(np.mean(np.diff(twice)[:, 0] ** 2) / 2))
+        mean = np.array([np.mean(accuracies) for accuracies in final])
+        left = noise / np.sqrt(np.mean([len(accuracies) for accuracies in final]))
+        spread = np.sqrt(max(mean.var(ddof=1) - left**2, 0.0))
+        found[name] = {
+            "networks": len(trained),
+            "trainings": len(epochs),
+            "core_hours": round(sum(epochs) / 3600, 2),
+            "points_between_networks": round(100 * float(spread), 3),
+            "points_between_seeds": round(100 * noise, 3),
+            "ceiling_tau_one_seed": ceiling(float(spread), noise, len(trained)),
+            "ceiling_tau": ceiling(float(spread), float(left), len(trained)),
+        }
+    return {"summary": found}
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,11 @@ class Training:
         return cls(**values)
 
     @property
+    def accuracy(self) -> float:
+        """At the end, on all 5,000 validation and 10,000 test images; none of them decides anything in the training."""
+        return (self.validation_accuracy[-1] + 2 * self.test_accuracy[-1]) / 3
+
+    @property
     def epochs(self) -> int:
         return len(self.validation_accuracy)
 
@@ -98,6 +103,10 @@ class Network:
     @cached_property
     def latency_ms(self) -> float:
         return float(np.median([np.median(look) for look in self.looks_ms]))
+
+    def of(self, schedule: str) -> list[Training]:
+        """Its trainings by a schedule, by seed."""
+        return [self.trainings[key] for key in sorted(self.trainings) if key[0] == schedule]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the raw times to a tenth of a microsecond."""
@@ -201,3 +210,17 @@ class Table:
 
 def _id(config: LowFormerConfig | str) -> str:
     return config if isinstance(config, str) else config.id
+
+
+def ceiling(spread: float, noise: float, count: int, *, draws: int = 1000) -> float:
+    """Mean tau of `count` networks' accuracies with what is measured of them: no estimate can be expected to be better.
+
+    Args:
+        spread: standard deviation of the accuracies between networks.
+        noise: standard deviation of what was measured of each. Both are taken to be normal.
+    """
+    from scipy.stats import kendalltau  # type: ignore[import-untyped, unused-ignore]
+
+    rng = np.random.default_rng(0)
+    pairs = [(spread * rng.standard_normal(count), noise * rng.standard_normal(count)) for _ in range(draws)]
+    return round(float(np.mean([kendalltau(truth, truth + error).statistic for truth, error in pairs])), 3)

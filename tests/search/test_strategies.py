@@ -9,7 +9,8 @@ import optuna
 import pytest
 
 from lownas.predictors.surrogate import Observation, _kernel, _noise
-from lownas.search.learned import _step, initial, learn
+from lownas.search.experience import _step, learn
+from lownas.search.learned import initial
 from lownas.search.outcome import SearchOutcome
 from lownas.search.pareto import expected_improvement
 from lownas.search.run import read_results

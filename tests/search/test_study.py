@@ -1,6 +1,7 @@
 """The search with stand-ins for predictor and training: its flow, its answers, and how it survives."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from scipy.stats import kendalltau
 
 from lownas.predictors.accuracy import AccuracyPrior
 from lownas.search.driver import Driver
@@ -23,6 +25,7 @@ from lownas.search.proposals import division
 from lownas.search.run import RunFolder, read_results
 from lownas.search.storage import PatientStorage
 from lownas.search.study import dry_run, search
+from lownas.search_space import LowFormerConfig, op_graph
 
 from .conftest import stub_evaluate
 
@@ -427,11 +430,27 @@ def test_a_budget_that_nothing_exceeds_is_said(run_search) -> None:
     assert any(note.startswith("Nothing in the space 'tiny' exceeds the budget") for note in outcome.notes)
 
 
-def test_on_user_data_the_objective_is_the_accuracy(run_search) -> None:
-    outcome = run_search(data="digits", rungs=1)
-    for candidate in outcome.candidates:
-        assert candidate.objective == pytest.approx(100 * candidate.accuracy)
+def noisy(task):
+    """A training that says little of its network: half of what it reaches is the luck of its seed."""
+    config = LowFormerConfig.from_dict(task["config"])
+    luck = 0.03 * float(np.random.default_rng(task["seed"]).standard_normal())
+    accuracy = 0.2 + 0.05 * math.log10(op_graph(config).macs / 1e5) + luck
+    return {"accuracy": accuracy, "history": [{"epoch": 1, "accuracy": accuracy}], "seconds": 0.5}
+
+
+def test_on_user_data_the_objective_is_the_accuracy_as_all_trainings_tell(run_search, tmp_path) -> None:
+    few = run_search(data="digits", rungs=1, trials=3, repeats=0, run=str(tmp_path / "few"))
+    assert all(candidate.objective == pytest.approx(100 * candidate.accuracy) for candidate in few.candidates)
+    assert not any("all trainings together" in note for note in few.notes)
+    outcome = run_search(data="digits", rungs=1, strategy="random", trials=40, evaluate=noisy)
+    assert any("all trainings together" in note and "seeds" in note for note in outcome.notes)
     assert outcome.answer == outcome.candidates[0]
+    known = [candidate.macs for candidate in outcome.candidates]
+    alone, learned = (
+        kendalltau([getattr(candidate, name) for candidate in outcome.candidates], known).statistic
+        for name in ("accuracy", "objective")
+    )
+    assert learned > alone + 0.1
     # The second seeds go to the best.
     repeated = [candidate for candidate in outcome.candidates if candidate.seeds == 2]
     assert len(repeated) == 4

@@ -1,0 +1,121 @@
+"""What the trainings of a run tell of accuracy: a surrogate of them all, kept up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..predictors.surrogate import AccuracySurrogate, Observation, accuracy
+from ..search_space.space import SearchSpace
+from .halving import Rungs
+from .journal import Journal
+from .result import EvaluationResult
+from .settings import SearchSettings
+
+Floats = NDArray[np.float64]
+
+HYPERPARAMETER_OBSERVATIONS = 150  # they change little with more, and a fit costs the cube
+ENOUGH = 4  # networks trained to the end; fewer are compared by their own trainings alone
+
+
+class Experience:
+    """Of the run whose `journal` is given."""
+
+    def __init__(self, settings: SearchSettings, space: SearchSpace, journal: Journal) -> None:
+        self.settings, self.space, self.journal = settings, space, journal
+        self._failed, self._counts = 0, (0, 0)  # as of what was observed, and how much of the logs that is
+        self._observed: tuple[list[Observation], list[Observation]] = ([], [])
+        self._encoded: dict[str, tuple[Floats, Floats]] = {}  # what surrogates know of configurations, by id
+        self._fitted: tuple[tuple[int, ...], Floats] | None = None  # how much came before, and hyperparameters
+
+    def surrogate(self, seen: Sequence[Observation]) -> AccuracySurrogate:
+        """Of at least 2 that were observed."""
+        return AccuracySurrogate(
+            self.space,
+            seen,
+            rungs=Rungs.of(self.settings).count,
+            hyperparameters=self._hyperparameters(seen),
+            fit=False,
+            known=self._encoded,
+        )
+
+    def accuracies(self) -> dict[str, float] | None:
+        """By id what a network trained to the end reaches, 0 to 1, as all trainings tell: its own, and those of
+        networks like it. None as long as fewer than `ENOUGH` are trained to the end.
+
+        A training is noisy, so that the best of many is the luckiest too; see `experiments/proxy_fidelity/`.
+        """
+        seen = self.observations()
+        last = Rungs.of(self.settings).last
+        trained = {observation.config.id: observation.config for observation in seen if observation.rung == last}
+        if len(trained) < ENOUGH:
+            return None
+        expected = accuracy(self.surrogate(seen).mean(list(trained.values())))
+        return dict(zip(trained, expected.tolist(), strict=True))
+
+    def observations(self) -> list[Observation]:
+        """All accuracies so far: at rungs, then at the end, each as they came."""
+        logs = self.journal.rung_log, self.journal.result_log
+        failed = self.journal.statuses["failed"]
+        if failed != self._failed:  # what they had reached before counts no more
+            self._failed, self._counts, self._observed = failed, (0, 0), ([], [])
+        self._observed[0].extend(self._at_rungs(logs[0][self._counts[0] :]))
+        self._observed[1].extend(self._at_the_end(logs[1][self._counts[1] :]))
+        self._counts = len(logs[0]), len(logs[1])
+        return [*self._observed[0], *self._observed[1]]
+
+    def _at_rungs(self, entries: Iterable[Mapping[str, Any]]) -> Iterator[Observation]:
+        journal = self.journal
+        for entry in entries:
+            trial = entry["trial"]
+            if trial in journal.open:
+                yield Observation(journal.open[trial].config, entry["rung"], entry["accuracy"])
+            elif (result := journal.results.get(trial)) is not None and result.status in ("complete", "pruned"):
+                yield Observation(result.config, entry["rung"], entry["accuracy"])
+
+    def _at_the_end(self, results: Iterable[EvaluationResult]) -> Iterator[Observation]:
+        last = Rungs.of(self.settings).last
+        for result in results:
+            if result.status == "complete" and result.accuracy is not None and not result.reason:
+                yield Observation(result.config, last, result.accuracy)
+
+    def _hyperparameters(self, seen: Sequence[Observation]) -> Floats:
+        """Fitted on what came first, up to a count that goes on in steps of a tenth: they change little, and a fit
+        costs more than all else. So they depend on what came, not on when this was asked."""
+        logs = self.journal.rung_log, self.journal.result_log
+        at_rungs, results = (_step(len(log)) for log in logs)
+        key = (at_rungs, results, self.journal.statuses["failed"])
+        if self._fitted is None or self._fitted[0] != key:
+            first = [*self._at_rungs(logs[0][:at_rungs]), *self._at_the_end(logs[1][:results])]
+            first = first if len(first) > 1 else list(seen)
+            self._fitted = key, fitted(self.space, first, Rungs.of(self.settings).count, self._encoded)
+        return self._fitted[1]
+
+
+def _step(count: int) -> int:
+    """The last step up to `count`: all numbers up to 10, then each a tenth more than the one before."""
+    step = min(count, 10)
+    while step + step // 10 <= count and step >= 10:
+        step += step // 10
+    return step
+
+
+def fitted(
+    space: SearchSpace,
+    observations: Sequence[Observation],
+    rungs: int,
+    known: dict[str, tuple[Floats, Floats]] | None = None,
+) -> Floats:
+    """The surrogate's hyperparameters, by at most `HYPERPARAMETER_OBSERVATIONS` of at least 2 observations."""
+    thinned = observations[:: -max(1, -(-len(observations) // HYPERPARAMETER_OBSERVATIONS))][::-1]
+    return AccuracySurrogate(space, thinned, rungs=rungs, known=known).hyperparameters
+
+
+def learn(space: SearchSpace, observations: Sequence[Observation], rungs: int) -> AccuracySurrogate:
+    """The surrogate of `observations`, of which it needs 2. A function of what is given, and of nothing else."""
+    known: dict[str, tuple[Floats, Floats]] = {}
+    hyperparameters = fitted(space, observations, rungs, known)
+    return AccuracySurrogate(space, observations, rungs=rungs, hyperparameters=hyperparameters, fit=False, known=known)
