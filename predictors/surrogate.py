@@ -6,8 +6,10 @@ rung r is modelled as
     logit(a) = level[r] + scale[r] * (f(x) + g[r](x) + noise)
 
 f is smooth in a few costs (MACs, parameters, resolution, blocks, attention) and in all choices of the space; the g let
-rungs differ, the more the farther they lie apart. Levels have flat priors, all else is set by the posterior mode. That
-only the better candidates reach a rung is no trouble: what decided it was observed too.
+rungs differ, the more the farther they lie apart. At the end of a training the loss on the same images says the same
+as the accuracy with noise of its own, and with less: there logit(a) is the mean of it and of what the loss stands for.
+Levels have flat priors, all else is set by the posterior mode. That only the better candidates reach a rung is no
+trouble: what decided it was observed too.
 
 Sources: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5; a kernel over the
 length of a training beside that over candidates, as in Kandasamy et al., arXiv 1703.06240.
@@ -34,6 +36,7 @@ Floats = NDArray[np.float64]
 MOST_OBSERVATIONS = 400  # a fit costs the cube of it
 MOST_KNOWN = 5000  # configurations whose features are kept
 EDGE = 1e-3  # accuracies are held this far from 0 and 1
+LEAST_LOSS = 1e-4
 
 _LEVEL_VARIANCE = 100.0  # as good as flat, where the spread within a rung is 1
 _JITTER = 1e-6
@@ -53,11 +56,13 @@ _SCALE_PRIOR = (0.0, 0.5)  # of each rung but the last
 
 @dataclass(frozen=True)
 class Observation:
-    """Accuracy (0 to 1) of a configuration at a rung, counted from 0; the last is the end of the training."""
+    """Accuracy (0 to 1) of a configuration at a rung, counted from 0; the last is the end of the training. And its
+    loss (nats) on the same images, where it is known; it counts at the highest rung, if all there have it."""
 
     config: LowFormerConfig
     rung: int
     accuracy: float
+    loss: float | None = None
 
 
 class AccuracySurrogate:
@@ -107,6 +112,10 @@ class AccuracySurrogate:
         self._costs, self._choices = self._scalers[0](costs), self._scalers[1](choices)
         accuracy = np.clip([seen.accuracy for seen in kept], EDGE, 1 - EDGE)
         logits = np.log(accuracy / (1 - accuracy))
+        top = np.flatnonzero(self._rung == self.highest_rung)
+        losses = [loss for i in top if (loss := kept[i].loss) is not None]
+        if len(losses) == len(top):
+            logits[top] = _with_loss(logits[top], np.array(losses))
         self._levels = {rung: float(logits[self._rung == rung].mean()) for rung in set(self._rung.tolist())}
         centred = logits - np.array([self._levels[rung] for rung in self._rung.tolist()])
         self._unit = max(float(np.sqrt(np.mean(centred**2))), 1e-3)
@@ -228,6 +237,16 @@ class AccuracySurrogate:
                 self._known[config.id] = row, np.asarray(self.space.encode(config), dtype=np.float64)
         rows = [self._known[config.id] for config in configs]
         return np.stack([row for row, _ in rows]), np.stack([choices for _, choices in rows])
+
+
+def _with_loss(logits: Floats, loss: Floats) -> Floats:
+    """(n,) means of the logits and of what the losses stand for: by a line, with the logits' own mean and spread."""
+    negative = -np.log(np.maximum(loss, LEAST_LOSS))
+    spread = float(negative.std())
+    if spread < 1e-9:
+        return logits
+    meant: Floats = logits.mean() + logits.std() / spread * (negative - negative.mean())
+    return (logits + meant) / 2
 
 
 def accuracy(logits: Floats) -> Floats:

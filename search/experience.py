@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,9 @@ class Experience:
         last = Rungs.of(self.settings).last
         for result in results:
             if result.status == "complete" and result.accuracy is not None and not result.reason:
-                yield Observation(result.config, last, result.accuracy)
+                loss = result.details.get("loss")
+                known = isinstance(loss, float) and 0 <= loss < math.inf
+                yield Observation(result.config, last, result.accuracy, loss if known else None)
 
     def _hyperparameters(self, seen: Sequence[Observation]) -> Floats:
         """Fitted on what came first, up to a count that goes on in steps of a tenth: they change little, and a fit
@@ -110,7 +113,9 @@ def fitted(
     known: dict[str, tuple[Floats, Floats]] | None = None,
 ) -> Floats:
     """The surrogate's hyperparameters, by at most `HYPERPARAMETER_OBSERVATIONS` of at least 2 observations."""
-    thinned = observations[:: -max(1, -(-len(observations) // HYPERPARAMETER_OBSERVATIONS))][::-1]
+    # Not each third or so: in steps with the rungs it would be one of these alone.
+    places = np.random.default_rng(0).permutation(len(observations))[:HYPERPARAMETER_OBSERVATIONS]
+    thinned = [observations[i] for i in sorted(places.tolist())]
     return AccuracySurrogate(space, thinned, rungs=rungs, known=known).hyperparameters
 
 

@@ -88,7 +88,7 @@ def search(
         space: of the candidates, `settings.resolution` already applied.
         resume: go on with the run in `settings.run`; its proxy plan is kept.
         evaluate: trains a candidate: a task (see `Driver`) to a mapping with "accuracy" (0 to 1), and optionally
-            "history" and "seconds". Default: proxy training.
+            "loss" (on the same images, nats), "history" and "seconds". Default: proxy training.
         plan: chooses the proxy training once per run, given a few candidates from small to large: JSON values, kept in
             run.json and handed to every task; a "data_card" among them goes to data_card.json. Default: the proxy's.
         also: predictors of the further targets, by full name.

@@ -15,6 +15,7 @@ bootstrap intervals over networks.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from lownas.experiments.tabular import Network, Table
 from lownas.experiments.tabular.table import ceiling
-from lownas.predictors.surrogate import AccuracySurrogate, Observation
+from lownas.predictors.surrogate import Observation
 from lownas.search.experience import learn
 from lownas.search_space import PRESETS, SearchSpace
 
@@ -31,7 +32,7 @@ RESULTS = Path(__file__).with_name("study.json")
 RUNG_EPOCHS = (1, 3, 9)
 LEAST_OF_A_GROUP = 6  # networks trained long, to be judged within
 HALVES, BOOTSTRAPS = 20, 1000
-FEW, DRAWS = (4, 6, 8, 12, 16, 24, 48, 96), 100
+FEW, DRAWS = (4, 8, 16, 32, 64), 100
 
 Floats = NDArray[np.float64]
 
@@ -77,8 +78,11 @@ def main() -> None:
     for epoch in RUNG_EPOCHS:
         pair = [with_interval(seen(seed, epoch), final[1 - seed]) for seed in (0, 1)]
         found[f"validation accuracy after {epoch} of 9 epochs"] = np.mean(pair, axis=0).round(3).tolist()
-    pair = [with_interval(learned(space, table, networks, (seed,)), final[1 - seed]) for seed in (0, 1)]
-    found["surrogate, the networks' own trainings included"] = np.mean(pair, axis=0).round(3).tolist()
+    pair = [with_interval(-loss(networks, seed), final[1 - seed]) for seed in (0, 1)]
+    found["validation loss after 9 of 9 epochs"] = np.mean(pair, axis=0).round(3).tolist()
+    for both, name in ((True, "accuracy and loss"), (False, "accuracy alone")):
+        pair = [with_interval(learned(space, table, networks, (s,), loss=both), final[1 - s]) for s in (0, 1)]
+        found[f"surrogate, the networks' own trainings included, by {name}"] = np.mean(pair, axis=0).round(3).tolist()
     for name, cost in costs.items():
         found[name] = with_interval(cost, mean)
     found["of few networks, their own trainings included"] = few(space, table, networks, final[1])
@@ -88,18 +92,28 @@ def main() -> None:
     print(json.dumps(found, indent=1))
 
 
-def at_rungs(table: Table, networks: list[Network], seeds: tuple[int, ...]) -> list[Observation]:
-    return [
-        Observation(network.config, rung, table.query(network.config, epoch, seed).validation_accuracy)
+def at_rungs(table: Table, networks: list[Network], seeds: tuple[int, ...], *, loss: bool = True) -> list[Observation]:
+    points = [
+        (network.config, rung, table.query(network.config, epoch, seed))
         for network in networks
         for seed in seeds
         for rung, epoch in enumerate(RUNG_EPOCHS)
     ]
+    return [
+        Observation(config, rung, point.validation_accuracy, point.validation_loss if loss else None)
+        for config, rung, point in points
+    ]
 
 
-def learned(space: SearchSpace, table: Table, networks: list[Network], seeds: tuple[int, ...]) -> Floats:
+def loss(networks: list[Network], seed: int) -> Floats:
+    return np.array([network.trainings["short", seed].validation_loss[-1] for network in networks])
+
+
+def learned(
+    space: SearchSpace, table: Table, networks: list[Network], seeds: tuple[int, ...], *, loss: bool = True
+) -> Floats:
     """(n,) what the surrogate of their own trainings says of the networks."""
-    surrogate = learn(space, at_rungs(table, networks, seeds), len(RUNG_EPOCHS))
+    surrogate = learn(space, at_rungs(table, networks, seeds, loss=loss), len(RUNG_EPOCHS))
     return surrogate.mean([network.config for network in networks])
 
 
@@ -135,14 +149,10 @@ def halves(space, networks, table, seen, final, macs) -> dict[str, list[float]]:
         known, unknown = order[: len(order) // 2], order[len(order) // 2 :]
         truth = final[1][unknown]
         asked = [networks[i].config for i in unknown]
-        ends = [Observation(networks[i].config, 0, float(accuracy[9][i])) for i in known]
-        note("surrogate, from whole trainings", AccuracySurrogate(space, ends).predict(asked)[0], truth)
-        rungs = [
-            Observation(networks[i].config, rung, float(accuracy[epoch][i]))
-            for i in known
-            for rung, epoch in enumerate(RUNG_EPOCHS)
-        ]
-        note("surrogate, from all rungs", AccuracySurrogate(space, rungs, rungs=3).predict(asked)[0], truth)
+        rungs = at_rungs(table, [networks[i] for i in known], (0,))
+        ends = [replace(seen, rung=0) for seen in rungs if seen.rung == len(RUNG_EPOCHS) - 1]
+        note("surrogate, from whole trainings", learn(space, ends, 1).mean(asked), truth)
+        note("surrogate, from all rungs", learn(space, rungs, len(RUNG_EPOCHS)).mean(asked), truth)
         note("MACs", macs[unknown], truth)
         note("training a third of the epochs", accuracy[3][unknown], truth)
         note("training to the end", accuracy[9][unknown], truth)

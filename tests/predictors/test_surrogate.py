@@ -75,6 +75,23 @@ def test_rungs_below_help_and_survivors_do_not_mislead(
     assert np.mean(np.abs(mean - truths) < 1.645 * spread) > 0.6
 
 
+def test_the_loss_tells_more_where_all_have_it(
+    configs: list[LowFormerConfig], truth: np.ndarray, trained: Trained
+) -> None:
+    rng = np.random.default_rng(4)
+    noisy = truth[:60] + 0.3 * rng.normal(size=60)
+    losses = np.exp(-0.7 * (truth[:60] + 0.3 * rng.normal(size=60)))
+    seen = [Observation(configs[i], 0, float(accuracy(noisy[[i]])[0]), float(losses[i])) for i in range(60)]
+    without = [Observation(each.config, 0, each.accuracy) for each in seen]
+    missing = [*seen[:-1], without[-1]]
+    both, alone, partly = (AccuracySurrogate(SPACE, each).mean(configs[:60]) for each in (seen, without, missing))
+    assert kendalltau(both, truth[:60]).statistic > kendalltau(alone, truth[:60]).statistic + 0.03
+    assert both.mean() == pytest.approx(alone.mean(), abs=0.02)  # still the accuracy
+    assert np.array_equal(partly, alone)
+    same = [Observation(each.config, 0, each.accuracy, 0.5) for each in seen]
+    assert np.array_equal(AccuracySurrogate(SPACE, same).mean(configs[:60]), alone)
+
+
 def test_uncertainty_shrinks_where_it_was_trained(configs: list[LowFormerConfig], trained: Trained) -> None:
     surrogate = AccuracySurrogate(SPACE, [trained(i, 2) for i in range(40)], rungs=3)
     _, known = surrogate.predict(configs[:40])
