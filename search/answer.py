@@ -118,7 +118,7 @@ def _notes(driver: Driver, objective: Objective) -> list[str]:
         if objective.learned:
             notes.append(
                 "Candidates are ranked by what all trainings together let expect of each, those of similar candidates "
-                f"too, not by its own training alone{between}."
+                f"too, after a longer training, from which larger ones gain more; not by its own short one{between}."
             )
         if pruned := sum(result.status == "pruned" for result in results.values()):
             notes.append(f"Stopped early, at rungs: {pruned} of {pruned + len(objective.observed)} candidates.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..predictors.surrogate import AccuracySurrogate, Observation, accuracy
+from ..predictors.surrogate import LONGER, AccuracySurrogate, Observation, accuracy
 from ..search_space.space import SearchSpace
 from .halving import Rungs
 from .journal import Journal
@@ -119,8 +119,12 @@ def fitted(
     return AccuracySurrogate(space, thinned, rungs=rungs, known=known).hyperparameters
 
 
-def learn(space: SearchSpace, observations: Sequence[Observation], rungs: int) -> AccuracySurrogate:
+def learn(
+    space: SearchSpace, observations: Sequence[Observation], rungs: int, *, longer: float = LONGER
+) -> AccuracySurrogate:
     """The surrogate of `observations`, of which it needs 2. A function of what is given, and of nothing else."""
     known: dict[str, tuple[Floats, Floats]] = {}
     hyperparameters = fitted(space, observations, rungs, known)
-    return AccuracySurrogate(space, observations, rungs=rungs, hyperparameters=hyperparameters, fit=False, known=known)
+    return AccuracySurrogate(
+        space, observations, rungs=rungs, hyperparameters=hyperparameters, fit=False, known=known, longer=longer
+    )

@@ -24,7 +24,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from lownas.experiments.tabular import Network, Table
 from lownas.experiments.tabular.table import ceiling
-from lownas.predictors.surrogate import Observation
+from lownas.predictors.surrogate import LONGER, Observation
 from lownas.search.experience import learn
 from lownas.search_space import PRESETS, SearchSpace
 
@@ -32,7 +32,7 @@ RESULTS = Path(__file__).with_name("study.json")
 RUNG_EPOCHS = (1, 3, 9)
 LEAST_OF_A_GROUP = 6  # networks trained long, to be judged within
 HALVES, BOOTSTRAPS = 20, 1000
-FEW, DRAWS = (4, 8, 16, 32, 64), 100
+FEW, DRAWS = (4, 8, 16, 32, 64), 20
 
 Floats = NDArray[np.float64]
 
@@ -110,10 +110,16 @@ def loss(networks: list[Network], seed: int) -> Floats:
 
 
 def learned(
-    space: SearchSpace, table: Table, networks: list[Network], seeds: tuple[int, ...], *, loss: bool = True
+    space: SearchSpace,
+    table: Table,
+    networks: list[Network],
+    seeds: tuple[int, ...],
+    *,
+    loss: bool = True,
+    longer: float = 0.0,
 ) -> Floats:
-    """(n,) what the surrogate of their own trainings says of the networks."""
-    surrogate = learn(space, at_rungs(table, networks, seeds, loss=loss), len(RUNG_EPOCHS))
+    """(n,) what the surrogate of their own trainings says of the networks, for a training of this length."""
+    surrogate = learn(space, at_rungs(table, networks, seeds, loss=loss), len(RUNG_EPOCHS), longer=longer)
     return surrogate.mean([network.config for network in networks])
 
 
@@ -151,8 +157,8 @@ def halves(space, networks, table, seen, final, macs) -> dict[str, list[float]]:
         asked = [networks[i].config for i in unknown]
         rungs = at_rungs(table, [networks[i] for i in known], (0,))
         ends = [replace(seen, rung=0) for seen in rungs if seen.rung == len(RUNG_EPOCHS) - 1]
-        note("surrogate, from whole trainings", learn(space, ends, 1).mean(asked), truth)
-        note("surrogate, from all rungs", learn(space, rungs, len(RUNG_EPOCHS)).mean(asked), truth)
+        note("surrogate, from whole trainings", learn(space, ends, 1, longer=0).mean(asked), truth)
+        note("surrogate, from all rungs", learn(space, rungs, len(RUNG_EPOCHS), longer=0).mean(asked), truth)
         note("MACs", macs[unknown], truth)
         note("training a third of the epochs", accuracy[3][unknown], truth)
         note("training to the end", accuracy[9][unknown], truth)
@@ -182,8 +188,13 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
     known |= {
         "short training, mean of two seeds, all images": np.array([np.mean(ends(n, "short")) for n in long]),
         "surrogate, from short trainings of the others": surrogate.mean([network.config for network in long]),
-        "surrogate, from all short trainings of one seed": learned(space, table, networks, (0,))[places],
-        "surrogate, from all short trainings of two seeds": learned(space, table, networks, (0, 1))[places],
+        **{
+            f"surrogate, from all short trainings of {name}, for {length} training": learned(
+                space, table, networks, seeds, longer=longer
+            )[places]
+            for name, seeds in (("one seed", (0,)), ("two seeds", (0, 1)))
+            for length, longer in (("the same", 0.0), ("a longer", LONGER))
+        },
         "MACs": np.array([network.macs for network in long], float),
         "parameters": np.array([network.params for network in long], float),
         "latency": np.array([network.latency_ms for network in long]),

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from lownas.predictors.accuracy import macs_and_shape
-from lownas.predictors.surrogate import MOST_OBSERVATIONS, AccuracySurrogate, Observation, accuracy
+from lownas.predictors.surrogate import LONGER, MOST_OBSERVATIONS, AccuracySurrogate, Observation, accuracy
 from lownas.search_space import LowFormerConfig, SearchSpace
 
 SPACE = SearchSpace.load("tiny")
@@ -90,6 +90,27 @@ def test_the_loss_tells_more_where_all_have_it(
     assert np.array_equal(partly, alone)
     same = [Observation(each.config, 0, each.accuracy, 0.5) for each in seen]
     assert np.array_equal(AccuracySurrogate(SPACE, same).mean(configs[:60]), alone)
+
+
+@pytest.mark.parametrize("rise", [0.15, -0.15])
+def test_what_longer_training_adds_to_larger_networks_is_learned(configs: list[LowFormerConfig], rise: float) -> None:
+    log_macs = np.log(macs_and_shape(configs)[0])
+    log_macs -= log_macs.mean()
+    rng = np.random.default_rng(5)
+
+    def after(rung: float) -> np.ndarray:
+        return 1 + 0.3 * rung + rise * rung * log_macs
+
+    seen = [
+        Observation(configs[i], rung, float(accuracy(after(rung)[[i]] + 0.02 * rng.normal())[0]))
+        for rung in range(3)
+        for i in range(40)
+    ]
+    now, later = (AccuracySurrogate(SPACE, seen, rungs=3, longer=longer).mean(configs[40:]) for longer in (0, LONGER))
+    at_the_end, further = (np.polyfit(log_macs[40:], mean, 1)[0] for mean in (now, later))
+    assert at_the_end == pytest.approx(2 * rise, abs=0.03)
+    assert 0.02 < (further - at_the_end) / np.sign(rise) < 1.2 * LONGER * abs(rise)  # less: it is held near its prior
+    assert later.mean() == pytest.approx(now.mean(), abs=0.05)  # for comparison: what all gain is not foretold
 
 
 def test_uncertainty_shrinks_where_it_was_trained(configs: list[LowFormerConfig], trained: Trained) -> None:

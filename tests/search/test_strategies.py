@@ -142,7 +142,7 @@ def test_believing_is_conditioning(space: SearchSpace) -> None:
     configs = [space.sample(rng) for _ in range(15)]
     seen = [Observation(config, number % 2, stub_accuracy(config, 1)) for number, config in enumerate(configs[:12])]
     believed = learn(space, seen, 2).believing(configs[12:])
-    alike = believed._alike(believed._costs, believed._choices, believed._rung)
+    alike = believed._alike(believed._costs, believed._choices, believed._rung, believed._rises)
     whole = _kernel(believed.hyperparameters, alike) + _noise(believed.hyperparameters, believed._rung)
     assert np.allclose(believed._factor @ believed._factor.T, whole)
 
