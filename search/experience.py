@@ -89,7 +89,7 @@ class Experience:
         """Fitted on what came first, up to a count that goes on in steps of a tenth: they change little, and a fit
         costs more than all else. So they depend on what came, not on when this was asked."""
         logs = self.journal.rung_log, self.journal.result_log
-        at_rungs, results = (_step(len(log)) for log in logs)
+        at_rungs, results = (refit_step(len(log)) for log in logs)
         key = (at_rungs, results, self.journal.statuses["failed"])
         if self._fitted is None or self._fitted[0] != key:
             first = [*self._at_rungs(logs[0][:at_rungs]), *self._at_the_end(logs[1][:results])]
@@ -98,7 +98,7 @@ class Experience:
         return self._fitted[1]
 
 
-def _step(count: int) -> int:
+def refit_step(count: int) -> int:
     """The last step up to `count`: all numbers up to 10, then each a tenth more than the one before."""
     step = min(count, 10)
     while step + step // 10 <= count and step >= 10:

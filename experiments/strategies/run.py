@@ -4,11 +4,11 @@
     python experiments/strategies/run.py --repetitions 3  # a look
 
 The strategies are those of a search, but the networks are the table's: what one asks for becomes the nearest network
-(by normalized choices) within the budget that it has not trained yet. A strategy sees the accuracies of one seed on the
-validation images. Regret is judged by the other seed on all images, with the long training where there is one (shifted
-to the short ones' mean): how much better the best network within the budget is than the one that the strategy would
-answer with. Trainings are counted in whole ones; "default" trains in rungs as a search on a user's data does. Each
-repetition is on four fifths of the networks, drawn anew, the same for all strategies.
+(by normalized choices) within the budget that it has not trained yet. A strategy sees accuracies and losses of one seed
+on the validation images, and answers as a search does, by what all its trainings tell. Regret is judged by the other
+seed on all images, with the long training where there is one (shifted to the short ones' mean): how much better the
+best network within the budget is than the answer. Trainings are counted in whole ones; "default" trains in rungs as a
+search on a user's data does. Each repetition is on four fifths of the networks, drawn anew, the same for all strategies.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from lownas.experiments.tabular import Table
 from lownas.predictors.accuracy import AccuracyPrior
-from lownas.predictors.surrogate import Observation
-from lownas.search.experience import learn
+from lownas.predictors.surrogate import AccuracySurrogate, Observation
+from lownas.search.experience import ENOUGH, fitted, refit_step
 from lownas.search.halving import Rungs
 from lownas.search.learned import initial
 from lownas.search.objective import Objective
@@ -60,12 +60,14 @@ class Pool:
 
     Attributes:
         seen: (n, 3) accuracies at the rungs.
+        loss: (n,) at the last.
         truth: (n,) accuracies that decide.
     """
 
     space: SearchSpace
     configs: list[LowFormerConfig]
     seen: Floats
+    loss: Floats
     truth: Floats
     latency_ms: Floats
     macs: Floats
@@ -94,11 +96,20 @@ class Pool:
 
 @dataclass
 class Trials:
-    """What a strategy has trained: by network the rungs that it reached; `spent` in whole trainings."""
+    """What a strategy has trained: by network the rungs that it reached; `spent` in whole trainings.
+
+    Attributes:
+        rungs: 3, or 1 where all is trained to the end.
+        log: what was observed, in order.
+    """
 
     pool: Pool
+    rungs: int = 1
     reached: dict[int, int] = field(default_factory=dict)
     spent: float = 0.0
+    log: list[Observation] = field(default_factory=list)
+    fits: tuple[int, Floats] | None = None
+    known: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     def left(self) -> list[int]:
         return [i for i in range(len(self.pool.configs)) if i not in self.reached]
@@ -108,20 +119,40 @@ class Trials:
         before = self.reached.get(network, -1)
         self.spent += shares[rung + 1] - shares[before + 1]
         self.reached[network] = rung
+        loss = float(self.pool.loss[network]) if rung == 2 else None
+        place = rung if self.rungs == 3 else 0
+        self.log.append(Observation(self.pool.configs[network], place, float(self.pool.seen[network, rung]), loss))
+
+    def surrogate(self) -> AccuracySurrogate:
+        """Of all trainings, as a search has it: see `lownas.search.experience`."""
+        count = refit_step(len(self.log))
+        if self.fits is None or self.fits[0] != count:
+            self.fits = count, fitted(self.pool.space, self.log[: max(count, 2)], self.rungs, self.known)
+        return AccuracySurrogate(
+            self.pool.space, self.log, rungs=self.rungs, hyperparameters=self.fits[1], fit=False, known=self.known
+        )
+
+    def farthest(self) -> tuple[list[int], Floats]:
+        """Those trained farthest, and how they compare."""
+        top = max(self.reached.values())
+        known = [i for i, rung in self.reached.items() if rung == top]
+        if len(known) < ENOUGH:
+            return known, self.pool.seen[known, top]
+        return known, self.surrogate().mean([self.pool.configs[i] for i in known])
 
     def incumbent(self) -> int:
-        """Of those trained farthest, the best."""
-        top = max(self.reached.values())
-        return max((i for i, rung in self.reached.items() if rung == top), key=lambda i: self.pool.seen[i, top])
+        known, worth = self.farthest()
+        return known[int(np.argmax(worth))]
 
     def front(self) -> list[int]:
         """Of those trained farthest, the ones that no other beats in accuracy without being slower."""
-        top = max(self.reached.values())
-        known = sorted((i for i, rung in self.reached.items() if rung == top), key=lambda i: self.pool.latency_ms[i])
+        known, worth = self.farthest()
         front: list[int] = []
-        for i in known:
-            if not front or self.pool.seen[i, top] > self.pool.seen[front[-1], top]:
-                front.append(i)
+        best = -np.inf
+        for place in np.argsort(self.pool.latency_ms[known], kind="stable"):
+            if worth[place] > best:
+                best = worth[place]
+                front.append(known[place])
         return front
 
 
@@ -214,7 +245,7 @@ def evolution(pool: Pool, rng: np.random.Generator, pareto: bool) -> Run:
 
 def surrogate(rungs: int) -> Callable[[Pool, np.random.Generator, bool], Run]:
     def run(pool: Pool, rng: np.random.Generator, pareto: bool) -> Run:
-        trials, schedule = Trials(pool), Rungs(rungs)
+        trials, schedule = Trials(pool, rungs), Rungs(rungs)
         first = initial(MOST // 3)
         lowest = 0 if rungs == 3 else 2
         while True:
@@ -250,12 +281,7 @@ def surrogate(rungs: int) -> Callable[[Pool, np.random.Generator, bool], Run]:
                 chosen = most_varied(pool.space, [pool.configs[i] for i in good], tried)
                 network = next(i for i in good if pool.configs[i] == chosen)
             else:
-                seen = [
-                    Observation(pool.configs[i], rung if rungs == 3 else 0, float(pool.seen[i, rung]))
-                    for i, top in trials.reached.items()
-                    for rung in range(lowest, top + 1)
-                ]
-                model = learn(pool.space, seen, rungs)
+                model = trials.surrogate()
                 known = list(trials.reached)
                 means, _ = model.predict([pool.configs[i] for i in known])
                 mean, spread = model.predict([pool.configs[i] for i in left])
@@ -285,16 +311,11 @@ STRATEGIES: dict[str, Callable[[Pool, np.random.Generator, bool], Run]] = {
 def pools(table: Table, space: SearchSpace, repetition: int) -> dict[float, Pool]:
     """By budget, as one of the two seeds shows them."""
     seed = repetition % 2
-    parts = np.array([5_000, 10_000]) / 15_000
     networks = [network for network in table.networks if network.role not in PRESETS]
     seen = np.array([[table.query(n.config, epoch, seed).validation_accuracy for epoch in EPOCHS] for n in networks])
-
-    def on_all(network, number, schedule="short"):  # type: ignore[no-untyped-def]
-        point = table.query(network.config, seed=number, schedule=schedule)
-        return float(np.array([point.validation_accuracy, point.test_accuracy]) @ parts)
-
-    other = np.array([on_all(n, 1 - seed) for n in networks])
-    long = np.array([on_all(n, 0, "long") if ("long", 0) in n.trainings else np.nan for n in networks])
+    loss = np.array([table.query(n.config, seed=seed).validation_loss for n in networks])
+    other = np.array([n.trainings["short", 1 - seed].accuracy for n in networks])
+    long = np.array([n.trainings["long", 0].accuracy if ("long", 0) in n.trainings else np.nan for n in networks])
     shifted = long - np.nanmean(long - other)
     truth = np.where(np.isnan(long), other, (other + shifted) / 2)
     latency = np.array([n.latency_ms for n in networks])
@@ -304,7 +325,7 @@ def pools(table: Table, space: SearchSpace, repetition: int) -> dict[float, Pool
     for share in BUDGETS:
         inside = np.flatnonzero(drawn & (latency <= np.quantile(latency, share)))
         configs = [networks[i].config for i in inside]
-        found[share] = Pool(space, configs, seen[inside], truth[inside], latency[inside], macs[inside])
+        found[share] = Pool(space, configs, seen[inside], loss[inside], truth[inside], latency[inside], macs[inside])
     return found
 
 
@@ -325,9 +346,9 @@ def curve(name: str, pool: Pool, seed: int, pareto: bool) -> list[float]:
     best = float(pool.truth.max())
     values: list[float] = []
     for trials in STRATEGIES[name](pool, rng, pareto):
-        value = area(pool, trials.front()) if pareto else 100 * (best - float(pool.truth[trials.incumbent()]))
-        while len(values) < min(int(trials.spent + 1e-9), MOST):
-            values.append(value)
+        if (missing := min(int(trials.spent + 1e-9), MOST) - len(values)) > 0:
+            value = area(pool, trials.front()) if pareto else 100 * (best - float(pool.truth[trials.incumbent()]))
+            values += [value] * missing
         if trials.spent >= MOST:
             break
     return values + [values[-1]] * (MOST - len(values))

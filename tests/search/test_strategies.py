@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from lownas.predictors.surrogate import Observation, _kernel, _noise
-from lownas.search.experience import _step, learn
+from lownas.search.experience import learn, refit_step
 from lownas.search.learned import initial
 from lownas.search.outcome import SearchOutcome
 from lownas.search.pareto import expected_improvement
@@ -148,9 +148,20 @@ def test_believing_is_conditioning(space: SearchSpace) -> None:
 
 
 def test_hyperparameters_stay_for_a_while() -> None:
-    assert [_step(count) for count in (0, 1, 9, 10, 11, 12, 19, 20, 21, 22)] == [0, 1, 9, 10, 11, 12, 19, 20, 20, 22]
-    steps = {_step(count) for count in range(100, 5001)}
-    assert len(steps) < 50 and all(_step(step) == step for step in steps)
+    assert [refit_step(count) for count in (0, 1, 9, 10, 11, 12, 19, 20, 21, 22)] == [
+        0,
+        1,
+        9,
+        10,
+        11,
+        12,
+        19,
+        20,
+        20,
+        22,
+    ]
+    steps = {refit_step(count) for count in range(100, 5001)}
+    assert len(steps) < 50 and all(refit_step(step) == step for step in steps)
 
 
 def test_many_observations_are_learned_from_as_a_whole(space: SearchSpace) -> None:
