@@ -1,6 +1,6 @@
 """What each strategy finds for how many trainings, on the table (experiments/tabular/).
 
-    python experiments/strategies/run.py                  # an hour on one core; goes on from work/, writes results.json
+    python experiments/strategies/run.py                  # half an hour on one core; goes on from work/, writes results.json
     python experiments/strategies/run.py --repetitions 3  # a look
 
 The strategies are those of a search, but the networks are the table's: what one asks for becomes the nearest network
@@ -8,7 +8,7 @@ The strategies are those of a search, but the networks are the table's: what one
 on the validation images, and answers as a search does, by what all its trainings tell. Regret is judged by the other
 seed on all images, with the long training where there is one (shifted to the short ones' mean): how much better the
 best network within the budget is than the answer. Trainings are counted in whole ones; "default" trains in rungs as a
-search on a user's data does. Each repetition is on four fifths of the networks, drawn anew, the same for all strategies.
+search on a user's data does. Each repetition is on four fifths of the networks, drawn anew, the same for all of them.
 """
 
 from __future__ import annotations

@@ -148,18 +148,8 @@ def test_believing_is_conditioning(space: SearchSpace) -> None:
 
 
 def test_hyperparameters_stay_for_a_while() -> None:
-    assert [refit_step(count) for count in (0, 1, 9, 10, 11, 12, 19, 20, 21, 22)] == [
-        0,
-        1,
-        9,
-        10,
-        11,
-        12,
-        19,
-        20,
-        20,
-        22,
-    ]
+    counts = (0, 1, 9, 10, 11, 12, 19, 20, 21, 22)
+    assert [refit_step(count) for count in counts] == [0, 1, 9, 10, 11, 12, 19, 20, 20, 22]
     steps = {refit_step(count) for count in range(100, 5001)}
     assert len(steps) < 50 and all(refit_step(step) == step for step in steps)
 
