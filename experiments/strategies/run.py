@@ -1,6 +1,6 @@
 """What each strategy finds for how many trainings, on the table (experiments/tabular/).
 
-    python experiments/strategies/run.py                  # half an hour on one core; goes on from work/, writes results.json
+    python experiments/strategies/run.py                  # half an hour on one core; writes results.json
     python experiments/strategies/run.py --repetitions 3  # a look
 
 The strategies are those of a search, but the networks are the table's: what one asks for becomes the nearest network
