@@ -19,7 +19,7 @@ from .settings import SearchSettings
 Floats = NDArray[np.float64]
 
 HYPERPARAMETER_OBSERVATIONS = 150  # they change little with more, and a fit costs the cube
-ENOUGH = 4  # networks trained to the end; fewer are compared by their own trainings alone
+ENOUGH = 4  # networks trained, at least to a rung; fewer are compared by their own trainings alone
 
 
 class Experience:
@@ -45,14 +45,14 @@ class Experience:
 
     def accuracies(self) -> dict[str, float] | None:
         """By id what a network trained to the end reaches, 0 to 1, as all trainings tell: its own, and those of
-        networks like it. None as long as fewer than `ENOUGH` are trained to the end.
+        networks like it. None as long as fewer than `ENOUGH` are trained at all.
 
         A training is noisy, so that the best of many is the luckiest too; see `experiments/proxy_fidelity/`.
         """
         seen = self.observations()
         last = Rungs.of(self.settings).last
         trained = {observation.config.id: observation.config for observation in seen if observation.rung == last}
-        if len(trained) < ENOUGH:
+        if not trained or len({observation.config.id for observation in seen}) < ENOUGH:
             return None
         expected = accuracy(self.surrogate(seen).mean(list(trained.values())))
         return dict(zip(trained, expected.tolist(), strict=True))

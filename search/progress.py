@@ -84,7 +84,7 @@ def outcome_table(outcome: SearchOutcome, published: Sequence[PublishedRow] = ()
     if outcome.settings.pareto:
         shown = pareto_front(outcome.candidates)
     for candidate in shown:
-        table.add_row(*_cells(candidate), style="bold green" if candidate == outcome.answer else None)
+        table.add_row(*_cells(candidate, on_user_data), style="bold green" if candidate == outcome.answer else None)
     if published:
         table.add_section()
     for row in published:
@@ -101,10 +101,11 @@ def outcome_table(outcome: SearchOutcome, published: Sequence[PublishedRow] = ()
     return table
 
 
-def _cells(candidate: Candidate) -> list[str]:
+def _cells(candidate: Candidate, on_user_data: bool) -> list[str]:
+    extrapolated = candidate.extrapolated and not on_user_data
     return [
         candidate.config.id,
-        f"{candidate.objective:.1f}{'*' if candidate.extrapolated else ''}",
+        f"{candidate.objective:.1f}{'*' if extrapolated else ''}",
         "",
         f"{candidate.latency_ms:.3g}",
         f"{candidate.low_ms:.3g} to {candidate.high_ms:.3g}",
