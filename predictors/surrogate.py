@@ -39,14 +39,15 @@ Floats = NDArray[np.float64]
 
 MOST_OBSERVATIONS = 400  # a fit costs the cube of it
 MOST_KNOWN = 5000  # configurations whose features are kept
-EDGE = 1e-3  # accuracies are held this far from 0 and 1
+EDGE = 1e-4  # accuracies are held this far from 0 and 1
 LEAST_LOSS = 1e-4
 
 LONGER = 1.75  # rungs beyond the highest observed: of rungs that are a factor of 3 apart, seven times its training
 
-# What each rung adds to logit(a) per unit of ln MACs, mean and deviation of its prior. Source: the short trainings in
-# experiments/tabular/ of the networks that are not trained long, 1, 3 and 9 epochs: 0.018, standard error 0.009.
-_TREND = (0.018, 0.02)
+# What each rung adds to logit(a) per unit of ln MACs, mean and deviation of its prior, as shares of the spread within
+# the rungs. Source: the short trainings in experiments/tabular/ of the networks that are not trained long ("rise" in
+# experiments/proxy_fidelity/study.json).
+_TREND = (0.17, 0.2)
 _LEVEL_VARIANCE = 100.0  # as good as flat, where the spread within a rung is 1
 _JITTER = 1e-6
 # Hyperparameters are logarithms, with normal priors of these means and deviations. Variances are shares of the spread
@@ -101,7 +102,7 @@ class AccuracySurrogate:
             rungs: how many there are.
             hyperparameters: to start from, or to take as they are.
             known: by configuration id what was computed of it before; added to, for surrogates to come.
-            longer: after how many rungs more, of rungs a factor of 3 apart, networks are compared.
+            longer: how many rungs beyond the last networks are compared; 0 is the end of the training.
 
         Raises ValueError: too few observations, or a rung or accuracy that cannot be.
         """
@@ -132,7 +133,7 @@ class AccuracySurrogate:
         self._unit = max(float(np.sqrt(np.mean(centred**2))), 1e-3)
         macs = costs[:, 0] - self._scalers[0].centre[0]
         self._rises = (self._rung - self.highest_rung) * macs
-        self._targets = (centred - _TREND[0] * self._rises) / self._unit
+        self._targets = centred / self._unit - _TREND[0] * self._rises
         alike = self._alike(self._costs, self._choices, self._rung, self._rises)
         start = _priors(rungs)[0] if hyperparameters is None else hyperparameters
         if fit:
@@ -141,8 +142,8 @@ class AccuracySurrogate:
         covariance = _kernel(self.hyperparameters, alike) + _noise(self.hyperparameters, self._rung)
         self._factor = cholesky(covariance, lower=True, check_finite=False)
         self._weights = cho_solve((self._factor, True), self._targets, check_finite=False)
-        trend = _TREND[0] + _TREND[1] ** 2 / self._unit * float(self._rises @ self._weights)
-        self._rise = longer * trend  # per ln MACs
+        trend = self._unit * (_TREND[0] + _TREND[1] ** 2 * float(self._rises @ self._weights))
+        self._rise = (longer + rungs - 1 - self.highest_rung) * trend  # per ln MACs
 
     @property
     def observations(self) -> int:
@@ -155,10 +156,11 @@ class AccuracySurrogate:
         return int(self._rung.max())
 
     def predict(self, configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats]:
-        """(n,) means and (n,) standard deviations of logit(accuracy) at the highest rung observed, the means with what
-        a longer training adds to larger networks and takes from smaller ones.
+        """(n,) means and (n,) standard deviations of logit(accuracy), to compare networks by: at the level of the
+        highest rung observed, larger networks raised and smaller ones lowered by what is still to come.
 
-        They are of the network, without the noise of a single training. `accuracy` turns means into accuracies.
+        They are of the network, without the noise of a single training; the deviations leave out how far the raising
+        itself is uncertain. `accuracy` turns means into accuracies.
         """
         costs, rung, across = self._across(configs)
         half = solve_triangular(self._factor, across.T, lower=True, check_finite=False)
@@ -241,7 +243,7 @@ class AccuracySurrogate:
             cost=_mean_squared_distance(costs, self._costs),
             choice=_mean_squared_distance(choices, self._choices),
             rungs=(rung, self._rung),
-            trend=0.0 if rises is None else (_TREND[1] / self._unit) ** 2 * np.outer(rises, self._rises),
+            trend=0.0 if rises is None else _TREND[1] ** 2 * np.outer(rises, self._rises),
         )
 
     def _features(self, configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats]:
@@ -262,10 +264,11 @@ class AccuracySurrogate:
 def _with_loss(logits: Floats, loss: Floats) -> Floats:
     """(n,) means of the logits and of what the losses stand for: by a line, with the logits' own mean and spread."""
     negative = -np.log(np.maximum(loss, LEAST_LOSS))
-    spread = float(negative.std())
+    spread, own = float(negative.std()), float(logits.std())
     if spread < 1e-9:
         return logits
-    meant: Floats = logits.mean() + logits.std() / spread * (negative - negative.mean())
+    slope = own / spread if own > 1e-9 else 1.0  # all accuracies are equal, or at the edge
+    meant: Floats = logits.mean() + slope * (negative - negative.mean())
     return (logits + meant) / 2
 
 

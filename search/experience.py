@@ -32,13 +32,14 @@ class Experience:
         self._encoded: dict[str, tuple[Floats, Floats]] = {}  # what surrogates know of configurations, by id
         self._fitted: tuple[tuple[int, ...], Floats] | None = None  # how much came before, and hyperparameters
 
-    def surrogate(self, seen: Sequence[Observation]) -> AccuracySurrogate:
-        """Of at least 2 that were observed."""
+    def surrogate(self) -> AccuracySurrogate:
+        """Of all that was observed, which must be 2 at least."""
+        seen = self.observations()
         return AccuracySurrogate(
             self.space,
             seen,
             rungs=Rungs.of(self.settings).count,
-            hyperparameters=self._hyperparameters(seen),
+            hyperparameters=self._hyperparameters(),
             fit=False,
             known=self._encoded,
         )
@@ -54,7 +55,7 @@ class Experience:
         trained = {observation.config.id: observation.config for observation in seen if observation.rung == last}
         if not trained or len({observation.config.id for observation in seen}) < ENOUGH:
             return None
-        expected = accuracy(self.surrogate(seen).mean(list(trained.values())))
+        expected = accuracy(self.surrogate().mean(list(trained.values())))
         return dict(zip(trained, expected.tolist(), strict=True))
 
     def observations(self) -> list[Observation]:
@@ -69,13 +70,10 @@ class Experience:
         return [*self._observed[0], *self._observed[1]]
 
     def _at_rungs(self, entries: Iterable[Mapping[str, Any]]) -> Iterator[Observation]:
-        journal = self.journal
         for entry in entries:
-            trial = entry["trial"]
-            if trial in journal.open:
-                yield Observation(journal.open[trial].config, entry["rung"], entry["accuracy"])
-            elif (result := journal.results.get(trial)) is not None and result.status in ("complete", "pruned"):
-                yield Observation(result.config, entry["rung"], entry["accuracy"])
+            result = self.journal.results.get(entry["trial"])
+            if result is None or result.status != "failed":
+                yield Observation(self.journal.configs[entry["trial"]], entry["rung"], entry["accuracy"])
 
     def _at_the_end(self, results: Iterable[EvaluationResult]) -> Iterator[Observation]:
         last = Rungs.of(self.settings).last
@@ -85,16 +83,14 @@ class Experience:
                 known = isinstance(loss, float) and 0 <= loss < math.inf
                 yield Observation(result.config, last, result.accuracy, loss if known else None)
 
-    def _hyperparameters(self, seen: Sequence[Observation]) -> Floats:
+    def _hyperparameters(self) -> Floats:
         """Fitted on what came first, up to a count that goes on in steps of a tenth: they change little, and a fit
         costs more than all else. So they depend on what came, not on when this was asked."""
-        logs = self.journal.rung_log, self.journal.result_log
-        at_rungs, results = (refit_step(len(log)) for log in logs)
-        key = (at_rungs, results, self.journal.statuses["failed"])
+        at_rungs, ends = (seen[: refit_step(len(seen))] for seen in self._observed)
+        key = (len(at_rungs), len(ends), self.journal.statuses["failed"])
         if self._fitted is None or self._fitted[0] != key:
-            first = [*self._at_rungs(logs[0][:at_rungs]), *self._at_the_end(logs[1][:results])]
-            first = first if len(first) > 1 else list(seen)
-            self._fitted = key, fitted(self.space, first, Rungs.of(self.settings).count, self._encoded)
+            rungs = Rungs.of(self.settings).count
+            self._fitted = key, fitted(self.space, [*at_rungs, *ends], rungs, self._encoded)
         return self._fitted[1]
 
 

@@ -52,6 +52,7 @@ class Journal:
     Attributes:
         results: by trial, in order.
         rungs: by trial what it had reached at each rung, in order, as in rungs.jsonl.
+        configs: of the trials that reached a rung.
         open: by trial what was asked for and has no result yet: it trains, or waits at a rung.
         roles: so many of each role are complete, were stopped at a rung, or are open.
         statuses: so many results of each status.
@@ -66,6 +67,7 @@ class Journal:
         self.settings, self.run, self.space = settings, run, space
         self.results: dict[int, EvaluationResult] = {}
         self.rungs: dict[int, list[Mapping[str, Any]]] = {}
+        self.configs: dict[int, LowFormerConfig] = {}
         self.rung_log: list[Mapping[str, Any]] = []
         self.result_log: list[EvaluationResult] = []
         self.open: dict[int, Proposal] = {}
@@ -100,6 +102,7 @@ class Journal:
         for entry in self.run.load_rungs():
             self.rungs.setdefault(entry["trial"], []).append(entry)
             self.rung_log.append(_slim(entry))
+            self._place(entry)
         trials = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
         for trial in trials.values():
             self._note(trial)
@@ -229,6 +232,16 @@ class Journal:
         self.run.append_rung(entry)
         self.rung_log.append(_slim(entry))
         self.rungs.setdefault(entry["trial"], []).append(self.rung_log[-1])
+        self._place(entry)
+
+    def _place(self, entry: Mapping[str, Any]) -> None:
+        number = entry["trial"]
+        if number in self.results:
+            self.configs[number] = self.results[number].config
+        elif number in self.open:
+            self.configs[number] = self.open[number].config
+        elif number not in self.configs:
+            self.configs[number] = LowFormerConfig.from_dict(entry["config"])
 
     def settle(self) -> None:
         """Nothing stays open: what has a result is told it, what was cut off waits for a resumed run."""

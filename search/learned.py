@@ -53,7 +53,7 @@ class Learned(Proposer):
         seen = self.experience.observations()
         if len(seen) < 2:
             return None
-        surrogate = self.experience.surrogate(seen)
+        surrogate = self.experience.surrogate()
         known = {observation.config.id for observation in seen}
         blind = [proposal.config for proposal in self.journal.open.values() if proposal.config.id not in known]
         surrogate = surrogate.believing(blind)

@@ -166,9 +166,9 @@ class RunFolder:
         return self.path / "results.jsonl"
 
     def load_results(self) -> list[EvaluationResult]:
-        """All results in trial order. A broken last line (the driver died writing it) is set aside."""
+        """All results, as they came. A broken last line (the driver died writing it) is set aside."""
         set_aside_broken_tail(self.results_path)
-        results = read_results(self.path)
+        results = _results(self.path)
         seen: set[int] = set()
         for result in results:
             if result.trial in seen:
@@ -260,6 +260,10 @@ def read_settings(path: str | Path) -> SearchSettings:
 
 def read_results(path: str | Path) -> list[EvaluationResult]:
     """The results of the run in `path`, in trial order, without touching anything; a broken last line is left out."""
+    return sorted(_results(path), key=lambda result: result.trial)
+
+
+def _results(path: str | Path) -> list[EvaluationResult]:
     file = Path(path) / "results.jsonl"
     if not file.exists():
         return []
@@ -273,7 +277,7 @@ def read_results(path: str | Path) -> list[EvaluationResult]:
             if number == len(lines):
                 break
             raise ValueError(f"{file}, line {number}: {error}") from None
-    return sorted(results, key=lambda result: result.trial)
+    return results
 
 
 def set_aside_broken_tail(path: Path) -> None:

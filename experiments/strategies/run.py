@@ -136,7 +136,7 @@ class Trials:
         """Those trained farthest, and how they compare."""
         top = max(self.reached.values())
         known = [i for i, rung in self.reached.items() if rung == top]
-        if len(known) < ENOUGH:
+        if len(self.reached) < ENOUGH:
             return known, self.pool.seen[known, top]
         return known, self.surrogate().mean([self.pool.configs[i] for i in known])
 
