@@ -153,16 +153,15 @@ class Proposer(ABC):
         return Objective(
             observations(results[number] for number in sorted(results)),
             on_user_data=self.settings.data is not None,
-            prior_error=self.prior.leave_one_out_error,
             learned=learned,
         )
 
     def ranked(self, objective: Objective) -> list[EvaluationResult]:
         """First trial of each trained candidate that may be the answer, the best objective first.
 
-        Without the user's data, accuracy within the family is bought with compute, and the correction is about a point;
-        so candidates rank behind that leave more than a tenth of the budget unused or that random search would beat by
-        the prior, as long as there are others.
+        Without the user's data, accuracy within the family is bought with compute; so candidates rank behind that
+        leave more than a tenth of the budget unused or that random search would beat by the prior, as long as there
+        are others.
         """
         first: dict[str, EvaluationResult] = {}
         for result in self.journal.complete():
@@ -302,7 +301,6 @@ class Evolution(Proposer):
         return Objective(
             list(seen.values()),
             on_user_data=self.settings.data is not None,
-            prior_error=self.prior.leave_one_out_error,
         )
 
 

@@ -215,7 +215,7 @@ def evolution(pool: Pool, rng: np.random.Generator, pareto: bool) -> Run:
         else:
             known = list(trials.reached)
             observed = [Trained(pool.configs[i].id, pool.prior[i], (pool.seen[i, 2],)) for i in known]
-            objective = Objective(observed, on_user_data=True, prior_error=0.25)
+            objective = Objective(observed, on_user_data=True)
             values = np.array([objective.value(pool.configs[i].id) for i in known])
             ranking = np.column_stack([values, -np.log(pool.latency_ms[known])]) if pareto else values[:, None]
             parents = [known[i] for i in order(ranking)[:3]]
