@@ -33,7 +33,7 @@ RESULTS = Path(__file__).with_name("study.json")
 RUNG_EPOCHS = (1, 3, 9)
 LEAST_OF_A_GROUP = 6  # networks trained long, to be judged within
 HALVES, BOOTSTRAPS = 20, 1000
-FEW, DRAWS = (4, 8, 16, 32, 64), 50
+FEW, DRAWS = (4, 8, 16, 32, 64), 100
 
 Floats = NDArray[np.float64]
 
