@@ -42,7 +42,7 @@ MOST_KNOWN = 5000  # configurations whose features are kept
 EDGE = 1e-4  # accuracies are held this far from 0 and 1
 LEAST_LOSS = 1e-4
 
-LONGER = 1.75  # rungs beyond the highest observed: of rungs that are a factor of 3 apart, seven times its training
+LONGER = 1.75  # rungs beyond the last: of rungs that are a factor of 3 apart, seven times its training
 
 # What each rung adds to logit(a) per unit of ln MACs, mean and deviation of its prior, as shares of the spread within
 # the rungs. Source: the short trainings in experiments/tabular/ of the networks that are not trained long ("rise" in
@@ -143,7 +143,8 @@ class AccuracySurrogate:
         self._factor = cholesky(covariance, lower=True, check_finite=False)
         self._weights = cho_solve((self._factor, True), self._targets, check_finite=False)
         trend = self._unit * (_TREND[0] + _TREND[1] ** 2 * float(self._rises @ self._weights))
-        self._rise = (longer + rungs - 1 - self.highest_rung) * trend  # per ln MACs
+        spread = float(self._scalers[0].spread[0])  # of ln MACs
+        self._rise = (longer + rungs - 1 - self.highest_rung) * trend * (spread if np.isfinite(spread) else 0.0)
 
     @property
     def observations(self) -> int:
@@ -179,9 +180,8 @@ class AccuracySurrogate:
         return costs, rung, _kernel(self.hyperparameters, self._alike(costs, choices, rung))
 
     def _mean(self, costs: Floats, across: Floats) -> Floats:
-        macs = costs[:, 0] * np.where(np.isfinite(self._scalers[0].spread[0]), self._scalers[0].spread[0], 0.0)
-        mean: Floats = self._levels[self.highest_rung] + self._unit * (across @ self._weights) + self._rise * macs
-        return mean
+        mean: Floats = self._levels[self.highest_rung] + self._unit * (across @ self._weights)
+        return mean + self._rise * costs[:, 0]
 
     def believing(self, under_way: Sequence[LowFormerConfig]) -> Self:
         """The surrogate if these, whose accuracy nobody knows yet, reached what it expects: the same means, but less

@@ -45,8 +45,9 @@ class Experience:
         )
 
     def accuracies(self) -> dict[str, float] | None:
-        """By id what a network trained to the end reaches, 0 to 1, as all trainings tell: its own, and those of
-        networks like it. None as long as fewer than `ENOUGH` are trained at all.
+        """By id, of the networks trained to the end, an accuracy to compare them by, 0 to 1: that of this training as
+        all of them tell, larger networks raised and smaller ones lowered by what a longer one adds. None as long as
+        fewer than `ENOUGH` are trained at all.
 
         A training is noisy, so that the best of many is the luckiest too; see `experiments/proxy_fidelity/`.
         """

@@ -40,7 +40,8 @@ class Candidate:
 
     Attributes:
         trial: of its first training.
-        objective: what was maximized, in percent: on the user's data the proxy accuracy as all trainings together tell.
+        objective: what was maximized, in percent: without the user's data the prior, else the proxy accuracy as all
+            trainings tell, larger networks raised and smaller ones lowered by what a longer training adds.
         accuracy: mean proxy accuracy over its seeds, 0 to 1.
         prior_top1: ImageNet top-1 in percent that the prior expects; `extrapolated` if outside the published models.
         latency_ms, low_ms, high_ms: measured (median and range of the rounds' medians) or predicted (with the interval
