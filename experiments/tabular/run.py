@@ -234,7 +234,7 @@ def time_steps(configs: list[LowFormerConfig]) -> None:
 
 def jobs() -> Iterator[tuple[LowFormerConfig, str, int]]:
     """(network, schedule, seed) that are neither in the table nor in work/: the short ones first, and of these those of
-    networks that are trained long too, then those of small networks."""
+    networks that are trained long too, then those of small networks; those of the large published networks last."""
     done = {(row["id"], row["schedule"], row["seed"]) for row in rows("trainings.jsonl")}
     if TABLE.exists():
         done |= {(n.config.id, *key) for n in Table.load().networks for key in n.trainings}
@@ -243,7 +243,12 @@ def jobs() -> Iterator[tuple[LowFormerConfig, str, int]]:
         config = LowFormerConfig.from_dict(entry["config"])
         for schedule, seed in _keys(entry):
             if (entry["id"], schedule, seed) not in done:
-                order = (schedule == "long", "long" not in entry["seeds"], op_graph(config).macs)
+                order = (
+                    entry["role"] == "published",
+                    schedule == "long",
+                    "long" not in entry["seeds"],
+                    op_graph(config).macs,
+                )
                 missing.append((order, (config, schedule, seed)))
     for _, job in sorted(missing, key=lambda numbered: numbered[0]):
         yield job
