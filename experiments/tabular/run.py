@@ -244,7 +244,7 @@ def jobs() -> Iterator[tuple[LowFormerConfig, str, int]]:
         for schedule, seed in _keys(entry):
             if (entry["id"], schedule, seed) not in done:
                 order = (
-                    entry["role"] == "published",
+                    entry["role"] in published(),
                     schedule == "long",
                     "long" not in entry["seeds"],
                     op_graph(config).macs,
