@@ -6,8 +6,8 @@ Appends to zero_cost.jsonl one row for each network and seed: id, seed, scores, 
 machine that may have been busy). The seed draws the weights and takes its own 64 training images. Then judges them by
 the accuracies of the short trainings (mean of two seeds, all images), in zero_cost.json: Kendall's tau of each score
 alone; and of a linear model of the ranks of MACs and parameters, with the score and without it, fitted on one half of
-the networks and judged on the other, over `HALVES` random halvings; and the same beside what the surrogate of one half's
-trainings says of the other half.
+the networks and judged on the other, over `HALVES` random halvings; and the same beside what the surrogate of one
+half's trainings says of the other half.
 """
 
 from __future__ import annotations
