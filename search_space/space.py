@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Choice = str | int | float
 ATTEMPTS = 100  # bound on redraws, in `mutate`
-MOST_CODES, MOST_PARAMS = 10_000, 3_000  # that a space keeps of what it computed
+MOST_CODES, MOST_PARAMS, MOST_STAGES = 10_000, 3_000, 8_192  # that a space keeps of what it computed
 
 
 class _Choices(BaseModel):
@@ -257,6 +257,8 @@ class SearchSpace:
                 f"s{number}.reduction": attention.reduction if attention else None,
                 f"s{number}.mlp_ratio": stage.mlp_ratio if active else None,
             }
+        if len(self._known_stages) >= MOST_STAGES:
+            self._known_stages.clear()
         self._known_stages[number, stage] = wanted
         return wanted
 
