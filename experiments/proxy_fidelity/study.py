@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
 from lownas.experiments.tabular import Network, Table
-from lownas.experiments.tabular.table import ceiling
+from lownas.experiments.tabular.table import ceiling, seed_noise, true_spread
 from lownas.predictors.surrogate import LONGER, Observation
 from lownas.search.experience import learn
 from lownas.search_space import PRESETS, SearchSpace
@@ -63,7 +63,6 @@ def main() -> None:
 
     final = [whole(0), whole(1)]
     mean = np.mean(final, axis=0)
-    noise = float(np.sqrt(np.mean((final[0] - final[1]) ** 2) / 2))
     costs = {
         "MACs": np.array([network.macs for network in networks], float),
         "parameters": np.array([network.params for network in networks], float),
@@ -73,7 +72,7 @@ def main() -> None:
         "networks": len(networks),
         "of": table.card["planned"],
         "standard deviation over networks, points": round(100 * float(mean.std(ddof=1)), 3),
-        "standard deviation between seeds, points": round(100 * noise, 3),
+        "standard deviation between seeds, points": round(100 * seed_noise(networks, "short"), 3),
         "one seed's accuracy on all images, judged by the other": with_interval(final[0], final[1]),
     }
     for epoch in RUNG_EPOCHS:
@@ -198,9 +197,8 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
         return [training.accuracy for training in network.of(schedule)]
 
     truth = np.array([np.mean(ends(network, "long")) for network in long])
-    twice = [np.diff(found)[0] for network in long if len(found := ends(network, "long")) == 2]
-    noise = float(np.sqrt(np.mean(np.square(twice)) / 2))
-    seeds = float(np.mean([len(ends(network, "long")) for network in long]))
+    noise = seed_noise(long, "long")
+    left = noise / float(np.sqrt(np.mean([len(network.of("long")) for network in long])))  # in their means
     surrogate = learn(space, at_rungs(table, others, (0,)), len(RUNG_EPOCHS))
     places = [networks.index(network) for network in long]
     known: dict[str, Floats] = {
@@ -232,7 +230,7 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
     ]
     within = {
         f"{len(groups)} groups of {[len(group) for group in groups]} networks, ceiling": [
-            ceiling(*_parts_of(truth[group], noise, seeds), len(group)) for group in groups
+            ceiling(true_spread(truth[group], left), left, len(group)) for group in groups
         ],
         **{name: agreement(values, truth, groups) for name, values in known.items() if groups},
     }
@@ -241,7 +239,7 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
         "networks": len(long),
         "standard deviation over networks, points": round(100 * float(truth.std(ddof=1)), 3),
         "standard deviation between seeds, points": round(100 * noise, 3),
-        "ceiling": ceiling(*_parts_of(truth, noise, seeds), len(long)),
+        "ceiling": ceiling(true_spread(truth, left), left, len(long)),
         "all": {name: agreement(values, truth, [np.arange(len(long))]) for name, values in known.items()},
         "tau of the surrogate (one seed, longer) above that of MACs": above(
             estimate, known["MACs"], truth, [np.arange(len(long))]
@@ -251,12 +249,6 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
             estimate, known["MACs"], truth, groups
         ),
     }
-
-
-def _parts_of(truth: Floats, noise: float, seeds: float) -> tuple[float, float]:
-    """The deviation of the accuracies themselves, and of what noise leaves in their mean over seeds."""
-    left = noise / np.sqrt(seeds)
-    return float(np.sqrt(max(truth.var(ddof=1) - left**2, 1e-12))), float(left)
 
 
 def agreement(values: Floats, truth: Floats, groups: list[NDArray[np.intp]]) -> dict[str, list[float]]:

@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 
 from lownas.evaluators.agent import training
 from lownas.evaluators.measure import LatencyMeasurement, measure_latency
-from lownas.experiments.tabular.table import TABLE, Network, Table, Training, ceiling
+from lownas.experiments.tabular.table import TABLE, Network, Table, Training, ceiling, seed_noise, true_spread
 from lownas.experiments.tabular.training import SCHEDULES, STEPS_PER_EPOCH, Schedule, step_ms, train, train_many
 from lownas.predictors import Target
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
@@ -356,21 +356,20 @@ def summary(networks: list[Network]) -> dict[str, Any]:
         trained = [network for network in networks if (name, 0) in network.trainings]
         epochs = [network.epoch_seconds * training.epochs for network in networks for training in network.of(name)]
         final = [[training.accuracy for training in network.of(name)] for network in trained]
-        twice = [accuracies for accuracies in final if len(accuracies) > 1]
-        if len(twice) < 2:
+        if sum(len(accuracies) > 1 for accuracies in final) < 2:
             continue
-        noise = float(np.sqrt(np.mean(np.diff(twice)[:, 0] ** 2) / 2))
+        noise = seed_noise(trained, name)
         mean = np.array([np.mean(accuracies) for accuracies in final])
-        left = noise / np.sqrt(np.mean([len(accuracies) for accuracies in final]))
-        spread = np.sqrt(max(mean.var(ddof=1) - left**2, 0.0))
+        left = noise / float(np.sqrt(np.mean([len(accuracies) for accuracies in final])))
+        spread = true_spread(mean, left)
         found[name] = {
             "networks": len(trained),
             "trainings": len(epochs),
             "core_hours": round(sum(epochs) / 3600, 2),
-            "points_between_networks": round(100 * float(spread), 3),
+            "points_between_networks": round(100 * spread, 3),
             "points_between_seeds": round(100 * noise, 3),
-            "ceiling_tau_one_seed": ceiling(float(spread), noise, len(trained)),
-            "ceiling_tau": ceiling(float(spread), float(left), len(trained)),
+            "ceiling_tau_one_seed": ceiling(spread, noise, len(trained)),
+            "ceiling_tau": ceiling(spread, left, len(trained)),
         }
     return {"summary": found}
 

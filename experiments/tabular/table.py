@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...search_space import LowFormerConfig
 
@@ -210,6 +211,18 @@ class Table:
 
 def _id(config: LowFormerConfig | str) -> str:
     return config if isinstance(config, str) else config.id
+
+
+def seed_noise(networks: Sequence[Network], schedule: str) -> float:
+    """Standard deviation between seeds of an accuracy, 0 to 1, over the networks trained by `schedule` with two."""
+    twice = [[training.accuracy for training in network.of(schedule)] for network in networks]
+    differences = [found[0] - found[1] for found in twice if len(found) > 1]
+    return float(np.sqrt(np.mean(np.square(differences)) / 2)) if differences else float("nan")
+
+
+def true_spread(measured: NDArray[np.float64], noise: float) -> float:
+    """Standard deviation of accuracies between networks, of which (n,) were `measured` with a `noise` like this."""
+    return float(np.sqrt(max(float(np.var(measured, ddof=1)) - noise**2, 0.0)))
 
 
 def ceiling(spread: float, noise: float, count: int, *, draws: int = 1000) -> float:
