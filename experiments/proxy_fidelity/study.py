@@ -11,6 +11,8 @@ the same length of training; a search asks for a longer one, as below.
 Then those trained long (mean over seeds), over all and within groups of near-equal latency: tau and Spearman's
 coefficient. The surrogate learns from the others, or from these networks' short trainings too. Intervals are 90 %
 bootstrap intervals over networks.
+
+Last, how the short training orders the published models, beside their top-1 on ImageNet.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from lownas.experiments.tabular.table import ceiling, seed_noise, true_spread
 from lownas.predictors.surrogate import LONGER, Observation
 from lownas.search.experience import learn
 from lownas.search_space import PRESETS, SearchSpace
+from lownas.search_space.presets import PUBLISHED
 
 RESULTS = Path(__file__).with_name("study.json")
 RUNG_EPOCHS = (1, 3, 9)
@@ -89,8 +92,26 @@ def main() -> None:
     found["of few networks, their own trainings included"] = few(space, table, networks, final[1])
     found["on the half that the surrogate has not seen"] = halves(space, networks, table, seen, final, costs["MACs"])
     found["against long training"] = against_long(space, table, networks)
+    if presets := [network for network in table.networks if network.role in PRESETS]:
+        found["published models, against top-1 on ImageNet"] = published(presets)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
+
+
+def published(networks: list[Network]) -> dict[str, object]:
+    """How the short training on Fashion-MNIST, at a seventh of their resolution, orders the published models."""
+    top1 = np.array([PUBLISHED[network.role].top1[224] for network in networks])
+    final = {seed: np.array([network.trainings["short", seed].accuracy for network in networks]) for seed in (0, 1)}
+    return {
+        "models": {
+            network.role: [round(100 * float(np.mean([final[seed][i] for seed in final])), 2), float(top1[i])]
+            for i, network in enumerate(networks)
+        },
+        "tau by seed": [round(tau(final[seed], top1), 3) for seed in final],
+        "tau of the mean": round(tau(np.mean(list(final.values()), axis=0), top1), 3),
+        "tau between the seeds": round(tau(final[0], final[1]), 3),
+        "tau of MACs": round(tau(np.array([network.macs for network in networks], float), top1), 3),
+    }
 
 
 def at_rungs(table: Table, networks: list[Network], seeds: tuple[int, ...], *, loss: bool = True) -> list[Observation]:
