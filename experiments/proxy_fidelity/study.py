@@ -29,8 +29,7 @@ from lownas.experiments.tabular import Network, Table
 from lownas.experiments.tabular.table import ceiling, seed_noise, true_spread
 from lownas.predictors.surrogate import LONGER, Observation
 from lownas.search.experience import learn
-from lownas.search_space import PRESETS, SearchSpace
-from lownas.search_space.presets import PUBLISHED
+from lownas.search_space import PRESETS, PUBLISHED, SearchSpace
 
 RESULTS = Path(__file__).with_name("study.json")
 RUNG_EPOCHS = (1, 3, 9)
