@@ -31,18 +31,25 @@ class Experience:
         self._observed: tuple[list[Observation], list[Observation]] = ([], [])
         self._encoded: dict[str, tuple[Floats, Floats]] = {}  # what surrogates know of configurations, by id
         self._fitted: tuple[tuple[int, ...], Floats] | None = None  # how much came before, and hyperparameters
+        self._learned: tuple[tuple[int, ...], AccuracySurrogate] | None = None  # as of what was observed
 
     def surrogate(self) -> AccuracySurrogate:
         """Of all that was observed, which must be 2 at least."""
         seen = self.observations()
-        return AccuracySurrogate(
-            self.space,
-            seen,
-            rungs=Rungs.of(self.settings).count,
-            hyperparameters=self._hyperparameters(),
-            fit=False,
-            known=self._encoded,
-        )
+        key = (*self._counts, self._failed)
+        if self._learned is None or self._learned[0] != key:
+            self._learned = (
+                key,
+                AccuracySurrogate(
+                    self.space,
+                    seen,
+                    rungs=Rungs.of(self.settings).count,
+                    hyperparameters=self._hyperparameters(),
+                    fit=False,
+                    known=self._encoded,
+                ),
+            )
+        return self._learned[1]
 
     def accuracies(self) -> dict[str, float] | None:
         """By id, of the networks trained to the end, an accuracy to compare them by, 0 to 1: that of this training as
