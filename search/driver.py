@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..predictors.accuracy import AccuracyPrior
 from ..search_space.config import LowFormerConfig
@@ -201,13 +202,13 @@ class Driver:
     def _decide(self) -> Proposal | int | None:
         """A candidate to start, the trial that should go on from its rung, or None if there is nothing to do now."""
         judged: list[Judged] = list(self._judged)
-        if (promoted := self.rungs.promotable(judged, self.training)) is not None:
+        if (promoted := self.rungs.promotable(judged, self.training, worth=self._worth)) is not None:
             return promoted
         if (proposal := self.proposer.propose(len(self.journal))) is not None:
             return proposal
         if self.rungs.count == 1:
             return None
-        if (promoted := self.rungs.promotable(judged, self.training, closing=True)) is not None:
+        if (promoted := self.rungs.promotable(judged, self.training, closing=True, worth=self._worth)) is not None:
             return promoted
         return None if self.training else self.proposer.repeat(len(self.journal))
 
@@ -267,7 +268,8 @@ class Driver:
     def _judge(self) -> list[dict[int, tuple[float, ...]]]:
         """For each rung what is maximized there, of the trials that did not fail; second seeds take no part."""
         judged: list[dict[int, tuple[float, ...]]] = [{} for _ in range(self.rungs.count)]
-        for number, entries in self.journal.rungs.items():
+        for entry in self.journal.rung_log:  # second seeds have none
+            number = entry["trial"]
             result = self.journal.results.get(number)
             if number in self.open:
                 latency_ms = self.open[number].prediction.latency_ms
@@ -275,11 +277,19 @@ class Driver:
                 latency_ms = result.latency_ms
             else:
                 continue
-            for entry in entries:  # second seeds have none
-                judged[entry["rung"]][number] = self._maximized(entry["accuracy"], latency_ms)
-            if result is not None and result.status == "complete":
-                judged[-1][number] = self._maximized(result.accuracy or 0.0, latency_ms)
+            judged[entry["rung"]][number] = self._maximized(entry["accuracy"], latency_ms)
+        for result in self.journal.result_log:
+            if result.status == "complete" and result.trial in self.journal.rungs:
+                judged[-1][result.trial] = self._maximized(result.accuracy or 0.0, result.latency_ms)
         return judged
+
+    def _worth(self, rung: int, trials: Sequence[int]) -> NDArray[np.float64]:
+        """(n, objectives) what trials judged at a rung are compared by: on the user's data as all trainings tell."""
+        worth = np.array([self._judged[rung][number] for number in trials], dtype=np.float64)
+        if self.settings.data is not None:
+            learned = self.proposer.experience.worth([self.journal.configs[number] for number in trials])
+            worth[:, 0] = worth[:, 0] if learned is None else learned
+        return worth
 
     def _maximized(self, accuracy: float, latency_ms: float) -> tuple[float, ...]:
         return (accuracy, -latency_ms) if self.settings.pareto else (accuracy,)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..predictors.surrogate import LONGER, AccuracySurrogate, Observation, accuracy
+from ..search_space.config import LowFormerConfig
 from ..search_space.space import SearchSpace
 from .halving import Rungs
 from .journal import Journal
@@ -58,13 +59,17 @@ class Experience:
 
         A training is noisy, so that the best of many is the luckiest too; see `experiments/proxy_fidelity/`.
         """
-        seen = self.observations()
         last = Rungs.of(self.settings).last
+        seen = self.observations()
         trained = {observation.config.id: observation.config for observation in seen if observation.rung == last}
-        if not trained or len({observation.config.id for observation in seen}) < ENOUGH:
+        worth = self.worth(list(trained.values()))
+        return None if worth is None else dict(zip(trained, accuracy(worth).tolist(), strict=True))
+
+    def worth(self, configs: Sequence[LowFormerConfig]) -> Floats | None:
+        """(n,) logits of an accuracy to compare networks by, trained to the end or not; None as for `accuracies`."""
+        if not configs or len({observation.config.id for observation in self.observations()}) < ENOUGH:
             return None
-        expected = accuracy(self.surrogate().mean(list(trained.values())))
-        return dict(zip(trained, expected.tolist(), strict=True))
+        return self.surrogate().mean(configs)
 
     def observations(self) -> list[Observation]:
         """All accuracies so far: at rungs, then at the end, each as they came."""

@@ -6,16 +6,20 @@ that kind serves studies with one objective only; here candidates are ranked by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .pareto import order
 from .settings import SearchSettings
 
 Judged = Mapping[int, Sequence[float]]
+Worth = Callable[[int, Sequence[int]], NDArray[np.float64]]
+
+MOST_COMPARED = 500  # of a rung the latest are compared, so that what a decision costs is bounded
 
 
 @dataclass(frozen=True)
@@ -71,29 +75,41 @@ class Rungs:
         return min(reached, max(self.least, -(-reached // self.factor)))
 
     def promotable(
-        self, judged: Sequence[Judged], training: Mapping[int, int] | None = None, *, closing: bool = False
+        self,
+        judged: Sequence[Judged],
+        training: Mapping[int, int] | None = None,
+        *,
+        closing: bool = False,
+        worth: Worth | None = None,
     ) -> int | None:
         """The candidate that should go on next, or None: from the highest rung where one may.
 
         Once no new candidates come (`closing`), from the lowest: a rung closes when nothing below can still reach it.
 
         Args:
-            judged: for each rung the objectives, higher is better, of all candidates judged there, by number.
+            judged: for each rung the objectives, higher is better, of all candidates judged there, by number, in the
+                order in which they came.
             training: the candidates that train now, and the rung that each will be judged at.
+            worth: (n, objectives) of n candidates of a rung, to compare them by; as they were judged, if None.
         """
         training = training or {}
+
+        def as_judged(rung: int, names: Sequence[int]) -> NDArray[np.float64]:
+            return np.array([judged[rung][name] for name in names], dtype=np.float64)
+
+        worth = worth or as_judged
         for rung in range(self.last - 1, -1, -1):
-            if (found := self._best_left(rung, judged, training, closing=False)) is not None:
+            if (found := self._best_left(rung, judged, training, worth, closing=False)) is not None:
                 return found
         for rung in range(self.last if closing else 0):
             if any(goal <= rung for goal in training.values()):
                 return None
-            if (found := self._best_left(rung, judged, training, closing=True)) is not None:
+            if (found := self._best_left(rung, judged, training, worth, closing=True)) is not None:
                 return found
         return None
 
     def _best_left(
-        self, rung: int, judged: Sequence[Judged], training: Mapping[int, int], *, closing: bool
+        self, rung: int, judged: Sequence[Judged], training: Mapping[int, int], worth: Worth, *, closing: bool
     ) -> int | None:
         here, above = judged[rung], judged[rung + 1]
         allowed = self.allowed(len(here), closing=closing)
@@ -101,8 +117,8 @@ class Rungs:
         # No more go on than a share, even where each new candidate is better than all before: the cost is as planned.
         if gone >= allowed:
             return None
-        names = list(here)
-        best_first = order(np.array([judged[rung][name] for name in names], dtype=np.float64))
+        names = list(here)[-MOST_COMPARED:]
+        best_first = order(worth(rung, names))
         return next(
             (
                 names[index]

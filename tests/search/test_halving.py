@@ -1,9 +1,11 @@
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from lownas.search.halving import Rungs
+from lownas.search.halving import MOST_COMPARED, Rungs
 from lownas.search.pareto import order
 
 
@@ -95,3 +97,18 @@ def test_several_objectives_are_promoted_by_fronts() -> None:
     first = rungs.promotable([judged, {}])
     assert first in (0, 1)
     assert {first, rungs.promotable([judged, {first: (0.0, 0.0)}])} == {0, 1}
+
+
+def test_candidates_are_compared_by_what_they_are_worth_and_only_the_latest() -> None:
+    rungs = Rungs(2)
+    first = {number: (number / 10,) for number in range(6)}
+
+    def reversed_order(rung: int, names: Sequence[int]) -> NDArray[np.float64]:
+        assert rung == 0
+        return -np.array([first[name] for name in names])
+
+    assert rungs.promotable([first, {}]) == 5
+    assert rungs.promotable([first, {}], worth=reversed_order) == 0
+    assert rungs.promotable([first, {0: (0.0,)}], worth=reversed_order) == 1
+    many = {number: (-float(number),) for number in range(MOST_COMPARED + 10)}
+    assert rungs.promotable([many, {}]) == 10, "0 to 9 came too long ago"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import optuna
 import pytest
 from scipy.stats import kendalltau
 
-from lownas.predictors.accuracy import AccuracyPrior
+from lownas.predictors.accuracy import AccuracyPrior, total_macs
 from lownas.search.driver import Driver
+from lownas.search.experience import Experience
 from lownas.search.finalists import ROUNDS
 from lownas.search.journal import Journal
 from lownas.search.outcome import SearchOutcome, SearchStatus
@@ -169,9 +170,12 @@ def test_interrupt_keeps_what_was_found_and_resume_goes_on(run_search, evaluate,
     assert outcome.answer == whole.answer
 
 
-@pytest.mark.parametrize("rungs", [1, 3])
-def test_killed_anywhere_the_resumed_run_ends_the_same(run_search, tmp_path, monkeypatch, rungs: int) -> None:
-    whole = run_search(run=str(tmp_path / "whole"), rungs=rungs, trials=10, repeats=2)
+@pytest.mark.parametrize(("rungs", "data"), [(1, None), (3, None), (3, "digits")])
+def test_killed_anywhere_the_resumed_run_ends_the_same(
+    run_search, tmp_path, monkeypatch, rungs: int, data: str | None
+) -> None:
+    changes: dict[str, Any] = {"rungs": rungs, "data": data, "trials": 10, "repeats": 2}
+    whole = run_search(run=str(tmp_path / "whole"), **changes)
     expected = facts(whole.run)
     victims: dict[str, Any] = {
         "_finish": Driver,
@@ -208,7 +212,7 @@ def test_killed_anywhere_the_resumed_run_ends_the_same(run_search, tmp_path, mon
             patch.setattr(owner, name, dying)
             patch.setattr(Journal, "settle", lambda self: None)  # a killed driver settles nothing
             try:
-                outcome = run_search(resume=attempt > 0, rungs=rungs, trials=10, repeats=2)
+                outcome = run_search(resume=attempt > 0, **changes)
                 done = True
             except Killed:
                 pass
@@ -477,6 +481,21 @@ def test_what_was_reached_at_rungs_counts_when_a_run_is_stopped(run_search) -> N
     outcome = run_search(data="digits", rungs=3, strategy="random", trials=30, evaluate=stopped)
     assert outcome.interrupted and len(outcome.candidates) < 8
     assert any("all trainings together" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize("fewest", [True, False])
+def test_who_goes_on_from_a_rung_is_decided_by_all_trainings(run_search, monkeypatch, fewest: bool) -> None:
+    def worth(_: Experience, configs: Sequence[LowFormerConfig]) -> Any:
+        return (-1e-8 if fewest else 1e-8) * total_macs(configs)
+
+    monkeypatch.setattr(Experience, "worth", worth)
+    outcome = run_search(data="digits", rungs=2, strategy="random", trials=18, evaluate=noisy)
+    lines = [json.loads(line) for line in (outcome.run / "rungs.jsonl").read_text().splitlines()]
+    macs = {line["trial"]: op_graph(LowFormerConfig.from_dict(line["config"])).macs for line in lines}
+    gone_on = {result.trial for result in read_results(outcome.run) if result.status == "complete"} & macs.keys()
+    assert len(gone_on) == 6
+    extreme = sorted(macs, key=lambda trial: macs[trial] if fewest else -macs[trial])[:6]
+    assert len(gone_on & set(extreme)) >= 4, "one goes on of the first three, so not all six extremes can"
 
 
 def test_trial_enqueued_from_outside_over_the_budget_is_infeasible(run_search, space, predictor) -> None:
