@@ -105,7 +105,7 @@ class Trials:
     """What a strategy has trained: by network the rungs that it reached; `spent` in whole trainings.
 
     Attributes:
-        rungs: 3, or 1 where all is trained to the end.
+        rungs: 3, or 2 or 1, the last of these.
         log: what was observed, in order.
     """
 
@@ -115,6 +115,7 @@ class Trials:
     spent: float = 0.0
     log: list[Observation] = field(default_factory=list)
     fits: tuple[int, Floats] | None = None
+    built: tuple[int, AccuracySurrogate] | None = None
     known: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     def left(self) -> list[int]:
@@ -126,17 +127,21 @@ class Trials:
         self.spent += shares[rung + 1] - shares[before + 1]
         self.reached[network] = rung
         loss = float(self.pool.loss[network]) if rung == 2 else None
-        place = rung if self.rungs == 3 else 0
+        place = rung - (3 - self.rungs)
         self.log.append(Observation(self.pool.configs[network], place, float(self.pool.seen[network, rung]), loss))
 
     def surrogate(self) -> AccuracySurrogate:
         """Of all trainings, as a search has it: see `lownas.search.experience`."""
+        if self.built is not None and self.built[0] == len(self.log):
+            return self.built[1]
         count = refit_step(len(self.log))
         if self.fits is None or self.fits[0] != count:
             self.fits = count, fitted(self.pool.space, self.log[: max(count, 2)], self.rungs, self.known)
-        return AccuracySurrogate(
+        found = AccuracySurrogate(
             self.pool.space, self.log, rungs=self.rungs, hyperparameters=self.fits[1], fit=False, known=self.known
         )
+        self.built = len(self.log), found
+        return found
 
     def farthest(self) -> tuple[list[int], Floats]:
         """Those trained farthest, and how they compare."""
@@ -255,20 +260,21 @@ def surrogate(rungs: int, *, judges: bool = False) -> Callable[[Pool, np.random.
     def run(pool: Pool, rng: np.random.Generator, pareto: bool) -> Run:
         trials, schedule = Trials(pool, rungs), Rungs(rungs)
         first = initial(MOST // 3)
-        lowest = 0 if rungs == 3 else 2
+        lowest = 3 - rungs
 
-        def worth(rung: int) -> dict[int, float]:
-            here = [i for i, top in trials.reached.items() if top >= rung]
-            if judges and len(trials.reached) >= ENOUGH and here:
-                return dict(zip(here, trials.surrogate().mean([pool.configs[i] for i in here]), strict=True))
-            return {i: float(pool.seen[i, rung]) for i in here}
+        def worth(rung: int, here: Sequence[int]) -> Floats:
+            if judges and len(trials.reached) >= ENOUGH:
+                values = trials.surrogate().mean([pool.configs[i] for i in here])
+            else:
+                values = pool.seen[here, rung + lowest]
+            return np.stack([values, *([-pool.latency_ms[here]] if pareto else [])], axis=1)
 
         while True:
             judged = [
-                {i: (value, *([-pool.latency_ms[i]] if pareto else [])) for i, value in worth(rung).items()}
-                for rung in range(3 if rungs == 3 else 0)
+                {i: [pool.seen[i, rung]] for i, top in trials.reached.items() if top >= rung}
+                for rung in range(lowest, 3)
             ]
-            if rungs == 3 and (promoted := schedule.promotable(judged)) is not None:
+            if (promoted := schedule.promotable(judged, worth=worth)) is not None:
                 trials.train(promoted, trials.reached[promoted] + 1)
                 yield trials
                 continue
@@ -280,8 +286,8 @@ def surrogate(rungs: int, *, judges: bool = False) -> Callable[[Pool, np.random.
                 if not waiting:
                     return
                 top = max(trials.reached[i] for i in waiting)
-                found = worth(top)
-                best = max((i for i in waiting if trials.reached[i] == top), key=lambda i: found[i])
+                farthest = [i for i in waiting if trials.reached[i] == top]
+                best = farthest[int(np.argmax(worth(top - lowest, farthest)[:, 0]))]
                 trials.train(best, trials.reached[best] + 1)
                 yield trials
                 continue
@@ -317,8 +323,9 @@ STRATEGIES: dict[str, Callable[[Pool, np.random.Generator, bool], Run]] = {
     "nsga2": with_sampler("nsga2"),
     "evolution (surrogate off)": evolution,
     "surrogate, no rungs": surrogate(1),
-    "surrogate, rungs": surrogate(3),
-    "surrogate, rungs judged by it": surrogate(3, judges=True),
+    "surrogate, 2 rungs judged by it": surrogate(2, judges=True),
+    "surrogate, 3 rungs": surrogate(3),
+    "surrogate, 3 rungs judged by it": surrogate(3, judges=True),
 }
 
 
