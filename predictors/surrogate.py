@@ -5,8 +5,8 @@ rung r is modelled as
 
     logit(a) = level[r] + scale[r] * (f(x) + g[r](x) + noise)
 
-f is smooth in a few costs (MACs, parameters, resolution, blocks, attention) and in all choices of the space; the g let
-rungs differ, the more the farther they lie apart. At the end of a training the loss on the same images says the same
+f is smooth in a few costs (MACs, parameters, resolution, depth) and in all choices of the space; the g let rungs
+differ, the more the farther they lie apart. At the end of a training the loss on the same images says the same
 as the accuracy with noise of its own, and with less: there logit(a) is the mean of it and of what the loss stands for.
 Levels have flat priors, all else is set by the posterior mode. That only the better candidates reach a rung is no
 trouble: what decided it was observed too.
@@ -32,8 +32,9 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular  # type: ignore[i
 from scipy.optimize import minimize  # type: ignore[import-untyped, unused-ignore]
 
 from ..search_space.config import LowFormerConfig
+from ..search_space.graph import units
 from ..search_space.space import SearchSpace
-from .accuracy import macs_and_shape, total_params
+from .accuracy import total_macs, total_params
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +48,7 @@ LONGER = 1.75  # rungs beyond the last: of rungs that are a factor of 3 apart, s
 # What each rung adds to logit(a) per unit of ln MACs, mean and deviation of its prior, as shares of the spread within
 # the rungs. Source: the short trainings in experiments/tabular/ of the networks that are not trained long ("rise" in
 # experiments/proxy_fidelity/study.json).
-_TREND = (0.17, 0.2)
+_TREND = (0.11, 0.2)
 _LEVEL_VARIANCE = 100.0  # as good as flat, where the spread within a rung is 1
 _JITTER = 1e-6
 # Hyperparameters are logarithms, with normal priors of these means and deviations. Variances are shares of the spread
@@ -247,14 +248,13 @@ class AccuracySurrogate:
         )
 
     def _features(self, configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats]:
-        """(n, 5) costs: ln MACs, ln parameters, ln resolution, ln blocks, share that attends. (n, p) choices."""
+        """(n, 4) costs: ln MACs, ln parameters, ln resolution, ln number of units. (n, p) choices."""
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
         if fresh := list({config.id: config for config in configs if config.id not in self._known}.values()):
-            macs, blocks, shares = macs_and_shape(fresh)
-            params = total_params(fresh)
             resolution = np.array([config.resolution for config in fresh], dtype=np.float64)
-            costs = np.stack([np.log(macs), np.log(params), np.log(resolution), np.log(blocks), shares], axis=1)
+            depth = np.array([len(units(config)) for config in fresh], dtype=np.float64)
+            costs = np.log(np.stack([total_macs(fresh), total_params(fresh), resolution, depth], axis=1))
             for config, row in zip(fresh, costs, strict=True):
                 self._known[config.id] = row, np.asarray(self.space.encode(config), dtype=np.float64)
         rows = [self._known[config.id] for config in configs]

@@ -82,6 +82,8 @@ def main() -> None:
         found[f"validation accuracy after {epoch} of 9 epochs"] = np.mean(pair, axis=0).round(3).tolist()
     pair = [with_interval(-loss(networks, seed), final[1 - seed]) for seed in (0, 1)]
     found["validation loss after 9 of 9 epochs"] = np.mean(pair, axis=0).round(3).tolist()
+    pair = [with_interval(-train_loss(networks, seed), final[1 - seed]) for seed in (0, 1)]
+    found["training loss in the last of 9 epochs"] = np.mean(pair, axis=0).round(3).tolist()
     for both, name in ((True, "accuracy and loss"), (False, "accuracy alone")):
         pair = [with_interval(learned(space, table, networks, (s,), loss=both), final[1 - s]) for s in (0, 1)]
         found[f"surrogate, the networks' own trainings included, by {name}"] = np.mean(pair, axis=0).round(3).tolist()
@@ -150,6 +152,10 @@ def rise(table: Table, networks: list[Network]) -> dict[str, float]:
 
 def loss(networks: list[Network], seed: int) -> Floats:
     return np.array([network.trainings["short", seed].validation_loss[-1] for network in networks])
+
+
+def train_loss(networks: list[Network], seed: int) -> Floats:
+    return np.array([network.trainings["short", seed].train_loss[-1] for network in networks])
 
 
 def learned(
@@ -228,6 +234,8 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
         for epoch in RUNG_EPOCHS
     }
     known |= {
+        "short training, one seed, training loss": -train_loss(long, 0),
+        "short training, one seed, validation loss": -loss(long, 0),
         "short training, mean of two seeds, all images": np.array([np.mean(ends(n, "short")) for n in long]),
         "surrogate, from short trainings of the others": surrogate.mean([network.config for network in long]),
         **{

@@ -6,8 +6,8 @@ Appends to zero_cost.jsonl one row for each network and seed: id, seed, scores, 
 machine that may have been busy). The seed draws the weights and takes its own 64 training images. Then judges them by
 the accuracies of the short trainings (mean of two seeds, all images), in zero_cost.json: Kendall's tau of each score
 alone; and of a linear model of the ranks of MACs and parameters, with the score and without it, fitted on one half of
-the networks and judged on the other, over `HALVES` random halvings; and the same beside what the surrogate of one
-half's trainings says of the other half.
+the networks and judged on the other, over `HALVES` random halvings; the same with the number of units (blocks, MLPs and
+attentions, one by one) beside these two; and beside what the surrogate of one half's trainings says of the other half.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
-from lownas.evaluators.zero_cost import zero_cost_scores
+from lownas.experiments.proxy_fidelity.scores import zero_cost_scores
 from lownas.experiments.proxy_fidelity.study import RUNG_EPOCHS, at_rungs
 from lownas.experiments.tabular import Table
-from lownas.experiments.tabular.training import parts
+from lownas.experiments.tabular.training import normalized, parts
 from lownas.search.experience import learn
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
+from lownas.search_space.graph import units
 
 PLAN = Path(__file__).parents[1] / "tabular" / "plan.json"
 ROWS = Path(__file__).with_name("zero_cost.jsonl")
@@ -58,7 +59,7 @@ def main() -> None:
             train = parts(config.resolution)["train"]
             index = torch.arange(seed * BATCH, (seed + 1) * BATCH)
             begin = time.perf_counter()
-            scores = zero_cost_scores(config, train.batch(index), train.labels[index], seed)
+            scores = zero_cost_scores(config, normalized(train.images[index]), train.labels[index], seed)
             seconds = time.perf_counter() - begin
             row = {"id": config.id, "seed": seed, "scores": scores, "seconds": round(seconds, 3)}
             file.write(json.dumps(row) + "\n")
@@ -80,17 +81,22 @@ def judged(table: Table) -> dict[str, object]:
     }
     macs = np.array([float(network.macs) for network in networks])
     costs = np.stack([macs, np.array([float(network.params) for network in networks])])
+    sizes = np.stack([*costs, np.array([float(len(units(network.config))) for network in networks])])
     space = SearchSpace.load("tiny")
     learned = []
     for number in range(HALVES):
         known, unknown = halved(len(networks), number)
         trainings = at_rungs(table, [networks[i] for i in known], (0,))
-        surrogate = learn(space, trainings, len(RUNG_EPOCHS))
+        surrogate = learn(space, trainings, len(RUNG_EPOCHS), longer=0)
         mean = np.zeros(len(networks))
         mean[unknown] = surrogate.mean([networks[i].config for i in unknown])
         learned.append(mean)
     return {
         "networks": len(networks),
+        "R2 of the scores on MACs, parameters, units and resolution": {
+            name: round(explained(values, [*sizes, np.array([n.config.resolution for n in networks])]), 3)
+            for name, values in found.items()
+        },
         "alone": {
             name: round(float(kendalltau(values, truth).statistic), 3)
             for name, values in {"MACs": macs, "parameters": costs[1], **found}.items()
@@ -99,6 +105,11 @@ def judged(table: Table) -> dict[str, object]:
             "nothing": gain(costs, [], truth),
             **{name: gain(costs, [values], truth) for name, values in found.items()},
             "all four": gain(costs, list(found.values()), truth),
+        },
+        "beside MACs, parameters and the number of units": {
+            "nothing": gain(sizes, [], truth),
+            **{name: gain(sizes, [values], truth) for name, values in found.items()},
+            "all four": gain(sizes, list(found.values()), truth),
         },
         "beside the surrogate of the other half's trainings": {
             "nothing": beside(learned, [], truth),
@@ -118,6 +129,13 @@ def linear(features: Sequence[Floats], truth: Floats, known: NDArray[np.intp], u
     ranks = np.stack([np.ones(len(truth)), *(rankdata(feature) / len(truth) for feature in features)], axis=1)
     weights = np.linalg.lstsq(ranks[known], truth[known], rcond=None)[0]
     return float(kendalltau(ranks[unknown] @ weights, truth[unknown]).statistic)
+
+
+def explained(values: Floats, features: Sequence[Floats]) -> float:
+    """Share of the variance that a linear model of the features' logarithms has."""
+    inputs = np.stack([np.ones(len(values)), *(np.log(feature) for feature in features)], axis=1)
+    left = values - inputs @ np.linalg.lstsq(inputs, values, rcond=None)[0]
+    return float(1 - left.var() / values.var())
 
 
 def gain(costs: Floats, scores: Sequence[Floats], truth: Floats) -> list[float]:

@@ -75,6 +75,7 @@ class Point:
     validation_accuracy: float
     test_accuracy: float
     validation_loss: float
+    train_loss: float
     train_seconds: float
 
 
@@ -205,6 +206,7 @@ class Table:
             validation_accuracy=training.validation_accuracy[epoch - 1],
             test_accuracy=training.test_accuracy[epoch - 1],
             validation_loss=training.validation_loss[epoch - 1],
+            train_loss=training.train_loss[epoch - 1],
             train_seconds=self.network(config).epoch_seconds * epoch,
         )
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..search_space import LowFormerConfig, build_model
-from .training import seeded
+from lownas.evaluators.training import seeded
+from lownas.search_space import LowFormerConfig, build_model
 
 ACTIVATIONS = (nn.Hardswish, nn.GELU, nn.ReLU, nn.SiLU)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lownas.evaluators.zero_cost import ZICO_BATCHES, grad_norm, naswot, synflow, zero_cost_scores, zico
+from lownas.experiments.proxy_fidelity.scores import ZICO_BATCHES, grad_norm, naswot, synflow, zero_cost_scores, zico
 from lownas.search_space import PRESETS, SearchSpace, build_model
 
 NAMES = {"naswot", "synflow", "zico", "grad_norm"}
