@@ -4,8 +4,8 @@
     python experiments/tabular/findings.py          # seconds; writes findings.json and findings.svg
 
 An accuracy is the mean over seeds of the short trainings, of the 15,000 validation and test images together, in
-percent; "long" of the long ones. "At equal latency" is a linear regression on ln(latency), its square, and the choices; intervals are 2.5 and
-97.5 % quantiles over 1,000 bootstrap samples of the networks.
+percent; "long" of the long ones. "At equal latency" is a linear regression on ln(latency), its square, and the choices;
+intervals are 2.5 and 97.5 % quantiles over 1,000 bootstrap samples of the networks.
 """
 
 from __future__ import annotations
