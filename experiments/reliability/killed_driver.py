@@ -118,7 +118,7 @@ def tortured(kind: str, folder: Path, seed: int, kills: int, rng: random.Random)
         process = start(kind, broken, seed, rungs)
         lives += 1
         try:
-            process.wait(rng.uniform(0.2, 1.0) * length if killed < kills else None)
+            process.wait(rng.uniform(0.1, 0.6) * length if killed < kills else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
