@@ -123,7 +123,7 @@ def _notes(driver: Driver, objective: Objective) -> list[str]:
             notes.append(
                 "How far this can be trusted, on Fashion-MNIST in the space 'tiny': its Kendall's tau with a training "
                 f"seven times as long is {FIDELITY['estimate']:.2f}, that of the short training's own accuracy "
-                f"{FIDELITY['own']:.2f}, that of MACs {FIDELITY['MACs']:.2f}. Rungs judge by the accuracy there."
+                f"{FIDELITY['own']:.2f}, that of MACs {FIDELITY['MACs']:.2f}."
             )
         if pruned := sum(result.status == "pruned" for result in results.values()):
             notes.append(f"Stopped early, at rungs: {pruned} of {pruned + len(objective.observed)} candidates.")
