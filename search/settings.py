@@ -38,7 +38,7 @@ class SearchSettings(BaseModel):
         proxy_epochs: pins the epochs of a proxy training, or None.
         init_from: checkpoint that all candidates inherit weights from, or None.
         rungs: at how many points candidates are compared, the end of the training included; of those that reach one,
-            the better third goes on. 1 trains all to the end; None is 3 with `data` and 1 without.
+            the best third goes on. 1 trains all to the end; None is 3 with `data`, for a front 2, and 1 without.
         strategy: who proposes candidates: "surrogate" (evolution, judged by a surrogate of the accuracies seen so far;
             only with `data`), "evolution" (judged by the prior and the best so far), or a sampler of Optuna ("tpe",
             "nsga2", "gp", "random"). None is "surrogate" with `data` and "evolution" without.
@@ -101,7 +101,9 @@ class SearchSettings(BaseModel):
         """`rungs`, or its default."""
         if self.rungs is not None:
             return self.rungs
-        return 1 if self.data is None else 3
+        if self.data is None:
+            return 1
+        return 2 if self.pareto else 3  # a front is of what was trained to the end: see experiments/strategies/
 
     @property
     def strategy_name(self) -> Strategy:
