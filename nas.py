@@ -147,7 +147,10 @@ def search(
         Path | None, typer.Option(help="Checkpoint of a LowFormer whose weights all candidates start from.")
     ] = None,
     rungs: Annotated[
-        int | None, typer.Option(help="Points of a training at which the best third goes on [3 with --data, 2 with --pareto too, else 1].")
+        int | None,
+        typer.Option(
+            help="Points of a training at which the best third goes on [3 with --data (--pareto: 2), else 1]."
+        ),
     ] = None,
     strategy: Annotated[
         str | None,

@@ -350,6 +350,11 @@ def pools(table: Table, space: SearchSpace, repetition: int, resolution: int) ->
     return found
 
 
+def trained(table: Table) -> int:
+    """How many networks of the space there are."""
+    return sum(network.role not in PRESETS for network in table.networks)
+
+
 def area(pool: Pool, front: Sequence[int]) -> float:
     """Under the front over ln latency, in points: of what it is truly worth."""
     logs = np.log(pool.latency_ms)
@@ -379,7 +384,7 @@ def curves(job: tuple[str, str, float, bool, str, int]) -> Floats:
     """(repetitions, `MOST`) of one strategy, resumed from `WORK`."""
     title, kind, share, pareto, name, repetitions = job
     table, space = Table.load(), SearchSpace.load("tiny")
-    file = WORK / f"{len(table)}-{title}-{kind}-{name}.json".replace(" ", "_")
+    file = WORK / f"{trained(table)}-{title}-{kind}-{name}.json".replace(" ", "_")
     rows = json.loads(file.read_text()) if file.exists() else []
     for repetition in range(len(rows), repetitions):
         pool = pools(table, space, repetition, SETS[title])[share]
@@ -394,22 +399,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     given = parser.parse_args()
     WORK.mkdir(exist_ok=True)
     kinds = [(f"budget {share:g}", share, False) for share in BUDGETS] + [("front", 1.0, True)]
-    jobs = [(title, *kind, name, given.repetitions) for title in SETS for kind in kinds for name in STRATEGIES]
+    jobs = [(title, *kind, name, given.repetitions) for title in given.sets for kind in kinds for name in STRATEGIES]
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         done = dict(zip(jobs, pool.map(curves, jobs), strict=True))
     table, space = Table.load(), SearchSpace.load("tiny")
-    found: dict[str, object] = {"networks": len(table), "repetitions": given.repetitions, "trainings": list(AT)}
-    for title, resolution in SETS.items():
+    about = {"networks": trained(table), "trainings": list(AT)}
+    known_sets = json.loads(RESULTS.read_text()).get("sets", {}) if RESULTS.exists() else {}
+    found: dict[str, object] = {}
+    for title in given.sets:
+        resolution = SETS[title]
         known = [pools(table, space, repetition, resolution) for repetition in range(given.repetitions)]
         by_kind: dict[str, dict[str, Floats]] = {}
         for job, values in done.items():
             if job[0] == title:
                 by_kind.setdefault(job[1], {})[job[4]] = values
-        found[title] = summary(known, by_kind)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        found[title] = {"repetitions": given.repetitions, **summary(known, by_kind)}
+    RESULTS.write_text(json.dumps({**about, "sets": {**known_sets, **found}}, indent=1) + "\n")
 
 
 def summary(known: Sequence[dict[float, Pool]], curves: dict[str, dict[str, Floats]]) -> dict[str, object]:
