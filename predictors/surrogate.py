@@ -63,6 +63,7 @@ _PRIORS = {
     "parting": (np.log(0.3), 1.0),  # f + g of neighbouring rungs correlates by exp(-parting)
 }
 _SCALE_PRIOR = (0.0, 0.5)  # of each rung but the last
+_FARTHEST = 8.0  # deviations from their priors' means that hyperparameters are looked for; beyond, numbers overflow
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ class AccuracySurrogate:
         alike = self._alike(self._costs, self._choices, self._rung, self._rises)
         start = _priors(rungs)[0] if hyperparameters is None else hyperparameters
         if fit:
-            start = minimize(self.loss, start, alike, jac=True, method="L-BFGS-B", options={"maxiter": 50}).x
+            mean, spread = _priors(rungs)
+            bounds = list(zip(mean - _FARTHEST * spread, mean + _FARTHEST * spread, strict=True))
+            options = {"maxiter": 50}
+            start = minimize(self.loss, start, alike, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
         self.hyperparameters: Floats = np.asarray(start, dtype=np.float64)
         covariance = _kernel(self.hyperparameters, alike) + _noise(self.hyperparameters, self._rung)
         self._factor = cholesky(covariance, lower=True, check_finite=False)
