@@ -139,8 +139,8 @@ class AccuracySurrogate:
         alike = self._alike(self._costs, self._choices, self._rung, self._rises)
         start = _priors(rungs)[0] if hyperparameters is None else hyperparameters
         if fit:
-            mean, spread = _priors(rungs)
-            bounds = list(zip(mean - _FARTHEST * spread, mean + _FARTHEST * spread, strict=True))
+            mean, width = _priors(rungs)
+            bounds = list(zip(mean - _FARTHEST * width, mean + _FARTHEST * width, strict=True))
             options = {"maxiter": 50}
             start = minimize(self.loss, start, alike, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
         self.hyperparameters: Floats = np.asarray(start, dtype=np.float64)
