@@ -27,6 +27,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from lownas.experiments.tabular import Network, Table
 from lownas.experiments.tabular.table import ceiling, seed_noise, true_spread
+from lownas.predictors import surrogate
 from lownas.predictors.surrogate import LONGER, Observation
 from lownas.search.experience import learn
 from lownas.search_space import PRESETS, PUBLISHED, SearchSpace
@@ -87,6 +88,7 @@ def main() -> None:
     for both, name in ((True, "accuracy and loss"), (False, "accuracy alone")):
         pair = [with_interval(learned(space, table, networks, (s,), loss=both), final[1 - s]) for s in (0, 1)]
         found[f"surrogate, the networks' own trainings included, by {name}"] = np.mean(pair, axis=0).round(3).tolist()
+    found["surrogate, of so many observations at most"] = bounded(space, table, networks, final)
     for name, cost in costs.items():
         found[name] = with_interval(cost, mean)
     found["rise"] = rise(table, [network for network in networks if ("long", 0) not in network.trainings])
@@ -168,8 +170,21 @@ def learned(
     longer: float = 0.0,
 ) -> Floats:
     """(n,) what the surrogate of their own trainings says of the networks, for a training of this length."""
-    surrogate = learn(space, at_rungs(table, networks, seeds, loss=loss), len(RUNG_EPOCHS), longer=longer)
-    return surrogate.mean([network.config for network in networks])
+    learner = learn(space, at_rungs(table, networks, seeds, loss=loss), len(RUNG_EPOCHS), longer=longer)
+    return learner.mean([network.config for network in networks])
+
+
+def bounded(space: SearchSpace, table: Table, networks: list[Network], final: list[Floats]) -> dict[str, float]:
+    """What is lost by counting only `surrogate.MOST_OBSERVATIONS`: tau as above, mean over the seeds."""
+    default, found = surrogate.MOST_OBSERVATIONS, {}
+    try:
+        for most in (len(networks) // 2, default, len(RUNG_EPOCHS) * len(networks)):
+            surrogate.MOST_OBSERVATIONS = most
+            taus = [tau(learned(space, table, networks, (seed,)), final[1 - seed]) for seed in (0, 1)]
+            found[str(most)] = round(float(np.mean(taus)), 3)
+    finally:
+        surrogate.MOST_OBSERVATIONS = default
+    return found
 
 
 def few(space: SearchSpace, table: Table, networks: list[Network], truth: Floats) -> dict[str, dict[str, list[float]]]:
@@ -225,7 +240,7 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
     truth = np.array([np.mean(ends(network, "long")) for network in long])
     noise = seed_noise(long, "long")
     left = noise / float(np.sqrt(np.mean([len(network.of("long")) for network in long])))  # in their means
-    surrogate = learn(space, at_rungs(table, others, (0,)), len(RUNG_EPOCHS))
+    learner = learn(space, at_rungs(table, others, (0,)), len(RUNG_EPOCHS))
     places = [networks.index(network) for network in long]
     known: dict[str, Floats] = {
         f"short training, one seed, {epoch} of 9 epochs": np.array(
@@ -237,7 +252,7 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
         "short training, one seed, training loss": -train_loss(long, 0),
         "short training, one seed, validation loss": -loss(long, 0),
         "short training, mean of two seeds, all images": np.array([np.mean(ends(n, "short")) for n in long]),
-        "surrogate, from short trainings of the others": surrogate.mean([network.config for network in long]),
+        "surrogate, from short trainings of the others": learner.mean([network.config for network in long]),
         **{
             f"surrogate, from all short trainings of {name}, for {length} training": learned(
                 space, table, networks, seeds, longer=longer
