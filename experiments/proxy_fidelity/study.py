@@ -6,7 +6,8 @@ First, all networks: Kendall's tau with the accuracy of a network at the end of 
 images together). What was seen of one seed is judged by the other seed, so that no noise is shared. The surrogate
 learns from one half of the networks (seed 0) and is judged on the other half, over `HALVES` random halvings. And it
 learns from networks and ranks these same ones: from all, and from so few as a short search trains. Here it is asked for
-the same length of training; a search asks for a longer one, as below.
+the same length of training; a search asks for a longer one, as below. A long search's counts only so many observations:
+what that loses is shown too.
 
 Then those trained long (mean over seeds), over all and within groups of near-equal latency: tau and Spearman's
 coefficient. The surrogate learns from the others, or from these networks' short trainings too. Intervals are 90 %
