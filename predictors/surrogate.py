@@ -334,32 +334,38 @@ def _noise(vector: Floats, rung: NDArray[np.int_]) -> Floats:
     return np.diag(variance * _scales(vector, rung) ** 2 + _JITTER)
 
 
-def _matern(squared: Floats, length: float) -> tuple[Floats, Floats]:
-    """The Matern kernel of smoothness 5/2 from squared distances, and its derivative by ln length."""
-    scaled = np.sqrt(5 * squared) / length
-    decay = np.exp(-scaled)
-    return (1 + scaled + scaled**2 / 3) * decay, scaled**2 / 3 * (1 + scaled) * decay
+def _matern(squared: Floats, length: float) -> Floats:
+    """The Matern kernel of smoothness 5/2 from squared distances."""
+    scaled = np.sqrt(5 / length**2 * squared)
+    kernel: Floats = (1 + scaled + scaled * scaled / 3) * np.exp(-scaled)
+    return kernel
+
+
+def _matern_by_length(squared: Floats, length: float) -> Floats:
+    """Its derivative by ln length."""
+    scaled = np.sqrt(5 / length**2 * squared)
+    derivative: Floats = scaled * scaled / 3 * (1 + scaled) * np.exp(-scaled)
+    return derivative
 
 
 def _kernel(vector: Floats, alike: _Alike, derivatives: list[Floats] | None = None) -> Floats:
     """(n, m) covariances without noise; their derivatives by the hyperparameters are appended to a list given."""
     linear, cost, cost_length, choice, choice_length, _, parting = np.exp(vector[: len(_PRIORS)])
     left, right = alike.rungs
-    apart = np.abs(left[:, None] - right[None])
-    correlated = np.exp(-parting * apart)
-    scale = np.outer(_scales(vector, left), _scales(vector, right))
-    by_cost, by_cost_length = _matern(alike.cost, cost_length)
-    by_choice, by_choice_length = _matern(alike.choice, choice_length)
-    together = linear * alike.linear + cost * by_cost + choice * by_choice
-    shared = scale * correlated
-    covariance: Floats = shared * together
+    rungs = np.arange(len(vector) - len(_PRIORS) + 1)
+    between = np.abs(rungs[:, None] - rungs[None])
+    scales = _scales(vector, rungs)
+    shared = (np.outer(scales, scales) * np.exp(-parting * between))[left[:, None], right[None]]
+    by_cost, by_choice = _matern(alike.cost, cost_length), _matern(alike.choice, choice_length)
+    covariance: Floats = shared * (linear * alike.linear + cost * by_cost + choice * by_choice)
+    apart = between[left[:, None], right[None]]
     if derivatives is not None:
         derivatives += [
             shared * linear * alike.linear,
             shared * cost * by_cost,
-            shared * cost * by_cost_length,
+            shared * cost * _matern_by_length(alike.cost, cost_length),
             shared * choice * by_choice,
-            shared * choice * by_choice_length,
+            shared * choice * _matern_by_length(alike.choice, choice_length),
             np.zeros_like(covariance),
             covariance * -parting * apart,
         ]
