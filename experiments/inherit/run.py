@@ -1,6 +1,6 @@
 """What a proxy training gains from inherited weights: same candidates, images and steps, from fresh weights and not.
 
-    OMP_NUM_THREADS=1 python experiments/inherit/run.py --seeds 1 2      # some 75 minutes of one core
+    OMP_NUM_THREADS=1 python experiments/inherit/run.py --seeds 1 2      # 40 minutes of one core
 
 One large network of the `tiny` space is trained on Fashion-MNIST; random candidates of the space then train briefly on
 the same images, from fresh weights and from those of the large one. A longer training from fresh weights, with a seed
@@ -129,7 +129,21 @@ def summary(trainings: list[dict[str, Any]]) -> dict[str, Any]:
         result["kendall_tau_with_reference_by_seed"] = {
             arm: [_tau(column, reference) for column in values.T] for arm, values in accuracy.items()
         }
+        means = {arm: values.mean(axis=1) for arm, values in accuracy.items()}
+        macs = {training["candidate"]: training["macs"] for training in trainings}
+        ranked_by = {**means, "macs": np.array([macs[c] for c in candidates])}
+        result["kendall_tau_with_reference"] = {name: _tau(values, reference) for name, values in ranked_by.items()}
+        result["kendall_tau_with_macs"] = {arm: _tau(values, ranked_by["macs"]) for arm, values in means.items()}
+        result["difference_of_taus_90_percent"] = _interval(means["inherited"], means["fresh"], np.array(reference))
     return result
+
+
+def _interval(first: Any, second: Any, reference: Any) -> list[float]:
+    """Of tau(first, reference) - tau(second, reference), by 2,000 resamples of the networks."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(len(reference), size=len(reference)) for _ in range(2000)]
+    differences = [_tau(first[i], reference[i]) - _tau(second[i], reference[i]) for i in drawn]
+    return [round(float(bound), 3) for bound in np.quantile(differences, [0.05, 0.95])]
 
 
 def _tau(first: Any, second: Any) -> float:
@@ -138,7 +152,7 @@ def _tau(first: Any, second: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, default=12)
+    parser.add_argument("--candidates", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of the number of images; less than 1 only tries it out"
