@@ -345,6 +345,8 @@ def pack() -> None:
     with temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
         file.writelines(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in kept)
     temporary.replace(PENDING)
+    if not kept:
+        PENDING.unlink()
     print(f"{sum('schedule' in row for row in kept)} trainings of other networks kept in {PENDING.name}")
     print(f"{len(networks)} of {len(plan())} networks, {TABLE.stat().st_size / 1e6:.2f} MB")
 
