@@ -3,8 +3,8 @@
     python experiments/budget/run.py          # 20 budgets on `cpu`; about an hour on a quiet machine, resumable
 
 Budgets spread from 1.3 times the fastest of the default space to what the prior's best network takes, however slow it
-may be: a search spends no more, so that larger budgets hold by themselves (results.json keeps some that were tried, as
-"not binding"). For each, the search as it is by default (feasible at confidence 0.9; a few networks measured before,
+may be: a search spends no more, so that larger budgets hold by themselves. (The committed rows were begun with a span
+that reached beyond; what lay there is kept as "not binding", and budgets in between took its place.) For each, the search as it is by default (feasible at confidence 0.9; a few networks measured before,
 half-way and at the end, which correct the predictor), one that measures nothing, and one that measures nothing and
 takes the predictor's median for the latency (confidence 0.5). Accuracies are made up, by the ImageNet prior: what is
 judged is latency alone. The networks returned are then measured in turn, in three sessions each, with a rest between

@@ -341,12 +341,13 @@ def pack() -> None:
         card |= {"target": latest.target, "host": dict(latest.host), "latency_versions": dict(latest.versions)}
     card |= {"planned": len(plan()), "schedules": {name: asdict(schedule) for name, schedule in SCHEDULES.items()}}
     Table(networks, card | summary(networks)).write(TABLE)
-    temporary = PENDING.with_name(f"{PENDING.name}.new")
-    with temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-        file.writelines(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in kept)
-    temporary.replace(PENDING)
-    if not kept:
-        PENDING.unlink()
+    if kept:
+        temporary = PENDING.with_name(f"{PENDING.name}.new")
+        with temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+            file.writelines(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in kept)
+        temporary.replace(PENDING)
+    else:
+        PENDING.unlink(missing_ok=True)
     print(f"{sum('schedule' in row for row in kept)} trainings of other networks kept in {PENDING.name}")
     print(f"{len(networks)} of {len(plan())} networks, {TABLE.stat().st_size / 1e6:.2f} MB")
 
