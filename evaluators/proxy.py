@@ -8,6 +8,7 @@ mechanics are in `training.py`; `budget.py` chooses settings for a time.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..search_space import LowFormerConfig, build_model
@@ -39,6 +41,8 @@ from .training import (
 SMALLEST_RESOLUTION = 24  # pixels; below it the published models' resolutions would collapse into one
 RESOLUTION_STEP = 4
 RESOLUTION_SCALE = 1 / 7  # 224 -> 32 pixels
+
+logger = logging.getLogger("lownas.evaluators")
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,8 @@ def train_proxy(
         threads: of torch, while this runs.
         until: share of the training's steps after which it is judged. The learning rate falls as in the whole training.
         state: file that a training which stops early is left in, and goes on from; removed when it is complete. One
-            that is missing, broken or of another training only costs time: it is trained anew up to there.
+            that is missing, broken, of another training or cannot be written only costs time: it is trained anew up to
+            there.
         source: a network whose weights it starts from, as far as they correspond (`inherit`).
 
     Returns:
@@ -231,7 +236,6 @@ def train_proxy(
 
     Raises:
         ValueError: the data cannot be loaded or is of another resolution than the settings ask for.
-        OSError: the state cannot be written.
     """
     if not 0 < until <= 1:
         raise ValueError(f"until: a share of the training above 0 and at most 1, given {until}")
@@ -282,10 +286,13 @@ def train_proxy(
             return failed(f"{type(error).__name__}: {text[:300]}")
         complete = training.done >= training.steps
         if state is not None:
-            if complete:
-                state.unlink(missing_ok=True)
-            else:
-                training.save(state, identity)
+            try:
+                if complete:
+                    state.unlink(missing_ok=True)
+                else:
+                    training.save(state, identity)
+            except (OSError, SafetensorError) as error:
+                logger.warning("the state of a training is not kept: %s", error)
     return ProxyResult(
         "complete" if complete else "paused",
         accuracy,

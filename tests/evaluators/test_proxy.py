@@ -148,6 +148,19 @@ def test_a_state_that_does_not_fit_only_costs_time(damage: str, tmp_path: Path) 
     assert (after.accuracy, after.loss, after.history) == (whole.accuracy, whole.loss, whole.history)
 
 
+@pytest.mark.parametrize("blocked", ["folder", "file"])
+def test_a_state_that_cannot_be_written_only_costs_time(blocked: str, tmp_path: Path) -> None:
+    state = tmp_path / "states" / "5.safetensors"
+    if blocked == "folder":
+        state.parent.write_text("in its way")
+    else:
+        state.mkdir(parents=True)
+    part = train_proxy(TINY, None, QUICK, 5, until=0.5, state=state)
+    assert part.status == "paused" and part.accuracy is not None
+    whole, after = train_proxy(TINY, None, QUICK, 5), train_proxy(TINY, None, QUICK, 5, state=state)
+    assert (after.status, after.accuracy) == ("complete", whole.accuracy)
+
+
 def test_inherited_weights_are_where_it_starts(tmp_path: Path) -> None:
     few = ProxySettings(data="digits", classes=10, resolution_scale=1 / 7, epochs=1, train_images=32, batch_size=32)
     torch.manual_seed(0)
