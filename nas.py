@@ -270,7 +270,8 @@ def _search(
         _check_run_folder(Path(settings.run), resume=resume)
     predictor = _predictor(target, profiles, calibrate_if_missing=not dry_run)
     if "latency_budget_ms" not in given:
-        budget_ms = whole_range_ms(settings, predictor=predictor, space=space)
+        measurable = target.can_be_measured
+        budget_ms = whole_range_ms(settings, predictor=predictor, space=space, measurable=measurable)
         settings = settings.replace(latency_budget_ms=budget_ms)
     others = {name: _predictor(_target(name), profiles, calibrate_if_missing=not dry_run) for name in settings.also}
     if dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,13 @@ class Proposal:
     role: Role
     seed: int
     attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def study_name(settings: SearchSettings, run: RunFolder) -> str:
+    """For the study of a new run. A storage may hold those of many: also of folders that are called the same."""
+    if settings.storage is None:
+        return STUDY_NAME
+    return f"{STUDY_NAME}-{run.path.resolve().name}-{secrets.token_hex(4)}"
 
 
 def directions(settings: SearchSettings) -> list[StudyDirection]:
@@ -77,8 +85,7 @@ class Journal:
         self._last_id, self._count = -1, 0  # of what is known of the study
         self._waiting: list[int] = []
         self.storage = open_storage(settings.storage or f"sqlite:///{(run.path / 'study.db').resolve()}")
-        # One folder, one study: with a shared storage, the folder's name tells the studies apart.
-        name = STUDY_NAME if settings.storage is None else f"{STUDY_NAME}-{run.path.resolve().name}"
+        name = str(run.about.get("study", STUDY_NAME))
         self.study = optuna.create_study(
             study_name=name,
             storage=self.storage,

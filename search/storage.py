@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -42,19 +43,20 @@ def check_storage(url: str | None) -> None:
     run.json, and everyone on the machine sees a command line. The message does not repeat it."""
     if url is None:
         return
-    scheme = url.partition("://")[0]
+    scheme, separator, _ = url.partition("://")
+    shown = repr(f"{scheme}://...") if separator else "..."
     try:
         parsed = make_url(url)
         parsed.get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+    except (NoSuchModuleError, ImportError) as error:
         reason = str(error).splitlines()[0]
+        raise ValueError(f"storage {shown}: not a database URL that can be opened here: {reason}") from None
+    except (ArgumentError, ValueError):  # what these say holds parts of the URL
         raise ValueError(
-            f"storage {scheme + '://...'!r}: not a database URL that can be opened here: {reason}"
+            f"storage {shown}: not a database URL, as DIALECT+DRIVER://USER@HOST:PORT/NAME or sqlite:///FILE"
         ) from None
-    if parsed.password is not None or any("password" in name.lower() for name in parsed.query):
-        raise ValueError(
-            f"storage {scheme + '://...'!r}: everyone can read a password there; leave it out and set {PASSWORD}"
-        )
+    if parsed.password is not None or any(re.search("passw|pwd", name, re.IGNORECASE) for name in parsed.query):
+        raise ValueError(f"storage {shown}: everyone can read a password there; leave it out and set {PASSWORD}")
 
 
 def _with_password(url: str) -> str:

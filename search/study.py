@@ -24,6 +24,7 @@ from .answer import conclude
 from .corrected import Corrected
 from .driver import Driver, Progress, Reporter
 from .evaluation import plan_proxy, second_seeds, train_candidate, training_budget_s, trainings
+from .journal import study_name
 from .limits import Burden, Limits
 from .measured import Measure, Rounds
 from .outcome import Predictor, SearchOutcome
@@ -46,6 +47,7 @@ from .strategy import (
 from .workers import Evaluate
 
 ANCHORS, ANCHOR_ROUNDS = 3, 3  # what is measured before anything trains, where the device is at hand, and how often
+SLACK = 1.25  # so much slower than predicted a device may be before a front without a budget loses its slow end
 OVERHEAD_S = 45.0  # proposing, timing the proxy, starting workers, exporting
 
 logger = logging.getLogger("lownas.search")
@@ -143,7 +145,9 @@ def search(
             proxy = dict(plan(settings, typical(front, settings.trials, front_wanted=settings.pareto)))
             if (card := proxy.pop("data_card", None)) is not None:
                 write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
-            run.write_about(settings, proxy=proxy, scored=front.scored, **(about or {}))
+            run.write_about(
+                settings, proxy=proxy, scored=front.scored, study=study_name(settings, run), **(about or {})
+            )
         driver = Driver(settings, run, space, corrected, limits, prior, evolve, front, rounds, report, started)
         driver.journal.reconcile()
         interrupted = driver.train(evaluate, proxy)
@@ -207,10 +211,16 @@ def _anchored(
         ) from None
 
 
-def whole_range_ms(settings: SearchSettings, *, predictor: Predictor, space: SearchSpace) -> float:
-    """The latency budget that leaves out nothing in the space: for a front without one."""
+def whole_range_ms(
+    settings: SearchSettings, *, predictor: Predictor, space: SearchSpace, measurable: bool = False
+) -> float:
+    """The latency budget that leaves out nothing in the space: for a front without one.
+
+    Args:
+        measurable: the device is at hand, where measurements may show that it is slower than predicted.
+    """
     _, slowest_ms = slowest(space, predictor, stream(settings, "slowest"), confidence=settings.confidence)
-    return float(f"{1.005 * slowest_ms:.3g}")
+    return float(f"{(SLACK if measurable else 1.005) * slowest_ms:.3g}")
 
 
 def dry_run(

@@ -240,7 +240,8 @@ def test_a_study_in_postgresql_whose_server_is_restarted(run_search, evaluate, p
     assert len(threads) == 2
     run = tmp_path / "run"
     assert statuses(run) == {"complete": 12}
-    study = optuna.load_study(study_name="lownas-run", storage=open_storage(url))
+    name = json.loads((run / "run.json").read_text())["study"]
+    study = optuna.load_study(study_name=name, storage=open_storage(url))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
     assert [trial.user_attrs["config_id"] for trial in study.trials] == [r.config_id for r in read_results(run)]
     # Resumed from the same database; and the password is nowhere.
@@ -260,10 +261,40 @@ def test_a_wrong_password_is_one_line(postgres, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql+psycopg://me:secret@host/db", "postgresql+psycopg://me@host/db?password=secret"]
+    "url",
+    [
+        "postgresql+psycopg://me:secret@host/db",
+        "postgresql+psycopg://me@host/db?password=secret",
+        "postgresql+psycopg://me@host/db?passwd=secret",
+    ],
 )
 def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(ValueError, match="leave it out and set LOWNAS_STORAGE_PASSWORD") as caught:
         check_storage(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql:me:secret@host/db", "postgresql+psycopg://me:secret/db", "secret", "nothing://me:secret@host/db"],
+)
+def test_what_is_no_database_url_is_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^storage .*: not a database URL") as caught:
+        check_storage(url)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_runs_in_folders_of_one_name_are_apart_in_one_database(run_search, tmp_path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    runs = [tmp_path / name / "run" for name in ("one", "other")]
+    for seed, run in enumerate(runs):
+        run_search(run=str(run), storage=url, seed=seed)
+    names = [json.loads((run / "run.json").read_text())["study"] for run in runs]
+    assert len(set(names)) == 2
+    for name, run in zip(names, runs, strict=True):
+        assert statuses(run) == {"complete": 12}
+        study = optuna.load_study(study_name=name, storage=url)
+        assert [trial.user_attrs["config_id"] for trial in study.trials] == [r.config_id for r in read_results(run)]
+    run_search(run=str(runs[1]), storage=url, seed=1, resume=True, trials=9)
+    assert statuses(runs[1]) == {"complete": 13} and len(optuna.get_all_study_names(url)) == 2
