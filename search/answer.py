@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 from .driver import Driver
-from .finalists import measured_finalists
+from .finalists import measured_finalists, predicted_answer
 from .objective import FIDELITY, Objective
 from .outcome import Candidate, SearchOutcome
 from .pareto import pareto_front
@@ -52,25 +52,24 @@ def conclude(driver: Driver, *, interrupted: bool) -> SearchOutcome:
             f"{before} networks measured during the run corrected the latency predictor: what it says is taken "
             f"{factor:.3g} times."
         )
-    answer = candidates[0] if candidates else None
-    if driver.rounds.possible and candidates and not driver.cut_short:
+    answer: Candidate | None = None
+    concluded = False
+    if candidates and driver.rounds.possible and not driver.cut_short:
         driver.report("measure", results.values())
         try:
             candidates, answer, remark = measured_finalists(candidates, driver.rounds, driver.predictor, settings)
-            notes.append(remark)
+            concluded = True
         except KeyboardInterrupt:
             interrupted = True
-            notes.append("Measuring the finalists was interrupted: the answer's latency is predicted.")
-    elif answer is not None:
+            notes.append("Measuring the finalists was interrupted.")
+    if candidates and not concluded:
+        candidates, answer, remark = predicted_answer(candidates, driver.rounds, driver.predictor, settings)
+    if candidates:
+        notes.append(remark)
+    if settings.pareto and (front := pareto_front(candidates, settings.latency_budget_ms)):
         notes.append(
-            f"The answer's latency is predicted, not measured: {answer.latency_ms:.3g} ms "
-            f"({answer.low_ms:.3g} to {answer.high_ms:.3g})."
-        )
-    if settings.pareto and candidates:
-        front = pareto_front(candidates)
-        notes.append(
-            f"The front has {len(front)} networks, from {front[0].latency_ms:.3g} to {front[-1].latency_ms:.3g} ms; "
-            "the answer is the most accurate one."
+            f"The front has {len(front)} networks, from {front[0].latency_ms:.3g} to {front[-1].latency_ms:.3g} ms"
+            + ("; the answer is the most accurate one." if answer == front[-1] else ".")
         )
     if answer is not None:
         share = answer.quantile_ms / settings.latency_budget_ms

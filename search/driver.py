@@ -30,7 +30,7 @@ from .result import EvaluationResult, Role
 from .run import RunFolder
 from .settings import SAMPLERS, SearchSettings
 from .strategy import Front, surely_over
-from .workers import DIED, RETRIES, Evaluate, Outcome, Pool, open_pool
+from .workers import DIED, RETRIES, STOPPED, Evaluate, Outcome, Pool, open_pool
 
 EXPORT_S = 3.0  # what writing the results takes
 LEADERS, LEADER_ROUNDS = 3, 3  # how many of the best so far are measured half-way, and how often
@@ -133,14 +133,15 @@ class Driver:
     def train(self, evaluate: Evaluate, proxy: Mapping[str, Any]) -> bool:
         """Runs trials until the plan is fulfilled; whether it was interrupted (Ctrl-C or the time budget)."""
         self._report("train", 1)
-        self._reopen()
-        self._judged = self._judge()
-        if self._decide() is None and not self.journal.waiting_numbers():
-            self._close()
-            return False
-        pool = open_pool(evaluate, self.settings, candidate_data if evaluate is train_candidate else None)
+        pool: Pool | None = None
         interrupted, finished = False, False
         try:
+            self._reopen()
+            self._judged = self._judge()
+            if self._decide() is None and not self.journal.waiting_numbers():
+                finished = True
+                return False
+            pool = open_pool(evaluate, self.settings, candidate_data if evaluate is train_candidate else None)
             while True:
                 if not pool.pending and self._due_for_correction():
                     self._correct()
@@ -168,7 +169,8 @@ class Driver:
             logger.warning("interrupted")
         finally:
             with suppress(KeyboardInterrupt):
-                pool.close()
+                if pool is not None:
+                    pool.close()
             self.training.clear()
             if finished:
                 self._close()
@@ -309,7 +311,9 @@ class Driver:
         config_id = trial.proposal.config.id
         if self.journal.tried[config_id] == 1:
             return False  # never seen before
-        deadly = next((r for r in self.journal.results.values() if r.config_id == config_id and r.reason == DIED), None)
+        deadly = next(
+            (r for r in self.journal.results.values() if r.config_id == config_id and r.reason in (DIED, STOPPED)), None
+        )
         if deadly is not None:
             reason = f"not tried again: trial {deadly.trial}, the same network, killed {RETRIES + 1} workers"
             self._finish(EvaluationResult(status="failed", reason=reason, **self._facts(trial)))

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..search_space.config import LowFormerConfig
 from .outcome import Candidate, SearchOutcome
-from .pareto import pareto_front
 from .run import read_about, read_results, write_text
 
 
@@ -44,7 +43,7 @@ def outcome_to_dict(outcome: SearchOutcome) -> dict[str, Any]:
         "confidence": outcome.settings.confidence,
         "data": outcome.settings.data,
         "answer": candidate_to_dict(outcome.answer) if outcome.answer else None,
-        "front": [candidate.config.id for candidate in pareto_front(outcome.candidates)],
+        "front": [candidate.config.id for candidate in outcome.front],
         "candidates": [candidate_to_dict(candidate) for candidate in outcome.candidates],
         "counts": dict(outcome.counts),
         "notes": list(outcome.notes),
@@ -60,7 +59,7 @@ def export_outcome(outcome: SearchOutcome) -> list[Path]:
     """
     folder = outcome.run / "front"
     written = []
-    front = pareto_front(outcome.candidates)
+    front = outcome.front
     for rank, candidate in enumerate(front):
         path = folder / f"{rank:02d}-{candidate.config.id}.json"
         write_text(path, _json(candidate_to_dict(candidate)))

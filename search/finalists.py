@@ -55,16 +55,17 @@ def measured_finalists(
             predictor.learn(candidate.config, float(np.median(rounds.medians_ms(candidate.config))))
             done.append(candidate)
     if not done:
-        return list(candidates), candidates[0], "No finalist could be measured: the answer's latency is predicted."
-    answer = next((c.config.id for c in sorted(done, key=candidates.index) if dependable_ms(c) <= budget), None)
+        candidates, answer, remark = predicted_answer(candidates, rounds, predictor, settings)
+        return candidates, answer, f"No finalist could be measured. {remark}"
+    best = next((c.config.id for c in sorted(done, key=candidates.index) if dependable_ms(c) <= budget), None)
     measured = {c.config.id: _with_rounds(c, rounds.medians_ms(c.config)) for c in done}
     corrected = [measured.get(c.config.id) or _as_corrected(c, predictor, confidence) for c in candidates]
-    if answer is not None:
+    if best is not None:
         remark = (
             f"{len(done)} finalists were measured, {ROUNDS} times each; the answer is the best one within the "
             f"budget at confidence {confidence:g}, the worst round left out."
         )
-        return corrected, measured[answer], remark
+        return corrected, measured[best], remark
     quickest = min(dependable_ms(candidate) for candidate in done)
     return (
         corrected,
@@ -78,6 +79,27 @@ def measured_finalists(
     )
 
 
+def predicted_answer(
+    candidates: Sequence[Candidate], rounds: Rounds, predictor: Corrected, settings: SearchSettings
+) -> tuple[list[Candidate], Candidate | None, str]:
+    """The candidates without the finalists' measurements, and the best one that is within the budget as far as is known
+    now: also by what was measured on the way, after some of them were trained."""
+    known = {config.id: latency_ms for config, latency_ms in rounds.known()}
+    for config, latency_ms in rounds.known():
+        predictor.learn(config, latency_ms)
+    if predictor.measured:
+        candidates = [_as_corrected(candidate, predictor, settings.confidence) for candidate in candidates]
+    budget = settings.latency_budget_ms
+    for candidate in candidates:
+        if candidate.quantile_ms <= budget and known.get(candidate.config.id, 0.0) <= budget:
+            remark = (
+                f"The answer's latency is predicted, not measured: {candidate.latency_ms:.3g} ms "
+                f"({candidate.low_ms:.3g} to {candidate.high_ms:.3g})."
+            )
+            return list(candidates), candidate, remark
+    return list(candidates), None, "After what was measured during the run no candidate trained is within the budget."
+
+
 def _measured_front(
     candidates: Sequence[Candidate], rounds: Rounds, predictor: Corrected, settings: SearchSettings
 ) -> tuple[list[Candidate], Candidate | None, str]:
@@ -87,7 +109,8 @@ def _measured_front(
     places = np.unique(np.linspace(0, len(front) - 1, min(MOST_OF_FRONT, len(front))).round().astype(int))
     measured = rounds.take([front[i].config for i in places], ROUNDS, "finalist")
     if not measured:
-        return list(candidates), candidates[0], "Nothing on the front could be measured: latencies are predicted."
+        candidates, answer, remark = predicted_answer(candidates, rounds, predictor, settings)
+        return candidates, answer, f"Nothing on the front could be measured. {remark}"
     for config in measured:
         predictor.learn(config, float(np.median(rounds.medians_ms(config))))
     names = {config.id for config in measured}

@@ -66,7 +66,7 @@ class Rounds:
         return [
             (LowFormerConfig.from_dict(entries[0]["config"]), float(np.median([e["median_ms"] for e in entries])))
             for entries in self._entries.values()
-            if "config" in entries[0]
+            if entries and "config" in entries[0]
         ]
 
     def taken(self, role: Role) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..search_space.config import LowFormerConfig
 from .objective import Reliability
+from .pareto import pareto_front
 from .result import EvaluationResult
 from .settings import SearchSettings
 
@@ -89,6 +90,12 @@ class SearchOutcome:
     counts: Mapping[str, int]
     interrupted: bool
     seconds: float
+
+    @property
+    def front(self) -> list[Candidate]:
+        """The candidates within the budget that no other one beats in objective without being slower, the fastest
+        first."""
+        return pareto_front(self.candidates, self.settings.latency_budget_ms)
 
 
 @dataclass(frozen=True)

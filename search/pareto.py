@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr  # type: ignore[import-untyped, unused-ignore]
 
-from .outcome import Candidate
+if TYPE_CHECKING:
+    from .outcome import Candidate
 
 Floats = NDArray[np.float64]
 
 REFERENCE = 1.1  # the slowest latency that counts, as a share of the budget: so the slow end is worth something too
 
 
-def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that no other one beats in objective without being slower, the fastest first."""
+def pareto_front(candidates: Sequence[Candidate], budget_ms: float = np.inf) -> list[Candidate]:
+    """The candidates that no other one beats in objective without being slower, the fastest first.
+
+    Only those within the budget: what was measured, or corrected by measurements, may have left it.
+    """
     front: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.latency_ms, -c.objective, c.trial)):
+    within = (candidate for candidate in candidates if candidate.latency_ms <= budget_ms)
+    for candidate in sorted(within, key=lambda c: (c.latency_ms, -c.objective, c.trial)):
         if not front or candidate.objective > front[-1].objective:
             front.append(candidate)
     return front

@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .outcome import Candidate, SearchOutcome, SearchStatus
-from .pareto import pareto_front
 from .report import PublishedRow
 
 _PHASES = {
@@ -82,7 +81,7 @@ def outcome_table(outcome: SearchOutcome, published: Sequence[PublishedRow] = ()
     shown = [outcome.answer] if outcome.answer else []
     shown += [candidate for candidate in outcome.candidates if candidate != outcome.answer][: max(rows - len(shown), 0)]
     if outcome.settings.pareto:
-        shown = pareto_front(outcome.candidates)
+        shown = outcome.front
     for candidate in shown:
         table.add_row(*_cells(candidate, on_user_data), style="bold green" if candidate == outcome.answer else None)
     if published:

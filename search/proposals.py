@@ -69,9 +69,12 @@ class Proposer(ABC):
 
     def propose(self, number: int) -> Proposal | None:
         """The candidate for trial `number`; None if there is none (now)."""
-        if self.journal.statuses["failed"] > 2 + (self.settings.trials + self.settings.repeats) // 4:
-            return None
-        return self.next_one(number)
+        return None if self._hopeless else self.next_one(number)
+
+    @property
+    def _hopeless(self) -> bool:
+        """Whether so much has failed that more will."""
+        return self.journal.statuses["failed"] > 2 + (self.settings.trials + self.settings.repeats) // 4
 
     @abstractmethod
     def next_one(self, number: int) -> Proposal | None:
@@ -86,14 +89,15 @@ class Proposer(ABC):
         complete = self.journal.complete()
         repeated = sum(result.role == "repeat" for result in complete)
         repeated += sum(proposal.role == "repeat" for proposal in self.journal.open.values())
-        times = Counter(result.config_id for result in complete)
+        # A second training that failed counts too: it is not tried a third time.
+        times = Counter(r.config_id for r in self.journal.results.values() if r.status in ("complete", "failed"))
         times.update(proposal.config.id for proposal in self.journal.open.values())
         once = {result.config_id: result for result in complete if times[result.config_id] == 1}
         if once:  # what was measured meanwhile may have shown that some do not fit
             quantile = self.predictor.quantile_ms([r.config for r in once.values()], self.settings.confidence)
             over = surely_over(np.asarray(quantile, float), self.settings.latency_budget_ms)
             once = {name: result for (name, result), out in zip(once.items(), over, strict=True) if not out}
-        if repeated >= self.settings.repeats or not once:
+        if repeated >= self.settings.repeats or not once or self._hopeless:
             return None
         seed = self.training_seed(number)
         if self.settings.data is not None:

@@ -10,7 +10,6 @@ from ..predictors.accuracy import AccuracyPrior
 from ..search_space.graph import op_graph
 from ..search_space.presets import PRESETS, PUBLISHED
 from .outcome import Candidate, Predictor, SearchOutcome
-from .pareto import pareto_front
 from .run import write_text
 
 
@@ -69,7 +68,7 @@ def write_report(outcome: SearchOutcome, published: Sequence[PublishedRow] = ())
         outcome=outcome,
         settings=outcome.settings,
         candidates=outcome.candidates,
-        front={candidate.config.id for candidate in pareto_front(outcome.candidates)},
+        front={candidate.config.id for candidate in outcome.front},
         published=published,
         figure=_figure(outcome, published),
         on_user_data=outcome.settings.data is not None,
@@ -87,7 +86,7 @@ def _figure(outcome: SearchOutcome, published: Sequence[PublishedRow]) -> str:
         shown = [candidate for candidate in outcome.candidates if candidate.latency_source == source]
         if shown:
             figure.add_trace(_points(shown, source))
-    front = pareto_front(outcome.candidates)
+    front = outcome.front
     figure.add_trace(
         go.Scatter(
             x=[candidate.latency_ms for candidate in front],

@@ -6,6 +6,7 @@ evaluation raises becomes a failed outcome of that trial alone. Workers are stat
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
 import os
@@ -15,7 +16,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ Share = Callable[[Task], tuple[Hashable, Callable[[], Any]]]
 
 RETRIES = 2  # a trial whose worker died is tried again at most this often
 DIED = f"its worker process died, {RETRIES + 1} times"
+STOPPED = f"out of memory: Ray stopped its worker to save the machine, {RETRIES + 1} times"
 OBJECT_STORE_BYTES = 512 * 1024**2  # what does not fit goes to disk
 PACKAGES = ("evaluators", "predictors", "search", "search_space")
 
@@ -161,7 +163,8 @@ class RayPool:
         self._share = share
         self._shared: dict[Hashable, Any] = {}
         self._timeout_s = trial_timeout_s
-        self._futures: dict[Any, tuple[int, float]] = {}  # to the trial, and when it is due at the earliest
+        self._futures: dict[Any, _Pending] = {}
+        self._submitted = 0
         if ray.is_initialized():
             raise RuntimeError("Ray is already in use in this process; a search starts and stops its own")
         # Workers of this machine import the installed package; the working directory is not shipped.
@@ -216,15 +219,16 @@ class RayPool:
             if key not in self._shared:
                 self._shared[key] = self._ray.put(load())
             shared = self._shared[key]
-        future = self._remote.remote(self._evaluate, self._registry, dict(task), shared)
+        self._submitted += 1
+        future = self._remote.remote(self._evaluate, self._registry, self._submitted, dict(task), shared)
         due = time.monotonic() + (self._timeout_s or math.inf)
-        self._futures[future] = (int(task["trial"]), due)
+        self._futures[future] = _Pending(int(task["trial"]), self._submitted, due)
 
     def wait(self, timeout_s: float | None = None) -> list[Outcome]:
         give_up = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while self._futures:
             now = time.monotonic()
-            until = min(give_up, *(due for _, due in self._futures.values()))
+            until = min(give_up, *(pending.due for pending in self._futures.values()))
             left = None if until == math.inf else max(0.0, until - now)
             ready, _ = self._ray.wait(list(self._futures), num_returns=1, timeout=left)
             if ready:
@@ -236,12 +240,12 @@ class RayPool:
         return []
 
     def _outcome(self, future: Any) -> Outcome:
-        trial, _ = self._futures.pop(future)
+        trial = self._futures.pop(future).trial
         errors = self._ray.exceptions
         try:
             outcome: Outcome = self._ray.get(future)
         except errors.OutOfMemoryError:
-            return Outcome(trial, None, "out of memory: Ray stopped its worker to save the machine")
+            return Outcome(trial, None, STOPPED)
         except (errors.WorkerCrashedError, errors.NodeDiedError):
             return Outcome(trial, None, DIED)
         except errors.RayError as error:
@@ -251,20 +255,22 @@ class RayPool:
     def _overdue(self) -> list[Outcome]:
         """Ends the evaluations that take longer than they may, counted from when they really started."""
         now, outcomes = time.monotonic(), []
-        for future, (trial, due) in list(self._futures.items()):
-            if due > now:
+        for future, pending in list(self._futures.items()):
+            if pending.due > now:
                 continue
-            known = self._ray.get(self._registry.where.remote(trial))
+            known = self._ray.get(self._registry.where.remote(pending.number))
             assert self._timeout_s is not None
             # Where its worker is not there, the trial waits for a place, or for another worker: it begins anew.
             been_s = known.seconds if known is not None and self._signal(known, 0) else 0.0
             if known is None or been_s < self._timeout_s:
-                self._futures[future] = (trial, now + self._timeout_s - been_s)
+                self._futures[future] = replace(pending, due=now + self._timeout_s - been_s)
                 continue
             del self._futures[future]
             self._ray.cancel(future, force=True)  # so that it is not tried again
             self._signal(known, signal.SIGKILL)
-            outcomes.append(Outcome(trial, None, f"it took longer than {self._timeout_s:g} s (--trial-timeout)"))
+            outcomes.append(
+                Outcome(pending.trial, None, f"it took longer than {self._timeout_s:g} s (--trial-timeout)")
+            )
         return outcomes
 
     def _signal(self, place: _Place, number: int) -> bool:
@@ -285,8 +291,17 @@ class RayPool:
 
 
 @dataclass(frozen=True)
+class _Pending:
+    """What was submitted: the trial, the submission's number, and when it is due at the earliest."""
+
+    trial: int
+    number: int
+    due: float
+
+
+@dataclass(frozen=True)
 class _Place:
-    """Where a trial is evaluated, and for how long it has been."""
+    """Where a submission is evaluated, and for how long it has been."""
 
     node: str
     pid: int
@@ -294,18 +309,18 @@ class _Place:
 
 
 class _Registry:
-    """A Ray actor that knows which process evaluates which trial."""
+    """A Ray actor that knows which process evaluates what; by submission, since trials come again at their rungs."""
 
     def __init__(self) -> None:
         self._places: dict[int, tuple[str, int, float]] = {}
 
-    def note(self, trial: int, node: str, pid: int) -> None:
-        self._places[trial] = (node, pid, time.monotonic())
+    def note(self, number: int, node: str, pid: int) -> None:
+        self._places[number] = (node, pid, time.monotonic())
 
-    def where(self, trial: int) -> _Place | None:
-        if trial not in self._places:
+    def where(self, number: int) -> _Place | None:
+        if number not in self._places:
             return None
-        node, pid, started = self._places[trial]
+        node, pid, started = self._places[number]
         return _Place(node, pid, time.monotonic() - started)
 
 
@@ -320,16 +335,23 @@ def _send(pid: int, number: int) -> bool:
 
 def check_address(address: str, *, insecure: bool) -> None:
     """Raises ValueError for a remote cluster without token authentication, where anyone who reaches it can run code."""
-    host = address.removeprefix("ray://").rpartition(":")[0].strip("[]") or address
-    if address in ("auto", "local") or host in ("localhost", "::1") or host.startswith("127."):
+    meant = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address  # as Ray takes it
+    if meant in ("auto", "local") or _is_loopback(meant.removeprefix("ray://").rpartition(":")[0].strip("[]") or meant):
         return
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     has_token = bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
     if not insecure and not (os.environ.get("RAY_AUTH_MODE") == "token" and has_token):
         raise ValueError(
-            f"--ray-address {address}: without authentication anyone who reaches that cluster can run code there and "
+            f"--ray-address {meant}: without authentication anyone who reaches that cluster can run code there and "
             "here; start it with RAY_AUTH_MODE=token and set that and RAY_AUTH_TOKEN here too, or say --insecure"
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def copy_package(folder: Path) -> Path:
@@ -356,10 +378,10 @@ def _evaluate_safely(evaluate: Evaluate, task: Task) -> Outcome:
         return Outcome(int(task["trial"]), None, describe_error(error))
 
 
-def _in_worker(evaluate: Evaluate, registry: Any, task: Task, shared: Any) -> Outcome:
+def _in_worker(evaluate: Evaluate, registry: Any, number: int, task: Task, shared: Any) -> Outcome:
     import ray
     import torch
 
-    ray.get(registry.note.remote(int(task["trial"]), ray.get_runtime_context().get_node_id(), os.getpid()))
+    ray.get(registry.note.remote(number, ray.get_runtime_context().get_node_id(), os.getpid()))
     torch.set_num_threads(1)
     return _evaluate_safely(evaluate, task if shared is None else {**task, "shared": shared})

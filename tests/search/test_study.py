@@ -145,6 +145,46 @@ def test_failed_candidates_are_recorded_and_replaced(run_search, evaluate) -> No
     assert any(note.startswith("3 trials failed") for note in outcome.notes)
 
 
+@pytest.mark.parametrize("rungs", [1, 3])
+def test_second_seeds_that_fail_are_not_tried_without_end(run_search, rungs: int) -> None:
+    trained: Counter[str] = Counter()
+
+    def once(task):
+        name = LowFormerConfig.from_dict(task["config"]).id
+        if task["until"] == 1.0:
+            trained[name] += 1
+            if trained[name] > 1:
+                raise RuntimeError("it took too long")
+        return rung_evaluate(task)
+
+    outcome = run_search(evaluate=once, data="digits", rungs=rungs, trials=12, repeats=3)
+    assert max(trained.values()) == 2
+    assert 0 < outcome.counts["failed"] <= 2 + (12 + 3) // 4 + 1
+    assert outcome.answer is not None
+
+
+def test_workers_that_cannot_start_leave_no_trial_running(run_search, monkeypatch) -> None:
+    asked = []
+
+    def interrupted(task):
+        asked.append(task)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return rung_evaluate(task)
+
+    outcome = run_search(evaluate=interrupted, data="digits")
+
+    def refused(*_):
+        raise ValueError("--ray-address: no cluster answers there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lownas.search.driver.open_pool", refused)
+        with pytest.raises(ValueError, match="no cluster answers"):
+            run_search(data="digits", resume=True)
+    assert "RUNNING" not in states(outcome.run)
+    assert not run_search(evaluate=rung_evaluate, data="digits", resume=True).interrupted
+
+
 def test_if_all_fail_the_search_ends_with_the_reason(run_search) -> None:
     def broken(task):
         raise OSError("no such device")
@@ -419,6 +459,26 @@ def test_no_finalist_within_the_budget(run_search, predictor) -> None:
     outcome = run_search(measure=ever_slower)
     assert outcome.answer is None
     assert any("None of the" in note and "calibrate" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_without_finalists_measured_the_answer_keeps_the_budget_as_known_by_then(run_search, predictor, error) -> None:
+    """Half-way it shows that the device has got slower, which some of those trained before do not survive."""
+    count = 0
+
+    def slower_then_gone(config):
+        nonlocal count
+        count += 1
+        if count > 18:
+            raise error("the device is gone")
+        return StubMeasurement((1.0 if count <= 9 else 1.5) * float(predictor.latency_ms([config])[0]))
+
+    outcome = run_search(measure=slower_then_gone, data="digits", rungs=1)
+    assert outcome.interrupted == (error is KeyboardInterrupt)
+    assert max(candidate.quantile_ms for candidate in outcome.candidates) > 0.8
+    assert outcome.answer is not None and outcome.answer.latency_source == "predicted"
+    assert outcome.answer.quantile_ms <= 0.8
+    assert all(candidate.latency_ms <= 0.8 for candidate in outcome.front)
 
 
 def test_a_measurement_that_fails_leaves_a_predicted_answer(run_search) -> None:

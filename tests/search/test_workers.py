@@ -166,6 +166,20 @@ def test_a_hanging_evaluation_fails_alone_and_its_place_is_free_again(pool: Pool
     assert not stopped
 
 
+def test_a_trial_that_waits_for_a_place_is_not_overdue(pool: Pool) -> None:
+    """At its next rung a trial may wait long, and the process of the rung before trains another one meanwhile."""
+    if not isinstance(pool, RayPool):
+        pytest.skip("nothing waits for a place here")
+    pool.submit({"trial": 1})
+    pool.submit({"trial": 2})
+    collect(pool)
+    for trial in (3, 4, 5, 6):
+        pool.submit({"trial": trial, "wait_s": 5})
+    pool.submit({"trial": 1})
+    pool.submit({"trial": 2})
+    assert {trial: outcome.error for trial, outcome in collect(pool).items()} == dict.fromkeys(range(1, 7), "")
+
+
 def test_what_is_shared_is_made_once(pool: Pool) -> None:
     if not isinstance(pool, RayPool):
         pytest.skip("this process keeps its own")
@@ -179,14 +193,17 @@ def test_what_is_shared_is_made_once(pool: Pool) -> None:
 
 def test_a_remote_cluster_needs_authentication(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    for address in ("ray://10.0.0.7:10001", "10.0.0.7:6379", "head.example.org:6379"):
+    for address in ("ray://10.0.0.7:10001", "10.0.0.7:6379", "head.example.org:6379", "127.example.org:6379"):
         with pytest.raises(ValueError, match=f"--ray-address {address}: without authentication"):
             check_address(address, insecure=False)
         check_address(address, insecure=True)
     for address in ("auto", "127.0.0.1:6379", "ray://localhost:10001", "[::1]:6379"):
         check_address(address, insecure=False)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")  # what "auto" then means to Ray
+    with pytest.raises(ValueError, match=r"--ray-address 10\.0\.0\.7:6379: without authentication"):
+        check_address("auto", insecure=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     check_address("10.0.0.7:6379", insecure=False)
