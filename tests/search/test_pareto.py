@@ -94,6 +94,27 @@ def test_the_front_is_measured(run_search, predictor) -> None:
         assert candidate.latency_ms == pytest.approx(1.1 * float(predictor.latency_ms([candidate.config])[0]), rel=0.03)
 
 
+def test_what_measuring_shows_to_be_over_the_budget_is_not_on_the_front(run_search, predictor) -> None:
+    """The device gets slower after the run began."""
+    count = 0
+
+    class Measured:
+        iqr_ms = 0.01
+
+        def __init__(self, median_ms: float) -> None:
+            self.median_ms = median_ms
+
+    def ever_slower(config):
+        nonlocal count
+        count += 1
+        return Measured((1.0 if count <= 18 else 1.4) * float(predictor.latency_ms([config])[0]))
+
+    outcome = run_search(pareto=True, trials=12, measure=ever_slower)
+    over = [candidate for candidate in outcome.candidates if candidate.latency_ms > 0.8]
+    assert over and outcome.answer is not None and outcome.answer.latency_ms <= 0.8
+    assert outcome.front and not {c.trial for c in over} & {c.trial for c in outcome.front}
+
+
 def test_a_resumed_run_keeps_its_kind(run_search) -> None:
     run_search(pareto=True, trials=2, repeats=0)
     with pytest.raises(ValueError, match="cannot resume with pareto = False"):
