@@ -1,9 +1,11 @@
 """How many more trials two workers get through than one, one thread each.
 
-    python experiments/workers/run.py      # some minutes a pair on two free cores; writes results.json
+    python experiments/workers/run.py                          # 17 minutes a pair on two free cores; into results.json
+    python experiments/workers/run.py --trials 20 --epochs 12  # as long a pair, of fewer and longer trainings
 
 The same candidates, drawn at random from the tiny space, each trained on digits by the same plan; with one worker and
-with two in turn. Counted is the time from the start of the training phase, Ray's start included, to the last result.
+with two in turn. Counted is the time from the start of the training phase, Ray's start included, to the last result: so
+also the end, when one of two workers has nothing left to do, which weighs the more the fewer trials there are.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ from lownas.search.study import search
 from lownas.search_space import SearchSpace
 
 RESULTS = Path(__file__).with_name("results.json")
-TRIALS, EPOCHS = 20, 12
 train = Driver.train
 seconds: list[float] = []
 
@@ -42,11 +43,10 @@ def timed(self: Driver, *arguments: Any) -> bool:
         seconds.append(time.monotonic() - began)
 
 
-def fixed_plan(settings: Any, configs: Any) -> Any:
-    return {**plan_proxy(settings, configs), "epochs": EPOCHS, "train_images": 1400}
+def trials_per_minute(workers: int, trials: int, epochs: int) -> float:
+    def fixed_plan(settings: Any, configs: Any) -> Any:
+        return {**plan_proxy(settings, configs), "epochs": epochs, "train_images": 1400}
 
-
-def trials_per_minute(workers: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         settings = SearchSettings.from_dict(
             {
@@ -57,7 +57,7 @@ def trials_per_minute(workers: int) -> float:
                 "strategy": "random",
                 "rungs": 1,
                 "repeats": 0,
-                "trials": TRIALS,
+                "trials": trials,
                 "workers": workers,
                 "run": str(Path(folder) / "run"),
             }
@@ -65,30 +65,34 @@ def trials_per_minute(workers: int) -> float:
         outcome = search(
             settings, predictor=LatencyPredictor.load("rtx3090"), space=SearchSpace.load("tiny"), plan=fixed_plan
         )
-    assert outcome.counts["complete"] == TRIALS
-    return 60 * TRIALS / seconds[-1]
+    assert outcome.counts["complete"] == trials
+    return 60 * trials / seconds[-1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
-    pairs = parser.parse_args().pairs
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=4)
+    asked = parser.parse_args()
     Driver.train = timed  # type: ignore[method-assign]
     rows = []
-    for number in range(pairs):
-        found = {workers: trials_per_minute(workers) for workers in ((1, 2) if number % 2 == 0 else (2, 1))}
+    for number in range(asked.pairs):
+        order = (1, 2) if number % 2 == 0 else (2, 1)
+        found = {workers: trials_per_minute(workers, asked.trials, asked.epochs) for workers in order}
         rows.append({"one worker": round(found[1], 2), "two workers": round(found[2], 2)})
         print(rows[-1], flush=True)
     ratios = [row["two workers"] / row["one worker"] for row in rows]
+    kind = {"trials": asked.trials, "epochs": asked.epochs}
+    run = {**kind, "median ratio": round(float(np.median(ratios)), 3), "rows": rows}
+    others = [other for other in json.loads(RESULTS.read_text())["runs"] if {**other, **kind} != other]
     document = {
         "what": "trials a minute",
-        "trials": TRIALS,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "median ratio": round(float(np.median(ratios)), 3),
-        "rows": rows,
+        "runs": [*others, run],
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"median ratio {document['median ratio']}")
+    print(f"median ratio {run['median ratio']}")
 
 
 if __name__ == "__main__":
