@@ -245,9 +245,15 @@ def _session(model: bytes | str, job: Job, optimized: Path | None) -> Any:
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
-        return onnxruntime.InferenceSession(model, options, providers=[(job.provider, job.provider_options)])
+        session = onnxruntime.InferenceSession(model, options, providers=[(job.provider, job.provider_options)])
     except Exception as error:  # onnxruntime's exceptions share no narrower base class than this
         raise ValueError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]:.200}") from None
+    if job.provider not in session.get_providers():  # it falls back to the CPU where a driver or library is missing
+        raise ValueError(
+            f"onnxruntime's {job.provider} does not start here (driver, CUDA, cuDNN or TensorRT missing or of another "
+            f"version?): it would run on {', '.join(session.get_providers())}"
+        )
+    return session
 
 
 def _random_feeds(session: Any, job: Job, seed: int = 0) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"  # where Debian's package d
 
 _EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _TRAIN_FOLDERS = ("train", "training")
-_VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
+_VALIDATION_FOLDERS = ("val", "valid", "validation", "test", "testing")
 _ARRAYS = tuple(f"{part}{what}" for part in ("", "train_", "validation_") for what in ("images", "labels"))
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target")
 _FASHION_CLASSES = (
@@ -178,7 +178,9 @@ def _imagefolder(argument: str, spec: str) -> ImageSource:
 
 
 def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    """The first of these subfolders that is there, in capitals or not."""
+    there = {child.name.lower(): child for child in sorted(folder.iterdir()) if child.is_dir()}
+    return next((there[name] for name in names if name in there), None)
 
 
 def _list_folder(folder: Path, known: tuple[str, ...] | None) -> tuple[Items, tuple[str, ...]]:

@@ -392,8 +392,10 @@ def measure_torch(
         torch.set_num_threads(target.threads)
         with alone(logger.warning), torch.inference_mode():
             if target.runtime == "torch-compile":
+                torch._dynamo.reset()  # or after some networks it would not compile any more
                 compiled = torch.compile(module)
                 call = lambda: compiled(images)  # noqa: E731
+                call()  # compiles, however long that takes
             elif target.runtime == "torch-graph":
                 call = _captured(module, images)
             if device.type == "cuda":

@@ -6,6 +6,7 @@ to a JSON Lines file as they come; a calibration that broke goes on from there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -96,7 +97,8 @@ def calibrate(
         space: what to draw configs from; the published models are never among them.
         samples: configs to measure, at least `MIN_SAMPLES`; by default `DEFAULT_SAMPLES`, or with `until` at most
             `MOST_SAMPLES`. Fewer are used once `time_limit_s` has passed.
-        until: stops as soon as the mean error on held-out configs is below this with 90 % confidence (0.03 is 3 %).
+        until: stops as soon as the mean error on held-out configs is below this with 90 % confidence (0.03 is 3 %), as
+            seen after every `CHECK_EVERY` configs; with many looks the confidence in the last is less.
         probes: small graphs of operators that the space lacks, so that other networks can be predicted too; measured
             where the runtime tells kernel times. By default `search_space.probes.probe_graphs()`; {} for none.
         seed: of the sample.
@@ -135,6 +137,7 @@ def calibrate(
     sentinel = sentinel_config()
     first = measure(sentinel, target)
     header = {"calibration": str(target), "fingerprint": dict(first.host), "space": space.name, "seed": seed}
+    header["choices"] = hashlib.sha256(space.choices.model_dump_json().encode()).hexdigest()[:12]  # a file may change
     taken = _Measurements(file, header | {"samples": samples, "until": until})
     if taken.looks:
         say(f"resumed from {file}")

@@ -6,6 +6,7 @@ import difflib
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -215,14 +216,22 @@ class TargetFile(BaseModel):
 @cache
 def cpu_name() -> str:
     """Model of this machine's CPU, its vector extension included, which a virtual machine may hide in one of many."""
+    said = {name: "" for name in ("/proc/cpuinfo", "/proc/device-tree/model")}
+    for name in said:
+        with suppress(OSError):
+            said[name] = Path(name).read_text(errors="replace")
+    return describe_cpu(*said.values())
+
+
+def describe_cpu(cpuinfo: str, board: str) -> str:
+    """The CPU's name, from what Linux says of it and, on ARM, of the board that it is on."""
     fields: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        return platform.processor() or platform.machine() or "unknown"
-    name = fields.get("model name") or platform.processor() or platform.machine() or "unknown"
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or board.strip("\0 \n") or platform.processor() or platform.machine() or "unknown"
+    if "CPU part" in fields:
+        name += f" (implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']})"
     if "model" in fields:
         name += f" (family {fields.get('cpu family', '?')} model {fields['model']})"
     flags = fields.get("flags", "").split()

@@ -64,9 +64,10 @@ def test_the_split_does_not_depend_on_the_resolution(tmp_path: Path) -> None:
     assert np.array_equal(small.train_images[:, 0, 0], large.train_images[:, 0, 0])
 
 
-def test_validation_folder_is_honoured(tmp_path: Path) -> None:
-    folder_of(tmp_path / "train", {"a": 3, "b": 4})
-    folder_of(tmp_path / "val", {"a": 2, "b": 1})
+@pytest.mark.parametrize(("train", "validation"), [("train", "val"), ("Training", "Testing"), ("Train", "Test")])
+def test_validation_folder_is_honoured(tmp_path: Path, train: str, validation: str) -> None:
+    folder_of(tmp_path / train, {"a": 3, "b": 4})
+    folder_of(tmp_path / validation, {"a": 2, "b": 1})
     data = load_data(f"imagefolder:{tmp_path}", 16)
     assert (len(data.train_labels), len(data.validation_labels)) == (7, 3)
 

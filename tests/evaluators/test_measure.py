@@ -183,3 +183,29 @@ def test_broken_files_end_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="cannot load") as error:
         measure_latency(broken, CPU)
     assert "\n" not in str(error.value)
+
+
+def test_what_would_run_on_the_cpu_instead_is_not_measured(monkeypatch) -> None:
+    """onnxruntime falls back to the CPU, and says so in a log at most, where a GPU's libraries are not there."""
+    real = agent.load_onnxruntime()
+
+    class Without:
+        """As onnxruntime, whose providers for GPUs do not start."""
+
+        def __getattr__(self, name: str):
+            return getattr(real, name)
+
+        def InferenceSession(self, model, options, providers):
+            return real.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(agent, "load_onnxruntime", Without)
+    setting = {"what": "a network", "target": "cuda", "provider_options": {}, "batch": 1, "threads": 1}
+    job = agent.Job(**setting, provider="CUDAExecutionProvider", time_limit_s=1.0, min_runs=1, kernels=False)
+    with pytest.raises(ValueError, match="CUDAExecutionProvider does not start here"):
+        agent.time_model(write_onnx_bytes(), job, print)
+
+
+def write_onnx_bytes() -> bytes:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
