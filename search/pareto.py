@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ def pareto_front(candidates: Sequence[Candidate], budget_ms: float = np.inf) -> 
     Only those within the budget: what was measured, or corrected by measurements, may have left it.
     """
     front: list[Candidate] = []
-    within = (candidate for candidate in candidates if candidate.latency_ms <= budget_ms)
+    within = (candidate for candidate in candidates if candidate.quantile_ms <= budget_ms)
     for candidate in sorted(within, key=lambda c: (c.latency_ms, -c.objective, c.trial)):
         if not front or candidate.objective > front[-1].objective:
             front.append(candidate)
@@ -31,27 +32,31 @@ def pareto_front(candidates: Sequence[Candidate], budget_ms: float = np.inf) -> 
 
 
 def order(objectives: Floats) -> NDArray[np.intp]:
-    """Indices of (n, m) objectives, higher is better, the best first.
+    """Indices of (n, m) objectives, m at most 2, higher is better, the best first.
 
-    Several objectives rank by Pareto fronts (the candidates that none dominates, then those that only these dominate,
+    Two objectives rank by Pareto fronts (the candidates that none dominates, then those that only these dominate,
     and so on), within a front by crowding distance, the most isolated first (Deb et al., NSGA-II, 2002). Ties keep the
     order given.
     """
     if objectives.shape[1] == 1:
         return np.argsort(-objectives[:, 0], kind="stable")
     count = len(objectives)
-    rank = np.full(count, -1)
+    rank = np.zeros(count, dtype=np.intp)
     crowding = np.zeros(count)
-    left = np.arange(count)
-    front = 0
-    while len(left):
-        values = objectives[left]
-        no_worse = (values[:, None] >= values[None]).all(axis=2)
-        better = (values[:, None] > values[None]).any(axis=2)
-        free = ~(no_worse & better).any(axis=0)
-        rank[left[free]] = front
-        crowding[left[free]] = _crowding(values[free])
-        left, front = left[~free], front + 1
+    # By the first objective descending, nothing is dominated by what comes after it, and of each front before only the
+    # largest second objective counts; these fall from front to front.
+    largest: list[float] = []
+    before: tuple[float, float] | None = None
+    for i in np.lexsort((-objectives[:, 1], -objectives[:, 0])).tolist():
+        values = float(objectives[i, 0]), float(objectives[i, 1])
+        if values != before:  # equal ones share a front
+            front = bisect_right(largest, -values[1])
+            largest[front : front + 1] = [-values[1]]
+            before = values
+        rank[i] = front
+    for front in range(len(largest)):
+        members = np.flatnonzero(rank == front)
+        crowding[members] = _crowding(objectives[members])
     return np.lexsort((np.arange(count), -crowding, rank))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from ..search_space.config import LowFormerConfig
 from .journal import Proposal, directions, values
 from .proposals import Proposer, stream
 from .settings import Strategy
@@ -30,6 +33,10 @@ class Sampled(Proposer):
     """The sampler works on a copy of the study and starts anew each time, seeded by the trial's number: so what it
     proposes depends on the results alone, and a run that was cut off goes on as if it had not been."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._configs: dict[int, LowFormerConfig] = {}
+
     def next_one(self, number: int) -> Proposal | None:
         count = self.journal.roles
         if count["sampled"] + count["enqueued"] >= self.settings.trials:
@@ -53,19 +60,23 @@ class Sampled(Proposer):
         return Proposal(config, "sampled", self.training_seed(number), attrs)
 
     def _known(self) -> list[FrozenTrial]:
-        """What was trained, with what was maximized. With rungs the accuracy at the first one, where all compare."""
+        """What was trained, with what was maximized. With rungs the accuracy at the first one, where all compare, or
+        without the user's data the prior."""
         known = []
-        for trial in self.journal.asked.values():
+        trials = [trial for trial in self.journal.asked.values() if trial.params]
+        configs = [self._config(trial) for trial in trials]
+        latency_ms = self.latency_ms(configs) if self.settings.pareto and trials else np.zeros(len(trials))
+        for trial, config, takes_ms in zip(trials, configs, latency_ms.tolist(), strict=True):
             result, rungs = self.journal.results.get(trial.number), self.journal.rungs.get(trial.number)
             value = None if result is None else result.objective
             if rungs:
-                value = 100 * rungs[0]["accuracy"]
+                prior = self.settings.data is None
+                value = float(self.prior.imagenet_top1([config])[0]) if prior else 100 * rungs[0]["accuracy"]
             elif self.settings.rung_count > 1 and value is not None:
                 continue  # a second seed, which has no first rung
             state, told = TrialState.COMPLETE, None
             if value is not None:
-                (latency_ms,) = self.latency_ms([self.space.from_params(trial.params)])
-                told = values(self.settings, value, float(latency_ms))
+                told = values(self.settings, value, takes_ms)
             else:
                 if result is None or result.status != "infeasible":
                     continue
@@ -81,3 +92,8 @@ class Sampled(Proposer):
                 )
             )
         return known
+
+    def _config(self, trial: FrozenTrial) -> LowFormerConfig:
+        if trial.number not in self._configs:
+            self._configs[trial.number] = self.space.from_params(trial.params)
+        return self._configs[trial.number]

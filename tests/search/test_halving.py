@@ -85,6 +85,18 @@ def test_order_by_several_objectives_is_by_pareto_fronts() -> None:
             assert place[a] < place[b], "who dominates comes first"
     front = [i for i in range(60) if not ((values >= values[i]).all(axis=1) & (values > values[i]).any(axis=1)).any()]
     assert set(order(values)[: len(front)].tolist()) == set(front)
+    # Front by front, also with equal ones, as its definition has it.
+    values = np.vstack([rng.integers(0, 6, size=(80, 2)), values])
+    ranked, left = [], list(range(len(values)))
+    while left:
+        here = values[left]
+        beaten = ((here[None] >= here[:, None]).all(2) & (here[None] > here[:, None]).any(2)).any(1)
+        ranked.append({i for i, dominated in zip(left, beaten, strict=True) if not dominated})
+        left = [i for i in left if i not in ranked[-1]]
+    ordered = order(values).tolist()
+    for members in ranked:
+        assert {ordered.pop(0) for _ in members} == members
+    values = values[80:]
     # The ends of a front are the most isolated.
     assert {int(values[front, 0].argmax()), int(values[front, 1].argmax())} == {
         front.index(i) for i in order(values)[:2]
