@@ -180,6 +180,8 @@ def search(
 ) -> None:
     """Search for the most accurate backbone within a latency budget on a device."""
     from lownas.search.run import check_free, read_about, read_settings
+    from lownas.search.study import check_space
+    from lownas.search_space import SearchSpace
 
     given: dict[str, Any] = {
         "pareto": pareto or None,
@@ -187,7 +189,7 @@ def search(
         "max_params": None if max_params is None else parse_quantity(max_params, "--max-params"),
         "max_macs": None if max_macs is None else parse_quantity(max_macs, "--max-macs"),
         "max_memory_bytes": None if max_memory is None else parse_quantity(max_memory, "--max-memory", "B"),
-        "space": space,
+        "space": _absolute(space) if space is not None and Path(space).suffix else space,
         "resolution": resolution,
         "data": data,
         "proxy_budget_s": None if proxy_budget is None else parse_duration(proxy_budget, "--proxy-budget"),
@@ -218,7 +220,10 @@ def search(
         base = read_settings(earlier)
         if resume:
             check_free(earlier)
-        file = read_about(earlier).get("target_file")
+        about = read_about(earlier)
+        if replay and space is None and resolution is None:
+            check_space(SearchSpace.load(base.space, base.resolution), about)
+        file = about.get("target_file")
         if target is None and isinstance(file, str) and not Path(file).is_file():
             raise ValueError(f"the run's target file {file} is gone: name it, or {base.target}, with --target")
         target = target or file or base.target
@@ -240,6 +245,11 @@ def search(
     if budget_ms is not None:
         given["latency_budget_ms"] = budget_ms
     _search(given, full, profiles, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def _absolute(file: str) -> str:
+    """A file that a run names: it may be resumed or replayed from another folder."""
+    return str(Path(file).absolute()) if Path(file).is_file() else file
 
 
 def _search(
@@ -683,7 +693,9 @@ def _print_measured(target: Target, found: list[tuple[str, LatencyMeasurement]])
 def calibrate(
     target: Target_ = "cpu",
     samples: Annotated[int | None, typer.Option(help="Configs to measure (40; with --until at most 200).")] = None,
-    until: Annotated[str | None, typer.Option(help="Stop once the held-out error is surely below this: 3%.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Stop once the held-out error is below this, at 90 % confidence: 3%.")
+    ] = None,
     space: Annotated[str, typer.Option(help="What to draw them from.")] = "default",
     time_limit: Annotated[str | None, typer.Option(help="No measurement begins later.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,

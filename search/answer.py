@@ -52,6 +52,8 @@ def conclude(driver: Driver, *, interrupted: bool) -> SearchOutcome:
             f"{before} networks measured during the run corrected the latency predictor: what it says is taken "
             f"{factor:.3g} times."
         )
+    if driver.proposer.nothing_fits:
+        notes.append("By what was measured then, nothing in the space fits the budget: nothing more was proposed.")
     answer: Candidate | None = None
     concluded = False
     if candidates and driver.rounds.possible and not driver.cut_short:

@@ -196,8 +196,10 @@ class Driver:
         for config in self.rounds.take(list(distinct.values())[:LEADERS], LEADER_ROUNDS, "leader"):
             self.predictor.learn(config, float(np.median(self.rounds.medians_ms(config))))
         logger.info("predictions are taken %.3f times from now on", self.predictor.factor)
-        with suppress(ValueError):  # by now nothing may fit; the finalists will tell
+        try:
             self.proposer.front = self._evolve()
+        except ValueError:  # then the finalists will tell
+            self.proposer.nothing_fits = True
 
     # --- what is next
 
@@ -254,14 +256,20 @@ class Driver:
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"trial {number} of the study has the seed {seed!r}, allowed are whole numbers from 0 on")
         proposal = Proposal(config, role, seed)
-        return _Open(number, proposal, *self._predict(config))
+        prediction, quantile_ms = self._predict(config)
+        self.journal.asked_for(trial, self._constraints(config, quantile_ms))
+        return _Open(number, proposal, prediction, quantile_ms)
 
     def _add(self, proposal: Proposal) -> _Open:
         """A new trial."""
         prediction, quantile_ms = self._predict(proposal.config)
+        number = self.journal.add(proposal, self._constraints(proposal.config, quantile_ms))
+        return _Open(number, proposal, prediction, quantile_ms)
+
+    def _constraints(self, config: LowFormerConfig, quantile_ms: float) -> dict[str, float]:
+        """By how much of it a candidate exceeds the budget, and each limit."""
         budget_ms = self.settings.latency_budget_ms
-        constraints = {"latency": (quantile_ms - budget_ms) / budget_ms, **self.limits.excess(proposal.config)}
-        return _Open(self.journal.add(proposal, constraints), proposal, prediction, quantile_ms)
+        return {"latency": (quantile_ms - budget_ms) / budget_ms, **self.limits.excess(config)}
 
     def _predict(self, config: LowFormerConfig) -> tuple[Prediction, float]:
         quantile_ms = float(self.predictor.quantile_ms([config], self.settings.confidence)[0])
@@ -286,11 +294,14 @@ class Driver:
         return judged
 
     def _worth(self, rung: int, trials: Sequence[int]) -> NDArray[np.float64]:
-        """(n, objectives) what trials judged at a rung are compared by: on the user's data as all trainings tell."""
+        """(n, objectives) what trials judged at a rung are compared by: on the user's data as all trainings tell, else
+        by the prior."""
         worth = np.array([self._judged[rung][number] for number in trials], dtype=np.float64)
-        if self.settings.data is not None:
-            learned = self.proposer.experience.worth([self.journal.configs[number] for number in trials])
-            worth[:, 0] = worth[:, 0] if learned is None else learned
+        configs = [self.journal.configs[number] for number in trials]
+        if self.settings.data is None:
+            worth[:, 0] = self.prior.imagenet_top1(configs)
+        elif (learned := self.proposer.experience.worth(configs)) is not None:
+            worth[:, 0] = learned
         return worth
 
     def _maximized(self, accuracy: float, latency_ms: float) -> tuple[float, ...]:

@@ -58,7 +58,7 @@ def measured_finalists(
         candidates, answer, remark = predicted_answer(candidates, rounds, predictor, settings)
         return candidates, answer, f"No finalist could be measured. {remark}"
     best = next((c.config.id for c in sorted(done, key=candidates.index) if dependable_ms(c) <= budget), None)
-    measured = {c.config.id: _with_rounds(c, rounds.medians_ms(c.config)) for c in done}
+    measured = {c.config.id: _with_rounds(c, rounds.medians_ms(c.config), confidence) for c in done}
     corrected = [measured.get(c.config.id) or _as_corrected(c, predictor, confidence) for c in candidates]
     if best is not None:
         remark = (
@@ -115,7 +115,7 @@ def _measured_front(
         predictor.learn(config, float(np.median(rounds.medians_ms(config))))
     names = {config.id for config in measured}
     result = [
-        _with_rounds(c, rounds.medians_ms(c.config))
+        _with_rounds(c, rounds.medians_ms(c.config), settings.confidence)
         if c.config.id in names
         else _as_corrected(c, predictor, settings.confidence)
         for c in candidates
@@ -123,8 +123,7 @@ def _measured_front(
     within = [
         candidate
         for candidate in result
-        if candidate.config.id in names
-        and _dependable_ms(rounds.medians_ms(candidate.config), settings.confidence) <= settings.latency_budget_ms
+        if candidate.config.id in names and candidate.quantile_ms <= settings.latency_budget_ms
     ]
     remark = (
         f"{len(measured)} networks on the front were measured, {ROUNDS} times each; the others' latency is predicted."
@@ -139,7 +138,7 @@ def _dependable_ms(medians: Sequence[float], confidence: float) -> float:
     return float(np.mean(kept) + stdtrit(len(kept) - 1, confidence) * spread)
 
 
-def _with_rounds(candidate: Candidate, medians: Sequence[float]) -> Candidate:
+def _with_rounds(candidate: Candidate, medians: Sequence[float], confidence: float) -> Candidate:
     """The candidate with its latency measured: median of the rounds' medians; the interval is their range."""
     return replace(
         candidate,
@@ -147,6 +146,7 @@ def _with_rounds(candidate: Candidate, medians: Sequence[float]) -> Candidate:
         low_ms=min(medians),
         high_ms=max(medians),
         latency_source="measured",
+        quantile_ms=_dependable_ms(medians, confidence),
     )
 
 

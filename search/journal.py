@@ -205,6 +205,13 @@ class Journal:
         self._waiting = [other for other in self._waiting if other != number]
         return optuna.Trial(self.study, trial_id)
 
+    def asked_for(self, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
+        """Notes what a trial of `ask` is; one enqueued from outside had neither parameters nor constraints before."""
+        if trial.number not in self._ids:
+            for name, excess in constraints.items():
+                trial.set_constraint(name, excess)
+            self._note(self.storage.get_trial(trial._trial_id))
+
     def add(self, proposal: Proposal, constraints: Mapping[str, float] | None = None) -> int:
         """A new trial, RUNNING; gives its number. One transaction, with all that is known of it."""
         trial = optuna.trial.create_trial(

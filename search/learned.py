@@ -39,7 +39,7 @@ class Learned(Proposer):
         if chosen >= self.settings.trials:
             return self.second_seed(number)
         first = initial(self.settings.trials)
-        explore = -(-first // 2)
+        explore = -(-first // 2) if first > 1 else 0
         role: Role = "child"
         if count["explore"] < min(explore, first - count["enqueued"]):
             config, role = self.exploring(count["explore"], explore), "explore"

@@ -48,7 +48,8 @@ class Candidate:
         latency_ms, low_ms, high_ms: measured (median and range of the rounds' medians) or predicted (with the interval
             at coverage 0.9), as `latency_source` says.
         predicted_ms: predicted latency.
-        quantile_ms: the predicted latency quantile that is held against the budget.
+        quantile_ms: what is held against the budget: the predicted quantile of the latency, or where it was measured
+            what a further round stays below.
     """
 
     trial: int

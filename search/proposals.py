@@ -58,6 +58,7 @@ class Proposer(ABC):
         self.settings, self.space, self.predictor = settings, space, predictor
         self.prior, self.front, self.journal = prior, front, journal
         self.experience = Experience(settings, space, journal)
+        self.nothing_fits = False  # as measured on the way: then nothing more is proposed
 
     def latency_ms(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.float64]:
         """(n,) predicted latency, or as much of the budget as a limit takes."""
@@ -69,7 +70,7 @@ class Proposer(ABC):
 
     def propose(self, number: int) -> Proposal | None:
         """The candidate for trial `number`; None if there is none (now)."""
-        return None if self._hopeless else self.next_one(number)
+        return None if self._hopeless or self.nothing_fits else self.next_one(number)
 
     @property
     def _hopeless(self) -> bool:

@@ -82,7 +82,7 @@ class SearchSettings(BaseModel):
     trial_timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     ray_address: str | None = None
     insecure: bool = False
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     confidence: float = Field(default=0.9, ge=0.5, lt=1)
     time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     run: str = Field(min_length=1)
@@ -112,7 +112,7 @@ class SearchSettings(BaseModel):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        for name in ("trial_timeout_s", "ray_address"):
+        for name in ("trial_timeout_s", "ray_address", "gpu_fraction"):
             if getattr(self, name) is not None and not self.workers:
                 raise ValueError(f"{name} needs workers: with none, candidates train in the search's own process")
         if self.strategy == "surrogate" and self.data is None:

@@ -109,6 +109,7 @@ def search(
     with RunFolder.open(settings.run, resume=resume) as run:
         if resume:
             settings.check_resumable_from(run.settings)
+            check_space(space, run.about)
             inherited = (about or {}).get("init_from")
             if inherited != run.about.get("init_from", inherited):
                 raise ValueError(f"cannot resume: {settings.init_from} is not the checkpoint that the run started with")
@@ -133,7 +134,14 @@ def search(
         rounds = Rounds(run, settings.target, measure, rest_s)
         for config, latency_ms in rounds.known():
             corrected.learn(config, latency_ms)
-        front = evolve()
+        fits = True
+        try:
+            front = evolve()
+        except ValueError:
+            if not (resume and corrected.measured):
+                raise
+            # What was measured says so; what was trained is concluded all the same.
+            fits, front = False, _evolve(settings, space, limits.with_latency(predictor), prior.imagenet_top1)
         if not resume and rounds.possible:
             report("measure")
             front = _anchored(settings, space, front, rounds, corrected, evolve)
@@ -146,14 +154,30 @@ def search(
             if (card := proxy.pop("data_card", None)) is not None:
                 write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
             run.write_about(
-                settings, proxy=proxy, scored=front.scored, study=study_name(settings, run), **(about or {})
+                settings,
+                proxy=proxy,
+                scored=front.scored,
+                study=study_name(settings, run),
+                space=_content(space),
+                **(about or {}),
             )
         driver = Driver(settings, run, space, corrected, limits, prior, evolve, front, rounds, report, started)
+        driver.proposer.nothing_fits = not fits
         driver.journal.reconcile()
         interrupted = driver.train(evaluate, proxy)
         outcome = conclude(driver, interrupted=interrupted)
         report("done", driver.journal.results.values())
         return outcome
+
+
+def check_space(space: SearchSpace, about: Mapping[str, Any]) -> None:
+    """Raises ValueError if it is not the space of the run that `about` describes: a file may have changed."""
+    if about.get("space", content := _content(space)) != content:
+        raise ValueError(f"the space {space.name!r} is not as it was when the run started")
+
+
+def _content(space: SearchSpace) -> dict[str, Any]:
+    return space.choices.model_dump(mode="json")
 
 
 def _evolve(

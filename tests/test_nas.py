@@ -100,6 +100,11 @@ WRONG: dict[str, tuple[Words, str]] = {
         "images.npy: not a plain array",
     ),
     "more than a GPU": (lambda p: [*SEARCH, "2ms", "--gpu-fraction", "2"], "gpu_fraction"),
+    "a share of a GPU without workers": (
+        lambda p: [*SEARCH, "2ms", "--gpu-fraction", "0.5", "--workers", "0"],
+        "gpu_fraction needs workers",
+    ),
+    "an impossible seed": (lambda p: [*SEARCH, "2ms", "--seed", "4294967296"], "seed"),
     "no rungs": (lambda p: [*SEARCH, "2ms", "--rungs", "0"], "rungs"),
     "missing checkpoint": (lambda p: [*SEARCH, "2ms", "--init-from", str(p / "none.pth")], "no checkpoint at"),
     "a checkpoint of another kind": (lambda p: [*SEARCH, "2ms", "--init-from", other_checkpoint(p)], "unknown format"),
