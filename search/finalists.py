@@ -84,14 +84,15 @@ def predicted_answer(
 ) -> tuple[list[Candidate], Candidate | None, str]:
     """The candidates without the finalists' measurements, and the best one that is within the budget as far as is known
     now: also by what was measured on the way, after some of them were trained."""
-    known = {config.id: latency_ms for config, latency_ms in rounds.known()}
+    measured_ms: dict[str, float] = {}
     for config, latency_ms in rounds.known():
+        measured_ms[config.id] = latency_ms
         predictor.learn(config, latency_ms)
     if predictor.measured:
         candidates = [_as_corrected(candidate, predictor, settings.confidence) for candidate in candidates]
     budget = settings.latency_budget_ms
     for candidate in candidates:
-        if candidate.quantile_ms <= budget and known.get(candidate.config.id, 0.0) <= budget:
+        if candidate.quantile_ms <= budget and measured_ms.get(candidate.config.id, 0.0) <= budget:
             remark = (
                 f"The answer's latency is predicted, not measured: {candidate.latency_ms:.3g} ms "
                 f"({candidate.low_ms:.3g} to {candidate.high_ms:.3g})."
