@@ -257,7 +257,7 @@ class Driver:
             raise ValueError(f"trial {number} of the study has the seed {seed!r}, allowed are whole numbers from 0 on")
         proposal = Proposal(config, role, seed)
         prediction, quantile_ms = self._predict(config)
-        self.journal.asked_for(trial, self._constraints(config, quantile_ms))
+        self.journal.note_asked(trial, self._constraints(config, quantile_ms))
         return _Open(number, proposal, prediction, quantile_ms)
 
     def _add(self, proposal: Proposal) -> _Open:

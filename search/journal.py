@@ -205,7 +205,7 @@ class Journal:
         self._waiting = [other for other in self._waiting if other != number]
         return optuna.Trial(self.study, trial_id)
 
-    def asked_for(self, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
+    def note_asked(self, trial: optuna.Trial, constraints: Mapping[str, float]) -> None:
         """Notes what a trial of `ask` is; one enqueued from outside had neither parameters nor constraints before."""
         if trial.number not in self._ids:
             for name, excess in constraints.items():

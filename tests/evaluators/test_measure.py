@@ -185,9 +185,10 @@ def test_broken_files_end_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_what_would_run_on_the_cpu_instead_is_not_measured(monkeypatch) -> None:
+def test_what_would_run_on_the_cpu_instead_is_not_measured(monkeypatch, tmp_path) -> None:
     """onnxruntime falls back to the CPU, and says so in a log at most, where a GPU's libraries are not there."""
     real = agent.load_onnxruntime()
+    write_onnx(PRESETS["cpubone_nano"], tmp_path / "a.onnx")
 
     class Without:
         """As onnxruntime, whose providers for GPUs do not start."""
@@ -202,10 +203,4 @@ def test_what_would_run_on_the_cpu_instead_is_not_measured(monkeypatch) -> None:
     setting = {"what": "a network", "target": "cuda", "provider_options": {}, "batch": 1, "threads": 1}
     job = agent.Job(**setting, provider="CUDAExecutionProvider", time_limit_s=1.0, min_runs=1, kernels=False)
     with pytest.raises(ValueError, match="CUDAExecutionProvider does not start here"):
-        agent.time_model(write_onnx_bytes(), job, print)
-
-
-def write_onnx_bytes() -> bytes:
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+        agent.time_model(str(tmp_path / "a.onnx"), job, print)

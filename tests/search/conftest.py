@@ -42,6 +42,12 @@ class StubPredictor:
         return [StubPrediction(x, 0.9 * x, 1.1 * x) for x in self.latency_ms(configs).tolist()]
 
 
+@dataclass(frozen=True)
+class StubMeasurement:
+    median_ms: float
+    iqr_ms: float = 0.01
+
+
 def stub_accuracy(config: LowFormerConfig, seed: int) -> float:
     """Better with MACs, with a taste in depth that the prior knows nothing of, and a little noise by seed."""
     taste = 0.03 * math.sin(7 * sum(stage.depth for stage in config.stages))

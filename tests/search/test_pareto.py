@@ -10,7 +10,7 @@ import pytest
 from lownas.search.pareto import expected_front_improvement, pareto_front
 from lownas.search.proposals import evenly
 
-from .conftest import stub_evaluate
+from .conftest import StubMeasurement, stub_evaluate
 
 
 def area(objective, latency_ms, floor, budget_ms):
@@ -78,14 +78,8 @@ def test_a_front_spans_more_than_a_search_for_the_best(run_search, tmp_path) -> 
 
 
 def test_the_front_is_measured(run_search, predictor) -> None:
-    class Measured:
-        iqr_ms = 0.01
-
-        def __init__(self, median_ms: float) -> None:
-            self.median_ms = median_ms
-
     outcome = run_search(
-        pareto=True, trials=12, measure=lambda config: Measured(1.1 * float(predictor.latency_ms([config])[0]))
+        pareto=True, trials=12, measure=lambda config: StubMeasurement(1.1 * float(predictor.latency_ms([config])[0]))
     )
     front = pareto_front(outcome.candidates)
     assert sum(candidate.latency_source == "measured" for candidate in front) >= min(len(front), 4)
@@ -98,16 +92,10 @@ def test_what_measuring_shows_to_be_over_the_budget_is_not_on_the_front(run_sear
     """The device gets slower after the run began."""
     count = 0
 
-    class Measured:
-        iqr_ms = 0.01
-
-        def __init__(self, median_ms: float) -> None:
-            self.median_ms = median_ms
-
     def ever_slower(config):
         nonlocal count
         count += 1
-        return Measured((1.0 if count <= 18 else 1.4) * float(predictor.latency_ms([config])[0]))
+        return StubMeasurement((1.0 if count <= 18 else 1.4) * float(predictor.latency_ms([config])[0]))
 
     outcome = run_search(pareto=True, trials=12, measure=ever_slower)
     over = [candidate for candidate in outcome.candidates if candidate.quantile_ms > 0.8]

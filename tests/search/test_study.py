@@ -7,7 +7,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from lownas.search.proposals import division
 from lownas.search.run import RunFolder, read_results
 from lownas.search.storage import PatientStorage
 from lownas.search.study import dry_run, search
+from lownas.search.workers import DIED, STOPPED
 from lownas.search_space import LowFormerConfig, SearchSpace, op_graph
 
-from .conftest import stub_evaluate
+from .conftest import StubMeasurement, stub_evaluate
 
 
 class Killed(BaseException):
@@ -183,6 +183,29 @@ def test_workers_that_cannot_start_leave_no_trial_running(run_search, monkeypatc
             run_search(data="digits", resume=True)
     assert "RUNNING" not in states(outcome.run)
     assert not run_search(evaluate=rung_evaluate, data="digits", resume=True).interrupted
+
+
+@pytest.mark.parametrize("reason", [DIED, STOPPED])
+def test_a_network_that_killed_its_workers_is_not_trained_under_another_number(run_search, space, reason: str) -> None:
+    trained: Counter[str] = Counter()
+
+    def deadly(task):
+        trained[LowFormerConfig.from_dict(task["config"]).id] += 1
+        return {"reason": reason} if task["trial"] == 2 else stub_evaluate(task)
+
+    outcome = run_search(evaluate=deadly)
+    (failed,) = [result for result in read_results(outcome.run) if result.status == "failed"]
+    study = optuna.load_study(study_name="lownas", storage=f"sqlite:///{outcome.run}/study.db")
+    study.enqueue_trial(space.to_params(failed.config))
+    outcome = run_search(evaluate=deadly, resume=True, trials=9)
+    again = [result for result in read_results(outcome.run) if result.role == "enqueued"]
+    assert [result.status for result in again] == ["failed"] and "not tried again: trial 2" in again[0].reason
+    assert trained[failed.config_id] == 1
+
+
+def test_a_single_training_is_of_the_best_not_of_the_smallest(run_search) -> None:
+    outcome = run_search(data="digits", trials=1, repeats=0, rungs=1)
+    assert [result.role for result in read_results(outcome.run)] == ["exploit"]
 
 
 def test_if_all_fail_the_search_ends_with_the_reason(run_search) -> None:
@@ -377,12 +400,6 @@ def test_time_budget(run_search, evaluate) -> None:
     outcome = run_search(evaluate=slow, time_budget_s=3, trials=50)
     assert outcome.interrupted and 0 < len(outcome.candidates) < 50
     assert outcome.seconds < 4.5
-
-
-@dataclass(frozen=True)
-class StubMeasurement:
-    median_ms: float
-    iqr_ms: float = 0.01
 
 
 def test_the_answer_is_the_best_one_measured_within_the_budget(run_search, predictor) -> None:
