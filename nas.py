@@ -33,7 +33,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lownas.evaluators.measure import LatencyMeasurement
+    from lownas.evaluators.device.measure import LatencyMeasurement
     from lownas.predictors import LatencyPredictor, Target
     from lownas.search.settings import SearchSettings
     from lownas.search_space import LowFormerConfig, OpGraph
@@ -179,8 +179,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search for the most accurate backbone within a latency budget on a device."""
-    from lownas.search.run import check_free, read_about, read_settings
-    from lownas.search.study import check_space
+    from lownas.search.run_search import check_space
+    from lownas.search.trials.run_folder import check_free, read_about, read_settings
     from lownas.search_space import SearchSpace
 
     given: dict[str, Any] = {
@@ -255,11 +255,11 @@ def _absolute(file: str) -> str:
 def _search(
     given: dict[str, Any], target: Target, profiles: Path | None, *, resume: bool, dry_run: bool, as_json: bool
 ) -> None:
+    from lownas.search.run_search import dry_run as describe
+    from lownas.search.run_search import search as run_search
+    from lownas.search.run_search import whole_range_ms
     from lownas.search.settings import SearchSettings
-    from lownas.search.storage import check_storage
-    from lownas.search.study import dry_run as describe
-    from lownas.search.study import search as run_search
-    from lownas.search.study import whole_range_ms
+    from lownas.search.trials.database import check_storage
     from lownas.search_space import SearchSpace
 
     # A front without a budget spans the space; how far that is, the predictor says below.
@@ -267,13 +267,13 @@ def _search(
     check_storage(settings.storage)
     space = SearchSpace.load(settings.space, settings.resolution)
     if settings.data is not None:
-        from lownas.evaluators.data import load_data
+        from lownas.evaluators.data.loading import load_data
 
         # What is wrong with it is said before anything starts.
         load_data(settings.data, 32, settings.seed, train_images=64, validation_images=64)
     inherited = None
     if settings.init_from is not None:
-        from lownas.evaluators.inherit import load_source
+        from lownas.evaluators.training.inherit import load_source
 
         inherited = load_source(settings.init_from).identity
     if not dry_run:
@@ -289,9 +289,9 @@ def _search(
         _print_dry_run(plan, settings, as_json=as_json)
         return
 
-    from lownas.search.export import export_outcome, outcome_to_dict
-    from lownas.search.progress import SearchProgress, outcome_table
-    from lownas.search.report import published_rows, write_report
+    from lownas.search.results.export import export_outcome, outcome_to_dict
+    from lownas.search.results.progress import SearchProgress, outcome_table
+    from lownas.search.results.report import published_rows, write_report
 
     console = _stderr()
     console.print(f"target {target}: {predictor.source}", highlight=False)
@@ -372,7 +372,7 @@ def _print_dry_run(plan: Any, settings: SearchSettings, *, as_json: bool) -> Non
         budget = {"target": settings.target, "latency_budget_ms": settings.latency_budget_ms}
         _print_json({**dataclasses.asdict(plan), **budget})
         return
-    from lownas.search.progress import duration
+    from lownas.search.results.progress import duration
 
     share = f"{100 * plan.feasible_share:.0f} % of random samples are within {settings.latency_budget_ms:g} ms"
     time = f"about {duration(plan.expected_s)}"
@@ -426,7 +426,7 @@ class _Meter(NamedTuple):
 @contextmanager
 def _meter(target: Target) -> Iterator[_Meter]:
     """This machine, or a box over SSH. Raises ValueError or OSError if it cannot measure `target`."""
-    from lownas.evaluators.measure import check_measurable, measure_for_calibration, measure_latency
+    from lownas.evaluators.device.measure import check_measurable, measure_for_calibration, measure_latency
 
     if target.box is None:
         check_measurable(target)
@@ -434,7 +434,7 @@ def _meter(target: Target) -> Iterator[_Meter]:
         return
     from dataclasses import replace
 
-    from lownas.evaluators.remote import RemoteBox
+    from lownas.evaluators.device.remote import RemoteBox
 
     with RemoteBox(target.box) as box:
         known = replace(target.box, fingerprint=box.fingerprint(target))
@@ -443,7 +443,7 @@ def _meter(target: Target) -> Iterator[_Meter]:
 
 def _check_same_box(target: Target, known: Mapping[str, str], profiles: Path | None) -> None:
     """Raises ValueError if a box is not the machine that its profile's fingerprint names."""
-    from lownas.predictors.target import profile_folders
+    from lownas.predictors.latency.target import profile_folders
 
     if target.box is not None and known and known != (here := target.fingerprint()):
         differing = "; ".join(f"{key} {known.get(key)!r} there, {here[key]!r} on {target.box.host}" for key in here)
@@ -455,7 +455,7 @@ def _check_same_box(target: Target, known: Mapping[str, str], profiles: Path | N
 
 def _predictor(target: Target, profiles: Path | None, *, calibrate_if_missing: bool = False) -> LatencyPredictor:
     from lownas.predictors import LatencyPredictor
-    from lownas.predictors.target import profile_folders
+    from lownas.predictors.latency.target import profile_folders
 
     known = any((folder / target.file_name).is_file() for folder in profile_folders(profiles))
     if not known and not calibrate_if_missing and target.box is not None:
@@ -475,8 +475,8 @@ def _calibrate(target: Target, profiles: Path | None, **options: Any) -> Latency
     from rich.progress import Progress as Bar
 
     from lownas.predictors import LatencyPredictor
-    from lownas.predictors.calibrate import Progress, calibrate
-    from lownas.predictors.target import profile_folders
+    from lownas.predictors.latency.calibration import Progress, calibrate
+    from lownas.predictors.latency.target import profile_folders
 
     columns = (TextColumn("measuring"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
     bar = Bar(*columns, TimeElapsedColumn(), console=_stderr())
@@ -713,7 +713,7 @@ def calibrate(
         options["time_limit_s"] = parse_duration(time_limit, "--time-limit")
     predictor = _calibrate(full, profiles, **options)
     known = predictor.provenance
-    from lownas.predictors.target import profile_folders
+    from lownas.predictors.latency.target import profile_folders
 
     path = profile_folders(profiles)[0] / full.file_name
     if as_json:
@@ -775,7 +775,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run's answer, or one of its trials, as a config file and an ONNX file (fresh weights)."""
-    from lownas.search.export import export_config, run_config
+    from lownas.search.results.export import export_config, run_config
 
     if (run is None) == (preset is None):
         raise ValueError("export: name either a run (--run) or a published model (--preset)")
@@ -802,11 +802,11 @@ def doctor(profiles: Profiles = None, as_json: Json = False) -> None:
     import psutil
 
     from lownas.predictors import Target, list_profiles
-    from lownas.predictors.target import ALIASES, cpu_name
-    from lownas.search.run import versions
+    from lownas.predictors.latency.target import ALIASES, cpu_name
+    from lownas.search.trials.run_folder import versions
 
     measurable: dict[str, str] = {}
-    from lownas.evaluators.measure import check_measurable
+    from lownas.evaluators.device.measure import check_measurable
 
     for alias in ALIASES:
         target = Target.parse(alias)

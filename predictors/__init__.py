@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accuracy import AccuracyPrior
-    from .fusion import fuse
-    from .kernels import Kernels
-    from .latency import LatencyPrediction, LatencyPredictor, list_profiles
-    from .target import Target
+    from .accuracy.prior import AccuracyPrior
+    from .latency.fusion import fuse
+    from .latency.kernels import Kernels
+    from .latency.predictor import LatencyPrediction, LatencyPredictor, list_profiles
+    from .latency.target import Target
 
 __all__ = [
     "AccuracyPrior",
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 _LATE = {
-    "AccuracyPrior": "accuracy",
-    "Kernels": "kernels",
-    "LatencyPrediction": "latency",
-    "LatencyPredictor": "latency",
-    "Target": "target",
-    "fuse": "fusion",
-    "list_profiles": "latency",
+    "AccuracyPrior": "accuracy.prior",
+    "Kernels": "latency.kernels",
+    "LatencyPrediction": "latency.predictor",
+    "LatencyPredictor": "latency.predictor",
+    "Target": "latency.target",
+    "fuse": "latency.fusion",
+    "list_profiles": "latency.predictor",
 }
 
 

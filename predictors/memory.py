@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..search_space.config import LowFormerConfig
-from ..search_space.graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph, Unit, unit_graph, units
+from ..search_space.graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph
+from ..search_space.units import Unit, unit_graph, units
 
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 IN_PLACE = frozenset(

@@ -9,15 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import Attention, LowFormerConfig, StageConfig
-from .graph import OpGraph, op_graph
+from .graph.operators import OpGraph
 from .presets import PRESETS, PUBLISHED
 from .space import SearchSpace
+from .units import op_graph
 
 if TYPE_CHECKING:
     from .checkpoints import export_state_dict, load_checkpoint
-    from .lowformer import LowFormer, build_model
-    from .onnx_graph import op_graph_from_onnx, write_onnx
-    from .torch_graph import op_graph_from_torch
+    from .graph.onnx_writer import op_graph_from_onnx, write_onnx
+    from .graph.torch_tracer import op_graph_from_torch
+    from .model import LowFormer, build_model
 
 __all__ = [
     "PRESETS",
@@ -38,13 +39,13 @@ __all__ = [
 ]
 
 _LATE = {
-    "LowFormer": "lowformer",
-    "build_model": "lowformer",
+    "LowFormer": "model",
+    "build_model": "model",
     "export_state_dict": "checkpoints",
     "load_checkpoint": "checkpoints",
-    "op_graph_from_onnx": "onnx_graph",
-    "op_graph_from_torch": "torch_graph",
-    "write_onnx": "onnx_graph",
+    "op_graph_from_onnx": "graph.onnx_reader",
+    "op_graph_from_torch": "graph.torch_tracer",
+    "write_onnx": "graph.onnx_writer",
 }
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .graph import AttentionUnit, LocalUnit, MlpUnit, attention_heads, attention_kernel, attention_padding, same_padding
+from .graph.operators import same_padding
+from .units import AttentionUnit, LocalUnit, MlpUnit, attention_heads, attention_kernel, attention_padding
 
 
 class PaddedConv2d(nn.Conv2d):

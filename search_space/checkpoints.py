@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .config import Attention, LowFormerConfig, StageConfig, blocks_after_downsampler
-from .graph import attention_heads
-from .lowformer import LowFormer, build_model
+from .model import LowFormer, build_model
+from .units import attention_heads
 
 # (pattern, replacement) in the order in which they are applied.
 _FROM_AUTHORS = (

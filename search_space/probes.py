@@ -8,7 +8,7 @@ most, and ends in a global mean, so that all its kernels but the last one are in
 
 from __future__ import annotations
 
-from .graph import GRAPH_INPUT, GraphBuilder, OpGraph
+from .graph.operators import GRAPH_INPUT, GraphBuilder, OpGraph
 
 Shape = tuple[int, int, int]
 

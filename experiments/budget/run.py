@@ -28,14 +28,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from lownas.evaluators.measure import measure_for_calibration, measure_latency
+from lownas.evaluators.device.measure import measure_for_calibration, measure_latency
 from lownas.predictors import LatencyPredictor, Target
-from lownas.predictors.accuracy import AccuracyPrior
-from lownas.predictors.calibrate import calibrate
-from lownas.predictors.target import profile_folders
+from lownas.predictors.accuracy.prior import AccuracyPrior
+from lownas.predictors.latency.calibration import calibrate
+from lownas.predictors.latency.target import profile_folders
+from lownas.search.run_search import search
 from lownas.search.settings import SearchSettings
-from lownas.search.strategy import evolve_front, fastest
-from lownas.search.study import search
+from lownas.search.strategies.feasible import evolve_front, fastest
 from lownas.search_space import LowFormerConfig, SearchSpace
 
 RESULTS = Path(__file__).with_name("results.json")

@@ -28,11 +28,11 @@ import numpy as np
 import psutil
 
 from lownas.predictors import LatencyPredictor
-from lownas.search import driver as driver_module
-from lownas.search.driver import Driver
+from lownas.search import loop as driver_module
+from lownas.search.loop import Driver
+from lownas.search.run_search import search
 from lownas.search.settings import SearchSettings
-from lownas.search.study import search
-from lownas.search.workers import Outcome
+from lownas.search.training.pools import Outcome
 from lownas.search_space import SearchSpace
 
 RESULTS = Path(__file__).with_name("results.json")

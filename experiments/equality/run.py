@@ -1,8 +1,8 @@
 """Five searches whose outcomes must not change when the code is only rearranged, and two that go on with older runs.
 
-    python experiments/equality/run.py --record         # writes recorded.json; at a commit that is known to be right
-    python experiments/equality/run.py                  # searches again and compares; exit code 1 where anything differs
-    python experiments/equality/run.py --older FOLDER   # resumes copies of the runs that --keep FOLDER left earlier
+    python experiments/equality/run.py --record        # writes recorded.json, at a commit that is known to be right
+    python experiments/equality/run.py                 # searches again and compares; exit code 1 for any difference
+    python experiments/equality/run.py --older FOLDER  # resumes copies of the runs that --keep FOLDER left earlier
 
 A shipped profile, `--workers 0`, pinned epochs and a proxy budget so small that the least training is chosen make a
 search depend on its settings alone. What is compared: every trial with its candidate, seed, accuracy, latency and
@@ -73,7 +73,7 @@ def differences(before: Any, now: Any, where: str = "") -> list[str]:
         return [line for i, (a, b) in pairs for line in differences(a, b, f"{where}[{i}]")]
     if isinstance(before, float) and isinstance(now, float) and abs(before - now) <= 1e-9 * abs(before):
         return []
-    return [] if before == now else [f"{where}: {str(before):.80} became {str(now):.80}"]
+    return [] if before == now else [f"{where}: {before!s:.80} became {now!s:.80}"]
 
 
 def main() -> int:

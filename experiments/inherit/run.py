@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from lownas.evaluators.data import ImageData, data_identity
-from lownas.evaluators.inherit import Source, inherit, load_source, save_source
-from lownas.evaluators.proxy import ProxySettings, load_proxy_data, prepared_model, train_proxy
-from lownas.evaluators.training import (
+from lownas.evaluators.data.loading import ImageData, data_identity
+from lownas.evaluators.training.inherit import Source, inherit, load_source, save_source
+from lownas.evaluators.training.proxy import ProxySettings, load_proxy_data, prepared_model, train_proxy
+from lownas.evaluators.training.trainer import (
     Images,
     Training,
     augmentation,

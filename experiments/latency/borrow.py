@@ -23,12 +23,12 @@ from scipy.stats import spearmanr
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lownas.evaluators.measure import measure_latency
+from lownas.evaluators.device.measure import measure_latency
 from lownas.predictors import LatencyPredictor, Target
-from lownas.predictors.calibrate import borrow, spread_sample
-from lownas.predictors.fit import Sample, blocked_channels, fit_samples, merged
-from lownas.predictors.target import shipped_profiles
-from lownas.predictors.uncertainty import LogErrors
+from lownas.predictors.latency.calibration import borrow, spread_sample
+from lownas.predictors.latency.fit import Sample, blocked_channels, fit_samples, merged
+from lownas.predictors.latency.target import shipped_profiles
+from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
 
 NEW = "cpu:torch"

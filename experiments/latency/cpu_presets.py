@@ -19,9 +19,9 @@ import numpy as np
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lownas.evaluators.measure import LatencyMeasurement, measure_for_calibration, measure_latency
+from lownas.evaluators.device.measure import LatencyMeasurement, measure_for_calibration, measure_latency
 from lownas.predictors import LatencyPredictor, Target
-from lownas.predictors.calibrate import DEFAULT_SAMPLES, calibrate
+from lownas.predictors.latency.calibration import DEFAULT_SAMPLES, calibrate
 from lownas.search_space import PRESETS, op_graph
 
 ROUNDS = 3

@@ -20,12 +20,12 @@ from cpu_space import read_rows
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lownas.evaluators.measure import measure_for_calibration
+from lownas.evaluators.device.measure import measure_for_calibration
 from lownas.predictors import Target
-from lownas.predictors.calibrate import spread_sample
-from lownas.predictors.fit import FOLDS, Sample, fit_samples, merged
-from lownas.predictors.fusion import fuse
-from lownas.predictors.uncertainty import LogErrors
+from lownas.predictors.latency.calibration import spread_sample
+from lownas.predictors.latency.fit import FOLDS, Sample, fit_samples, merged
+from lownas.predictors.latency.fusion import fuse
+from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 
 REFERENCE = "cpu"

@@ -192,9 +192,9 @@ def measure(models: Path, rows_file: Path, rounds: int = 2) -> list[dict]:
 
     Every measurement is one line of `rows_file`; what it holds already is not measured again.
     """
-    from lownas.evaluators.measure import measure_latency
+    from lownas.evaluators.device.measure import measure_latency
     from lownas.predictors import Target
-    from lownas.predictors.calibrate import spread_sample
+    from lownas.predictors.latency.calibration import spread_sample
     from lownas.search_space import SearchSpace
     from lownas.search_space.probes import probe_graphs
 
@@ -242,9 +242,9 @@ def compare(models: Path, rows: list[dict]) -> dict[str, object]:
     from scipy.stats import binomtest
 
     from lownas.predictors import LatencyPredictor, Target
-    from lownas.predictors.calibrate import spread_sample
-    from lownas.predictors.fit import Probe, Sample, blocked_channels, fit_samples, merged
-    from lownas.predictors.uncertainty import LogErrors
+    from lownas.predictors.latency.calibration import spread_sample
+    from lownas.predictors.latency.fit import Probe, Sample, blocked_channels, fit_samples, merged
+    from lownas.predictors.latency.uncertainty import LogErrors
     from lownas.search_space import SearchSpace, op_graph, op_graph_from_onnx
     from lownas.search_space.probes import probe_graphs
 

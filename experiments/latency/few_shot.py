@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
-from lownas.predictors.transfer import PENALTIES, fit_transfer, leave_one_out
-from lownas.predictors.uncertainty import LogErrors
+from lownas.predictors.latency.transfer import PENALTIES, fit_transfer, leave_one_out
+from lownas.predictors.latency.uncertainty import LogErrors
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

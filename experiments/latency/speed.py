@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _profiles() -> Path:
-    from lownas.predictors.target import shipped_profiles
+    from lownas.predictors.latency.target import shipped_profiles
 
     return shipped_profiles()
 

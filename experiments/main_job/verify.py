@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from lownas.evaluators.data import linear_baseline
-from lownas.evaluators.proxy import ProxySettings, load_proxy_data
+from lownas.evaluators.data.loading import linear_baseline
+from lownas.evaluators.training.proxy import ProxySettings, load_proxy_data
 from lownas.predictors import LatencyPredictor
-from lownas.predictors.accuracy import AccuracyPrior
-from lownas.predictors.target import cpu_name
-from lownas.search.run import read_about, read_results
+from lownas.predictors.accuracy.prior import AccuracyPrior
+from lownas.predictors.latency.target import cpu_name
 from lownas.search.settings import SearchSettings
+from lownas.search.trials.run_folder import read_about, read_results
 from lownas.search_space import SearchSpace
 
 RANDOM = 1000

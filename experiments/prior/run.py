@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lownas.predictors import AccuracyPrior, LatencyPredictor
-from lownas.search.strategy import evolve_front
+from lownas.search.strategies.feasible import evolve_front
 from lownas.search_space import PRESETS, PUBLISHED, LowFormerConfig, SearchSpace, op_graph
-from lownas.search_space.graph import AttentionUnit, LocalUnit, MlpUnit, unit_graph, units
+from lownas.search_space.units import AttentionUnit, LocalUnit, MlpUnit, unit_graph, units
 
 Floats = NDArray[np.float64]
 

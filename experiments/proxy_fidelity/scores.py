@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lownas.evaluators.training import seeded
+from lownas.evaluators.training.trainer import seeded
 from lownas.search_space import LowFormerConfig, build_model
 
 ACTIVATIONS = (nn.Hardswish, nn.GELU, nn.ReLU, nn.SiLU)

@@ -28,9 +28,9 @@ from scipy.stats import kendalltau, spearmanr
 
 from lownas.experiments.tabular import Network, Table
 from lownas.experiments.tabular.table import ceiling, seed_noise, true_spread
-from lownas.predictors import surrogate
-from lownas.predictors.surrogate import LONGER, Observation
-from lownas.search.experience import learn
+from lownas.predictors.accuracy import surrogate
+from lownas.predictors.accuracy.surrogate import LONGER, Observation
+from lownas.search.objectives.experience import learn
 from lownas.search_space import PRESETS, PUBLISHED, SearchSpace
 
 RESULTS = Path(__file__).with_name("study.json")

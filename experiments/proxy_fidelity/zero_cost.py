@@ -29,9 +29,9 @@ from lownas.experiments.proxy_fidelity.scores import zero_cost_scores
 from lownas.experiments.proxy_fidelity.study import RUNG_EPOCHS, at_rungs
 from lownas.experiments.tabular import Table
 from lownas.experiments.tabular.training import normalized, parts
-from lownas.search.experience import learn
+from lownas.search.objectives.experience import learn
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
-from lownas.search_space.graph import units
+from lownas.search_space.units import units
 
 PLAN = Path(__file__).parents[1] / "tabular" / "plan.json"
 ROWS = Path(__file__).with_name("zero_cost.jsonl")

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from scipy.stats import kendalltau
 
-from lownas.evaluators.data import data_identity, linear_baseline
-from lownas.evaluators.proxy import ProxySettings, load_proxy_data, train_proxy
+from lownas.evaluators.data.loading import data_identity, linear_baseline
+from lownas.evaluators.training.proxy import ProxySettings, load_proxy_data, train_proxy
 from lownas.search_space import PRESETS, PUBLISHED
 
 NAMES = tuple(name for name in PRESETS if name.startswith("lowformer_"))

@@ -22,9 +22,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lownas.evaluators.data import load_data
-from lownas.evaluators.proxy import ProxySettings, prepared_model
-from lownas.evaluators.training import Images, Training, augmentation, seeded, torch_threads
+from lownas.evaluators.data.loading import load_data
+from lownas.evaluators.training.proxy import ProxySettings, prepared_model
+from lownas.evaluators.training.trainer import Images, Training, augmentation, seeded, torch_threads
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 
 RESULTS = Path(__file__).with_name("results.json")

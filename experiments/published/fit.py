@@ -30,12 +30,12 @@ from scipy.optimize import least_squares, minimize
 from scipy.stats import binomtest, spearmanr
 from timm_graphs import ANCHORS, BENCHMARKS, anchor_rows, benchmark_rows, load_graph
 
-from lownas.predictors.fusion import fuse
-from lownas.predictors.kernel_model import COEFFICIENTS, KernelModel, physical_terms, with_ranges
-from lownas.predictors.kernels import KERNEL_CLASS, KERNEL_CLASSES, KERNEL_COLUMN, Kernels
-from lownas.predictors.latency import LatencyPredictor
-from lownas.predictors.target import Target
-from lownas.predictors.uncertainty import LogErrors
+from lownas.predictors.latency.fusion import fuse
+from lownas.predictors.latency.kernel_model import COEFFICIENTS, KernelModel, physical_terms, with_ranges
+from lownas.predictors.latency.kernels import KERNEL_CLASS, KERNEL_CLASSES, KERNEL_COLUMN, Kernels
+from lownas.predictors.latency.predictor import LatencyPredictor
+from lownas.predictors.latency.target import Target
+from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, op_graph
 from lownas.search_space.graph import OpGraph
 

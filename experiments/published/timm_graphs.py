@@ -97,7 +97,7 @@ def trace(model: Model, kind: str) -> OpGraph:
     import timm
     import torch
 
-    from lownas.search_space.torch_graph import op_graph_from_torch
+    from lownas.search_space.graph.torch_tracer import op_graph_from_torch
 
     name, _, part = model.name.partition(":")
     size = (model.height, model.width)

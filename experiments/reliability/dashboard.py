@@ -55,9 +55,9 @@ def read(port: int, done: threading.Event, answers: Counter[str], first: int) ->
 
 def main() -> None:
     from lownas.predictors import LatencyPredictor
-    from lownas.search.run import read_results
+    from lownas.search.run_search import search
     from lownas.search.settings import SearchSettings
-    from lownas.search.study import search
+    from lownas.search.trials.run_folder import read_results
     from lownas.search_space import SearchSpace
 
     with socket.socket() as free:

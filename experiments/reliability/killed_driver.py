@@ -33,9 +33,9 @@ def child(kind: str, run: str, seed: int, rungs: int) -> None:
     import numpy as np
 
     from lownas.predictors import LatencyPredictor
-    from lownas.search.evaluation import plan_proxy, train_candidate
+    from lownas.search.run_search import search
     from lownas.search.settings import SearchSettings
-    from lownas.search.study import search
+    from lownas.search.training.proxy_task import plan_proxy, train_candidate
     from lownas.search_space import SearchSpace
 
     def cheap(task: Any) -> dict[str, Any]:

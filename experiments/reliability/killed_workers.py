@@ -48,8 +48,8 @@ def kill_workers(done: threading.Event, killed: list[str]) -> None:
 
 def main() -> None:
     from lownas.predictors import LatencyPredictor
+    from lownas.search.run_search import search
     from lownas.search.settings import SearchSettings
-    from lownas.search.study import search
     from lownas.search_space import SearchSpace
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

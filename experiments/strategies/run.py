@@ -33,18 +33,18 @@ import optuna
 from numpy.typing import NDArray
 
 from lownas.experiments.tabular import Table
-from lownas.predictors.accuracy import AccuracyPrior
-from lownas.predictors.surrogate import AccuracySurrogate, Observation
-from lownas.search.experience import ENOUGH, fitted, refit_step
-from lownas.search.halving import Rungs
-from lownas.search.learned import initial
-from lownas.search.objective import Objective
-from lownas.search.objective import Observation as Trained
-from lownas.search.pareto import expected_front_improvement, expected_improvement, order
-from lownas.search.proposals import division
-from lownas.search.sampled import sampler
+from lownas.predictors.accuracy.prior import AccuracyPrior
+from lownas.predictors.accuracy.surrogate import AccuracySurrogate, Observation
+from lownas.search.objectives.estimates import Objective
+from lownas.search.objectives.estimates import Observation as Trained
+from lownas.search.objectives.experience import ENOUGH, fitted, refit_step
+from lownas.search.objectives.pareto import expected_front_improvement, expected_improvement, order
 from lownas.search.settings import Strategy
-from lownas.search.strategy import most_varied
+from lownas.search.strategies.base import division
+from lownas.search.strategies.feasible import most_varied
+from lownas.search.strategies.optuna_samplers import sampler
+from lownas.search.strategies.rungs import Rungs
+from lownas.search.strategies.surrogate import initial
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
 
 HERE = Path(__file__).parent
@@ -131,7 +131,7 @@ class Trials:
         self.log.append(Observation(self.pool.configs[network], place, float(self.pool.seen[network, rung]), loss))
 
     def surrogate(self) -> AccuracySurrogate:
-        """Of all trainings, as a search has it: see `lownas.search.experience`."""
+        """Of all trainings, as a search has it: see `lownas.search.objectives.experience`."""
         if self.built is not None and self.built[0] == len(self.log):
             return self.built[1]
         count = refit_step(len(self.log))

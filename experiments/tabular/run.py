@@ -31,8 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from filelock import FileLock, Timeout
 
-from lownas.evaluators.agent import training
-from lownas.evaluators.measure import LatencyMeasurement, measure_latency
+from lownas.evaluators.device.agent import training
+from lownas.evaluators.device.measure import LatencyMeasurement, measure_latency
 from lownas.experiments.tabular.table import TABLE, Network, Table, Training, ceiling, seed_noise, true_spread
 from lownas.experiments.tabular.training import SCHEDULES, STEPS_PER_EPOCH, Schedule, step_ms, train, train_many
 from lownas.predictors import Target

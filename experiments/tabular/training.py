@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lownas.evaluators.data import load_data
-from lownas.evaluators.data_sources import FASHION_FOLDER
+from lownas.evaluators.data.loading import load_data
+from lownas.evaluators.data.sources import FASHION_FOLDER
 from lownas.search_space import LowFormerConfig, build_model
 
 SPLIT_SEED = 2026

@@ -24,10 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from lownas.predictors import LatencyPredictor
-from lownas.search.driver import Driver
-from lownas.search.evaluation import plan_proxy
+from lownas.search.loop import Driver
+from lownas.search.run_search import search
 from lownas.search.settings import SearchSettings
-from lownas.search.study import search
+from lownas.search.training.proxy_task import plan_proxy
 from lownas.search_space import SearchSpace
 
 RESULTS = Path(__file__).with_name("results.json")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lownas.experiments.tabular.table import TABLE
-from lownas.search.objective import FIDELITY
+from lownas.search.objectives.estimates import FIDELITY
 
 STUDY = TABLE.parents[1] / "proxy_fidelity" / "study.json"
 

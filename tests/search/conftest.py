@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lownas.predictors.accuracy import total_macs
-from lownas.search.outcome import SearchOutcome
+from lownas.predictors.accuracy.prior import total_macs
+from lownas.search.results.outcome import SearchOutcome
+from lownas.search.run_search import search
 from lownas.search.settings import SearchSettings
-from lownas.search.study import search
 from lownas.search_space.config import LowFormerConfig
-from lownas.search_space.graph import op_graph
 from lownas.search_space.space import SearchSpace
+from lownas.search_space.units import op_graph
 
 
 @dataclass(frozen=True)

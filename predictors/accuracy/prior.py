@@ -1,0 +1,167 @@
+"""ImageNet top-1 as far as published results of this family support it: the accuracy prior.
+
+A power law through the published points (`PUBLISHED`): what a model of this family, trained as the authors train, may
+be expected to reach with its MACs, resolution, blocks and attention. How these features were chosen, and what the
+choice is worth, stands in experiments/prior/. Of how the MACs are spent otherwise it knows nothing; proxy training
+corrects it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...search_space.config import LowFormerConfig
+from ...search_space.presets import PUBLISHED, Published
+from ...search_space.units import AttentionUnit, LocalUnit, Unit, unit_graph, units
+
+Floats = NDArray[np.float64]
+
+REFERENCE_RESOLUTION = 224
+_ROUNDING = 1.005  # MACs do not scale exactly with the resolution's square
+
+
+@lru_cache(maxsize=65536)
+def _unit_macs(unit: Unit) -> int:
+    return unit_graph(unit).macs
+
+
+def total_macs(configs: Sequence[LowFormerConfig]) -> Floats:
+    """(n,) MACs of `configs` at their own resolution, tens of thousands a second once their units have been seen."""
+    return np.array([sum(map(_unit_macs, units(config))) for config in configs], dtype=np.float64)
+
+
+@lru_cache(maxsize=65536)
+def _unit_params(unit: Unit) -> int:
+    return unit_graph(unit).params
+
+
+def total_params(configs: Sequence[LowFormerConfig]) -> Floats:
+    """(n,) parameters as trained, BatchNorm included."""
+    return np.array([sum(map(_unit_params, units(config))) for config in configs], dtype=np.float64)
+
+
+def macs_and_shape(configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats, Floats]:
+    """(n,) MACs, (n,) local blocks (downsamplers included), (n,) share of the LowFormer blocks that attend, 0 to 1."""
+    rows = np.array([_macs_and_shape(units(config)) for config in configs], dtype=np.float64).reshape(-1, 3)
+    return rows[:, 0], rows[:, 1], rows[:, 2]
+
+
+def _macs_and_shape(parts: Sequence[Unit]) -> tuple[int, int, float]:
+    local = [part.in_block for part in parts if isinstance(part, LocalUnit)]
+    attending = sum(isinstance(part, AttentionUnit) for part in parts)
+    return sum(map(_unit_macs, parts)), len(local), attending / max(sum(local), 1)
+
+
+class AccuracyPrior:
+    """ln(100 - top-1 %) as a line in ln MACs, ln resolution, ln blocks and the share of blocks that attend.
+
+    MACs count at the config's own resolution. Outside what was published it is careful:
+    - Test resolutions are 224 to 288, of models trained at up to 224. Below 224 the resolution's term is held at its
+      value at 224, so that there a multiply-accumulate is worth the same whether resolution or width saves it (as the
+      published MobileNetV2 family has it: 65.3 % at 128 pixels and 99 M, 65.4 % at half width and 97 M); the law would
+      credit small images with accuracy that nobody has measured.
+    - MACs (at the same resolution) and blocks beyond the largest published ones earn nothing: nobody has measured what
+      they bring, and evolution would spend any budget on them. `beyond` tells which configs have more MACs.
+
+    Attributes:
+        coefficients: (5,) constant, per ln(GMACs), ln(resolution / 224), ln(blocks), share that attends.
+        points: how many published points (models times test resolutions) it was fitted on.
+        models: how many models.
+        leave_one_out_error, worst_leave_one_out_error: mean and largest absolute error in points over the published
+            points, each predicted by the law fitted without its model (at any resolution). The features were chosen
+            on the same points; chosen anew without each model, the errors are larger (experiments/prior/).
+        baseline_error, worst_baseline_error: the same for a line in ln MACs and ln resolution.
+        macs_range: smallest and largest MACs of the published models, at 224 pixels.
+        resolution_range: smallest and largest published test resolution.
+        most_blocks: of the published models.
+    """
+
+    def __init__(self, published: Mapping[str, Published] = PUBLISHED) -> None:
+        if len(published) < 6:
+            raise ValueError(f"an accuracy prior needs at least 6 published models, given {len(published)}")
+        points = [
+            (name, model.config.replace(resolution=resolution), top1)
+            for name, model in published.items()
+            for resolution, top1 in model.top1.items()
+        ]
+        names = [name for name, _, _ in points]
+        configs = [config for _, config, _ in points]
+        top1 = np.array([accuracy for _, _, accuracy in points])
+        macs, blocks, shares = macs_and_shape(configs)
+        resolutions = _resolutions(configs)
+        at_reference = total_macs([model.config for model in published.values()])
+        self.macs_range = (float(at_reference.min()), float(at_reference.max()))
+        self.resolution_range = (int(resolutions.min()), int(resolutions.max()))
+        self.most_blocks = float(blocks.max())
+        features = _features(macs, resolutions, blocks, shares)
+        self.coefficients = _fit(features, np.log(100 - top1))
+        self.points = len(points)
+        self.models = len(published)
+        errors = np.abs(100 - np.exp(_left_out(names, features, np.log(100 - top1))) - top1)
+        self.leave_one_out_error, self.worst_leave_one_out_error = float(errors.mean()), float(errors.max())
+        errors = np.abs(_left_out(names, features[:, :3], top1) - top1)
+        self.baseline_error, self.worst_baseline_error = float(errors.mean()), float(errors.max())
+
+    def imagenet_top1(self, configs: Sequence[LowFormerConfig]) -> Floats:
+        """(n,) expected ImageNet top-1 in percent, each config at its own resolution."""
+        macs, blocks, shares = macs_and_shape(configs)
+        return self.top1_from_costs(macs, _resolutions(configs), blocks, shares)
+
+    def top1_from_costs(self, macs: Floats, resolutions: Floats, blocks: Floats, shares: Floats) -> Floats:
+        """(n,) the same from (n,) MACs at (n,) resolutions in pixels, and what `macs_and_shape` gives beside them."""
+        earning = macs / np.maximum(_at_reference(macs, resolutions) / self.macs_range[1], 1.0)
+        error = np.exp(
+            _features(earning, resolutions, np.minimum(blocks, self.most_blocks), shares) @ self.coefficients
+        )
+        top1: Floats = np.maximum(100 - error, 0.0)
+        return top1
+
+    def beyond(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
+        """(n,) whether a config has more MACs (scaled to 224 pixels) than the largest published model."""
+        macs = _at_reference(total_macs(configs), _resolutions(configs))
+        larger: NDArray[np.bool_] = macs > self.macs_range[1] * _ROUNDING
+        return larger
+
+    def extrapolates(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
+        """(n,) whether a config lies outside the published models, in MACs (scaled to 224 pixels) or in resolution."""
+        resolutions = _resolutions(configs)
+        macs = _at_reference(total_macs(configs), resolutions)
+        low, high = self.macs_range
+        smallest, largest = self.resolution_range
+        inside: NDArray[np.bool_] = (macs >= low / _ROUNDING) & (macs <= high * _ROUNDING)
+        return ~(inside & (resolutions >= smallest) & (resolutions <= largest))
+
+
+def _at_reference(macs: Floats, resolutions: Floats) -> Floats:
+    """(n,) MACs brought to 224 pixels by the area."""
+    scaled: Floats = macs * (REFERENCE_RESOLUTION / resolutions) ** 2
+    return scaled
+
+
+def _resolutions(configs: Sequence[LowFormerConfig]) -> Floats:
+    return np.array([config.resolution for config in configs], dtype=np.float64)
+
+
+def _features(macs: Floats, resolutions: Floats, blocks: Floats, shares: Floats) -> Floats:
+    """(n, 5) constant, ln(GMACs), ln(resolution / 224) (not below 0), ln(blocks), share that attends."""
+    larger = np.maximum(resolutions, REFERENCE_RESOLUTION) / REFERENCE_RESOLUTION
+    return np.stack([np.ones_like(macs), np.log(macs / 1e9), np.log(larger), np.log(blocks), shares], axis=1)
+
+
+def _fit(features: Floats, targets: Floats) -> Floats:
+    coefficients: Floats = np.linalg.lstsq(features, targets, rcond=None)[0].astype(np.float64)
+    return coefficients
+
+
+def _left_out(names: Sequence[str], features: Floats, targets: Floats) -> Floats:
+    """(n,) each target predicted from a fit without the points of its model."""
+    labels = np.array(names)
+    predicted = np.empty_like(targets)
+    for name in dict.fromkeys(names):
+        held = labels == name
+        predicted[held] = features[held] @ _fit(features[~held], targets[~held])
+    return predicted

@@ -1,0 +1,390 @@
+"""What onnxruntime executes: its CPU provider in fp32 and int8, and its CUDA provider."""
+
+from __future__ import annotations
+
+from ...search_space.graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph
+from .kernels import (
+    ACTIVATIONS,
+    BLOCKED,
+    CLASS_OF_KIND,
+    EITHER,
+    KERNEL_CLASS,
+    KERNEL_COLUMN,
+    LAST,
+    OUTPUTS,
+    PLAIN,
+    POINTWISE,
+    ROW,
+    TAIL,
+    Fuser,
+    Kernels,
+    class_of,
+    conv_class,
+)
+
+_MERGED_ACTIVATIONS = frozenset({"hardswish", "relu", "sigmoid", "hardsigmoid", "tanh"})
+_MERGED_UNBLOCKED = frozenset({"relu", "sigmoid", "hardsigmoid", "tanh"})
+_CPU_CLASSES = CLASS_OF_KIND | {
+    "silu": "silu",
+    "sigmoid": "sigmoid",
+    "tanh": "sigmoid",
+    "max_pool": "pool_local",
+    "avg_pool": "pool_local",
+}
+
+
+class OnnxRuntime(Fuser):
+    """The CPU provider's layout transformation (nchwc_transformer.cc) and fusions, replayed in the graph's order.
+
+    Graphs leave out the transpositions between maps and tokens, so these follow from what each operator works on:
+    convolutions, pooling and GroupNorm on maps, matrix products and LayerNorm on tokens, the others on what they get.
+    """
+
+    def __init__(self, graph: OpGraph, block: int, layout: int) -> None:
+        super().__init__(graph)
+        self.block = block
+        self.layouts: dict[int, set[int]] = {GRAPH_INPUT: {layout}}  # tensor (by producing row) -> where it exists
+        self.native: dict[int, int] = {GRAPH_INPUT: layout}
+        self.sizes: dict[int, tuple[int, int]] = {}  # tensor -> (channels, pixels or tokens)
+        self.open: dict[int, int] = {}  # tensor -> the convolution that gives it and can take an activation
+        self.summed: set[int] = set()  # those that already take a sum
+
+    def need(self, source: int, layout: int, consumer: int) -> None:
+        """Makes sure that the output of `source` exists in `layout`, by a reorder or transposition if it does not."""
+        known = self.layouts[source]
+        if layout in known:
+            return
+        if source == GRAPH_INPUT:
+            op = self.ops[consumer]
+            shape = [op[COLUMN[name]] for name in ("cin", "hin", "win")]
+        else:
+            op = self.ops[source]
+            shape = [op[COLUMN[name]] for name in ("cout", "hout", "wout")]
+        elements = shape[0] * shape[1] * shape[2]
+        if BLOCKED in known and len(known) == 1:
+            # Straight to channels-last, unless height and width become one dimension in between.
+            names = ["reorder_out"]
+            if layout == LAST and shape[2] > 1 and self.ops[consumer][COLUMN["win"]] == 1:
+                names.append("transpose")
+                known.add(PLAIN)
+        elif layout == BLOCKED:
+            names = ["reorder_in"]
+        else:
+            names = ["transpose"]
+        known.add(layout)
+        for name in names:
+            self.rows.append([KERNEL_CLASS[name], source, *shape, *shape, 1, 1, 1, 1, 0, elements, elements, 0, 0])
+
+    def is_blocked(self, source: int) -> bool:
+        """Whether `source` was computed in the blocked layout; a reordered copy serves convolutions only."""
+        return self.native[source] == BLOCKED
+
+    def run(self) -> tuple[Kernels, int]:
+        for row, op in enumerate(self.ops):
+            layout = self.operator(row, op)
+            self.layouts[row] = {PLAIN, LAST} if layout == EITHER else {layout}
+            self.native[row] = layout
+            if row not in self.sizes:
+                self.sizes[row] = self._size(row, op)
+        return self.kernels(), self.native[len(self.ops) - 1]
+
+    def _size(self, row: int, op: list[int]) -> tuple[int, int]:
+        size = (op[COLUMN["cout"]], op[COLUMN["hout"]] * op[COLUMN["wout"]])
+        if KINDS[op[0]] in POINTWISE:  # tables do not say which dimension of a pointwise operator the channels are
+            for source in self.sources[row]:
+                before = self.sizes.get(source, size)
+                if before[0] * before[1] == size[0] * size[1]:
+                    return before
+        return size
+
+    def operator(self, row: int, op: list[int]) -> int:
+        """Emits the kernels of `row` and gives the layout of its output."""
+        kind = KINDS[op[0]]
+        if kind == "conv":
+            return self.conv(row, op)
+        if kind in ACTIVATIONS:
+            return self.activation(row, kind)
+        if kind in ("add", "mul"):
+            return self.binary(row, kind)
+        if kind in ("max_pool", "avg_pool"):
+            return self.pool(row, op, kind)
+        if kind == "global_pool":
+            # A gate's pooling is a mean, which has no blocked form.
+            gates = self.sources[row][0] != GRAPH_INPUT and self.uses[self.sources[row][0]] > 1
+            return self.plain(row, "reduce") if gates else self.follow(row, "pool")
+        if kind == "batch_norm":
+            layout = self.follow(row, kind)
+            if layout == BLOCKED:  # it becomes a depthwise 1x1 convolution
+                self.open[row] = self.kernel_of[row]
+            return layout
+        if kind == "resize":
+            return self.follow(row, kind)
+        if kind == "linear":
+            return self.linear(row, op)
+        if kind == "layer_norm" and op[COLUMN["hin"]] * op[COLUMN["win"]] > 1:
+            self.need(self.sources[row][0], LAST, row)
+            self.emit(row, kind)
+            return LAST
+        if kind in ("matmul", "softmax"):
+            return self.settled(row, kind)
+        if kind == "concat":
+            aligned = not op[COLUMN["weights"]] and all(
+                self.is_blocked(s) and s != GRAPH_INPUT and self.ops[s][COLUMN["cout"]] % self.block == 0
+                for s in self.sources[row]
+            )
+            return self.follow(row, "move") if aligned else self.tokens_or_plain(row, "move")
+        if kind == "move":
+            return self.move(row, op)
+        if kind in ("reduce", "other", "layer_norm"):
+            return self.tokens_or_plain(row, CLASS_OF_KIND[kind])
+        return self.plain(row, class_of(op))
+
+    def plain(self, row: int, class_name: str) -> int:
+        for source in dict.fromkeys(self.sources[row]):
+            self.need(source, PLAIN, row)
+        self.emit(row, class_name)
+        return PLAIN
+
+    def follow(self, row: int, class_name: str) -> int:
+        """An operator that runs in whatever layout its first input has."""
+        if self.is_blocked(self.sources[row][0]):
+            self.emit(row, class_name)
+            return BLOCKED
+        return self.tokens_or_plain(row, class_name)
+
+    def tokens_or_plain(self, row: int, class_name: str) -> int:
+        """An operator on tokens if its inputs are tokens or it makes such of a map, and on plain maps otherwise."""
+        if self.makes_tokens(row):
+            for source in dict.fromkeys(self.sources[row]):
+                self.need(source, LAST, row)
+            self.emit(row, class_name)
+            return LAST
+        natives = {self.native[source] for source in self.sources[row]}
+        if not natives or natives - {LAST, EITHER}:
+            return self.plain(row, class_name)
+        self.emit(row, class_name)
+        return LAST if LAST in natives else EITHER
+
+    def makes_tokens(self, row: int) -> bool:
+        """Whether some input is a map and the output one row of its pixels, with the same channels."""
+        op = self.ops[row]
+        if op[COLUMN["wout"]] > 1 or op[COLUMN["hout"]] == 1:
+            return False
+        for source in self.sources[row]:
+            before = self.ops[source] if source != GRAPH_INPUT else None
+            if before and before[COLUMN["wout"]] > 1 and before[COLUMN["cout"]] == op[COLUMN["cout"]]:
+                return self.native[source] in (PLAIN, BLOCKED)
+        return False
+
+    def move(self, row: int, op: list[int]) -> int:
+        """A rearrangement: slices keep the layout, and permutations give what is asked for next."""
+        source = self.sources[row][0]
+        self.settled(row, "move")
+        before, after = op[COLUMN["cin"] : COLUMN["win"] + 1], op[COLUMN["cout"] : COLUMN["wout"] + 1]
+        if op[COLUMN["inputs"]] == op[OUTPUTS] and before != after:
+            return EITHER
+        return PLAIN if self.is_blocked(source) else self.native[source]
+
+    def settled(self, row: int, class_name: str) -> int:
+        """An operator whose inputs only must not be blocked."""
+        for source in dict.fromkeys(self.sources[row]):
+            if self.is_blocked(source):
+                self.need(source, PLAIN, row)
+        self.emit(row, class_name)
+        return EITHER
+
+    def linear(self, row: int, op: list[int]) -> int:
+        cin, tokens = op[COLUMN["cin"]] // op[COLUMN["groups"]], op[COLUMN["hin"]] * op[COLUMN["win"]]
+        source = self.sources[row][0]
+        if tokens == 1:
+            self.settled(row, "linear")
+            return PLAIN
+        channels, pixels = self.sizes.get(source, (cin, tokens))
+        if channels != cin and pixels == cin:  # it mixes tokens, not channels
+            self.need(source, PLAIN, row)
+            self.emit(row, "linear_tokens")
+            self.sizes[row] = (tokens, op[COLUMN["cout"]])
+            return PLAIN
+        if channels != pixels or self.native[source] == BLOCKED:
+            self.need(source, LAST, row)
+        self.emit(row, "linear_tokens")
+        return LAST
+
+    def pool(self, row: int, op: list[int], kind: str) -> int:
+        """Pooling over windows: blocked wherever the channels allow it."""
+        blocked = self.block > 0 and op[COLUMN["cin"]] % self.block == 0
+        self.need(self.sources[row][0], BLOCKED if blocked else PLAIN, row)
+        kernel = self.emit(row, _CPU_CLASSES[kind])
+        self.rows[kernel][KERNEL_COLUMN["macs"]] = op[OUTPUTS] * op[COLUMN["kh"]] * op[COLUMN["kw"]]
+        return BLOCKED if blocked else PLAIN
+
+    def conv(self, row: int, op: list[int]) -> int:
+        source = self.sources[row][0]
+        cin, cout, groups = op[COLUMN["cin"]], op[COLUMN["cout"]], op[COLUMN["groups"]]
+        per_group = cin // groups
+        if self.block == 0:
+            blocked_in = None
+        elif groups > 1:
+            depthwise = per_group == 1 and cout == groups
+            aligned = per_group % self.block == 0 and (cout // groups) % self.block == 0
+            blocked_in = BLOCKED if cout % 4 == 0 and (depthwise or aligned) else None
+        elif cin < self.block:
+            blocked_in = PLAIN
+        else:
+            blocked_in = BLOCKED if cin % 4 == 0 else None
+        if blocked_in is None:
+            self.need(source, PLAIN, row)
+            self.open[row] = self.emit(row, "conv_unblocked" if self.block else class_of(op))
+            return PLAIN
+        self.need(source, blocked_in, row)
+        self.open[row] = self.emit(row, "conv_first" if blocked_in == PLAIN else conv_class(op))
+        return BLOCKED
+
+    def merges_into(self, source: int) -> int | None:
+        """The convolution whose output `source` is, for one consumer alone and without an activation yet, or None."""
+        return self.open.get(source) if source != GRAPH_INPUT and self.uses[source] == 1 else None
+
+    def activation(self, row: int, kind: str) -> int:
+        source = self.sources[row][0]
+        kernel = self.merges_into(source)
+        blocked = self.is_blocked(source)
+        if kernel is not None and kind in (_MERGED_ACTIVATIONS if blocked else _MERGED_UNBLOCKED):
+            self.merge(row, kernel)
+            return BLOCKED if blocked else PLAIN
+        return self.follow(row, _CPU_CLASSES[kind])
+
+    def binary(self, row: int, kind: str) -> int:
+        sources, op = self.sources[row], self.ops[row]
+        same_shape = op[COLUMN["inputs"]] == len(sources) * op[OUTPUTS]
+        kernels = {source: self.merges_into(source) for source in sources}
+        if self.makes_tokens(row):
+            return self.tokens_or_plain(row, "add" if same_shape and len(sources) > 1 else "broadcast")
+        if len(sources) == 1:
+            kernel = kernels[sources[0]]
+            if kernel is not None and kernel not in self.summed and op[COLUMN["weights"]] in (0, op[COLUMN["cout"]]):
+                # A factor or bias per channel becomes part of the weights.
+                self.kernel_of[row] = self.open[row] = kernel
+                return self.native[sources[0]]
+            if kind == "mul" and self.is_blocked(sources[0]) and op[COLUMN["weights"]] == op[COLUMN["cout"]]:
+                self.open[row] = self.emit(row, "batch_norm")  # as above
+                return BLOCKED
+            return self.tokens_or_plain(row, "broadcast")
+        if not same_shape or self.native[sources[0]] in (LAST, EITHER) or len(sources) != 2:
+            return self.tokens_or_plain(row, "add" if same_shape else "broadcast")
+        if kind == "add":
+            for kernel in kernels.values():
+                # im2col convolutions add into their output, whatever the layout of the other one
+                if kernel is None or kernel in self.summed or self.rows[kernel][0] != KERNEL_CLASS["conv_unblocked"]:
+                    continue
+                for other in sources:
+                    self.need(other, PLAIN, row)
+                return self.add_into(row, kernel, PLAIN)
+        if not all(self.is_blocked(source) for source in sources):
+            return self.plain(row, "add")
+        if kind == "add":
+            for kernel in kernels.values():
+                if kernel is not None and kernel not in self.summed:
+                    return self.add_into(row, kernel, BLOCKED)
+        self.emit(row, "add")
+        return BLOCKED
+
+    def add_into(self, row: int, kernel: int, layout: int) -> int:
+        self.merge(row, kernel)
+        self.summed.add(kernel)
+        self.open[row] = kernel
+        return layout
+
+
+_INTEGER = frozenset(
+    {
+        "conv",
+        "linear",
+        "matmul",
+        "add",
+        "relu",
+        "global_pool",
+        "max_pool",
+        "avg_pool",
+        "resize",
+        "concat",
+        "crop",
+        "move",
+    }
+)
+"""What int8 models compute in integers, or move as such."""
+_FOLLOWING = POINTWISE | {"resize", "max_pool", "avg_pool", "concat", "crop"}
+
+
+class OnnxRuntimeInt8(Fuser):
+    """Integer convolutions are channels-last (`BLOCKED` here), and so is what lies between them; the rest is plain.
+
+    Operators in float count the conversions of what they read and write as their tail. A ReLU is no operator: it is
+    the range of the tensor before it.
+    """
+
+    def __init__(self, graph: OpGraph, layout: int) -> None:
+        super().__init__(graph)
+        self.layouts: dict[int, set[int]] = {GRAPH_INPUT: {layout}}
+        self.native: dict[int, int] = {GRAPH_INPUT: layout}
+        self.integer = [KINDS[op[0]] in _INTEGER for op in self.ops] + [True]  # the last is the graph's input, -1
+        self.consumers: list[list[int]] = [[] for _ in self.ops]
+        for row, sources in enumerate(self.sources):
+            for source in sources:
+                if source != GRAPH_INPUT:
+                    self.consumers[source].append(row)
+
+    def run(self) -> tuple[Kernels, int]:
+        for row, op in enumerate(self.ops):
+            kind, sources = KINDS[op[0]], self.sources[row]
+            if kind == "relu" and sources[0] in self.kernel_of and self.integer[sources[0]]:
+                self.kernel_of[row] = self.kernel_of[sources[0]]
+                self.layouts[row], self.native[row] = self.layouts[sources[0]], self.native[sources[0]]
+                continue
+            last = kind == "conv" or (kind in _FOLLOWING and self.stays_last(row))
+            self.native[row] = BLOCKED if last else PLAIN
+            self.layouts[row] = {self.native[row]}
+            for source in dict.fromkeys(sources):
+                self.need(source, self.native[row], row)
+            kernel = self.emit(row, class_of(op))
+            if not self.integer[row]:
+                read = sum(self.integer[source] for source in set(sources))
+                readers = self.consumers[row]  # none at the end of a unit, which a convolution follows
+                self.rows[kernel][TAIL] = read + (not readers or any(self.integer[reader] for reader in readers))
+        return self.kernels(), self.native[len(self.ops) - 1]
+
+    def stays_last(self, row: int) -> bool:
+        """Whether all inputs are channels-last, and not nothing but pooling to one pixel reads the output."""
+        readers = {KINDS[self.ops[consumer][0]] for consumer in self.consumers[row]}
+        return all(self.native[source] == BLOCKED for source in self.sources[row]) and readers != {"global_pool"}
+
+    def need(self, source: int, layout: int, consumer: int) -> None:
+        """Makes sure that the output of `source` exists in `layout`, by a transposition if it does not."""
+        if layout in self.layouts[source]:
+            return
+        self.layouts[source].add(layout)
+        op = self.ops[consumer if source == GRAPH_INPUT else source]
+        names = ("cin", "hin", "win") if source == GRAPH_INPUT else ("cout", "hout", "wout")
+        shape = [op[COLUMN[name]] for name in names]
+        elements = shape[0] * shape[1] * shape[2]
+        name = "reorder_in" if layout == BLOCKED else "reorder_out"
+        self.rows.append([KERNEL_CLASS[name], source, *shape, *shape, 1, 1, 1, 1, 0, elements, elements, 0, 0])
+
+
+def onnxruntime_cuda(graph: OpGraph) -> Kernels:
+    """The CUDA provider (conv_activation_fusion.cc): a ReLU, alone or after a sum, joins the convolution before it."""
+    fuser = Fuser(graph)
+    kinds = graph.kinds
+    summed = {sources[0] for row, sources in enumerate(fuser.sources) if kinds[row] == "relu"}
+    for row, op in enumerate(fuser.ops):
+        if kinds[row] == "relu":  # after a convolution, or after a sum that one has taken
+            alone = [s for s in fuser.sources[row] if s != GRAPH_INPUT and fuser.uses[s] == 1]
+            heads = [s for s in alone if kinds[fuser.rows[fuser.kernel_of[s]][ROW]] == "conv"]
+        elif kinds[row] == "add" and row in summed and fuser.uses[row] == 1:
+            heads = [s for s in fuser.sources[row] if s != GRAPH_INPUT and fuser.uses[s] == 1 and kinds[s] == "conv"]
+        else:
+            heads = []
+        if heads:
+            fuser.merge(row, fuser.kernel_of[heads[0]])
+        else:
+            fuser.emit(row, class_of(op))
+    return fuser.kernels()

@@ -1,0 +1,387 @@
+"""Where candidates are evaluated: in this process, or in Ray workers. The only file that imports Ray.
+
+A task is a plain mapping with at least "trial" (its number); an evaluation maps it to a plain mapping. Whatever an
+evaluation raises becomes a failed outcome of that trial alone. Workers are stateless and know nothing of the study.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...evaluators.device.agent import training
+from ..settings import SearchSettings
+
+Task = Mapping[str, Any]
+Evaluate = Callable[[Task], Mapping[str, Any]]
+Share = Callable[[Task], tuple[Hashable, Callable[[], Any]]]
+
+RETRIES = 2  # a trial whose worker died is tried again at most this often
+DIED = f"its worker process died, {RETRIES + 1} times"
+STOPPED = f"out of memory: Ray stopped its worker to save the machine, {RETRIES + 1} times"
+OBJECT_STORE_BYTES = 512 * 1024**2  # what does not fit goes to disk
+PACKAGES = ("evaluators", "predictors", "search", "search_space")
+
+logger = logging.getLogger("lownas.search")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task: `value` as the evaluation returned it, or None and the `error`, in one line."""
+
+    trial: int
+    value: Mapping[str, Any] | None
+    error: str = ""
+
+
+class Pool(Protocol):
+    """Evaluates tasks; `size` at once."""
+
+    size: int
+
+    @property
+    def pending(self) -> int:
+        """How many submitted tasks have no outcome yet."""
+
+    def submit(self, task: Task) -> None: ...
+
+    def wait(self, timeout_s: float | None = None) -> list[Outcome]:
+        """The outcomes that are there once there is one, or none after `timeout_s`."""
+
+    def close(self) -> None:
+        """Gives up what is pending and frees everything. May be called twice."""
+
+
+def open_pool(evaluate: Evaluate, settings: SearchSettings, share: Share | None = None) -> Pool:
+    """As a search's settings say: Ray workers, or this process for none.
+
+    Args:
+        share: of a task, the name of something large that its evaluation needs and what makes it: it is made once, and
+            evaluations in workers find it in their task as "shared".
+    """
+    if not settings.workers:
+        return InProcessPool(evaluate)
+    return RayPool(
+        evaluate,
+        settings.workers,
+        settings.gpu_fraction,
+        share=share,
+        trial_timeout_s=settings.trial_timeout_s,
+        address=settings.ray_address,
+        insecure=settings.insecure,
+    )
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception as one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+
+
+class InProcessPool:
+    """Evaluates one task at a time, here."""
+
+    size = 1
+
+    def __init__(self, evaluate: Evaluate) -> None:
+        self._evaluate = evaluate
+        self._tasks: list[Task] = []
+
+    @property
+    def pending(self) -> int:
+        return len(self._tasks)
+
+    def submit(self, task: Task) -> None:
+        self._tasks.append(task)
+
+    def wait(self, timeout_s: float | None = None) -> list[Outcome]:
+        """One outcome. An evaluation here cannot be given up, so the timeout has no effect."""
+        if not self._tasks:
+            return []
+        task = self._tasks[0]
+        outcome = _evaluate_safely(self._evaluate, task)
+        self._tasks.pop(0)
+        return [outcome]
+
+    def close(self) -> None:
+        self._tasks.clear()
+
+
+class RayPool:
+    """Evaluates tasks in Ray workers, each with one CPU and one torch thread.
+
+    Without an address Ray is started on this machine, on the loopback interface, with a token that only this run knows
+    and without dashboard, and stopped by `close`. If CUDA devices are there, the workers share them evenly, or each has
+    `gpu_fraction` of one and no more train at once than that allows.
+
+    With an address ("auto", "ray://HOST:PORT", "HOST:PORT") it is a cluster that others started. This package goes
+    there by itself; what it depends on must be installed there. What `share` gives goes to the object store once.
+
+    Raises ValueError for a fraction of what is not there, or an address that cannot be used.
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        workers: int,
+        gpu_fraction: float | None = None,
+        *,
+        share: Share | None = None,
+        trial_timeout_s: float | None = None,
+        address: str | None = None,
+        insecure: bool = False,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers: at least 1, given {workers}")
+        if address is not None:
+            check_address(address, insecure=insecure)
+        # Read when Ray is imported or its processes start.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if address is None:
+            # Loopback only, which Ray does by itself on Windows and macOS alone.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+            if "RAY_AUTH_MODE" not in os.environ:
+                os.environ["RAY_AUTH_MODE"] = "token"
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        import ray
+
+        self.size = workers
+        self._ray = ray
+        self._share = share
+        self._shared: dict[Hashable, Any] = {}
+        self._timeout_s = trial_timeout_s
+        self._futures: dict[Any, _Pending] = {}
+        self._submitted = 0
+        if ray.is_initialized():
+            raise RuntimeError("Ray is already in use in this process; a search starts and stops its own")
+        # Workers of this machine import the installed package; the working directory is not shipped.
+        runtime_env: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                configure_logging=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                runtime_env=runtime_env,
+                **quiet,
+            )
+        else:
+            self._package = tempfile.TemporaryDirectory(prefix="lownas-")
+            runtime_env["py_modules"] = [str(copy_package(Path(self._package.name)))]
+            try:
+                ray.init(address=address, runtime_env=runtime_env, **quiet)
+            except (ConnectionError, RuntimeError, OSError) as error:
+                raise ValueError(
+                    f"--ray-address {address}: no cluster answers there: {describe_error(error)}"
+                ) from None
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        gpu_share = math.floor(gpus / workers * 100) / 100 if gpus < workers else 1.0
+        if gpu_fraction is not None:
+            if not gpus:
+                ray.shutdown()
+                raise ValueError(f"--gpu-fraction {gpu_fraction:g}: there is no CUDA device")
+            gpu_share = gpu_fraction
+        self._evaluate = ray.put(evaluate)
+        # Beside the driver, not on a node that may be lost under it while other nodes' workers speak to it.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        )
+        registry = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Registry)
+        self._registry: Any = registry.options(scheduling_strategy=here).remote()
+        self._remote = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=RETRIES, retry_exceptions=False)(
+            _in_worker
+        )
+        self._send = ray.remote(num_cpus=0, max_retries=0)(_send)
+
+    @property
+    def pending(self) -> int:
+        return len(self._futures)
+
+    def submit(self, task: Task) -> None:
+        shared = None
+        if self._share is not None:
+            key, load = self._share(task)
+            if key not in self._shared:
+                self._shared[key] = self._ray.put(load())
+            shared = self._shared[key]
+        self._submitted += 1
+        future = self._remote.remote(self._evaluate, self._registry, self._submitted, dict(task), shared)
+        due = time.monotonic() + (self._timeout_s or math.inf)
+        self._futures[future] = _Pending(int(task["trial"]), self._submitted, due)
+
+    def wait(self, timeout_s: float | None = None) -> list[Outcome]:
+        give_up = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        while self._futures:
+            now = time.monotonic()
+            until = min(give_up, *(pending.due for pending in self._futures.values()))
+            left = None if until == math.inf else max(0.0, until - now)
+            ready, _ = self._ray.wait(list(self._futures), num_returns=1, timeout=left)
+            if ready:
+                return [self._outcome(future) for future in ready]
+            if overdue := self._overdue():
+                return overdue
+            if time.monotonic() >= give_up:
+                return []
+        return []
+
+    def _outcome(self, future: Any) -> Outcome:
+        trial = self._futures.pop(future).trial
+        errors = self._ray.exceptions
+        try:
+            outcome: Outcome = self._ray.get(future)
+        except errors.OutOfMemoryError:
+            return Outcome(trial, None, STOPPED)
+        except (errors.WorkerCrashedError, errors.NodeDiedError):
+            return Outcome(trial, None, DIED)
+        except errors.RayError as error:
+            return Outcome(trial, None, describe_error(error))
+        return outcome
+
+    def _overdue(self) -> list[Outcome]:
+        """Ends the evaluations that take longer than they may, counted from when they really started."""
+        now, outcomes = time.monotonic(), []
+        for future, pending in list(self._futures.items()):
+            if pending.due > now:
+                continue
+            known = self._ray.get(self._registry.where.remote(pending.number))
+            assert self._timeout_s is not None
+            # Where its worker is not there, the trial waits for a place, or for another worker: it begins anew.
+            been_s = known.seconds if known is not None and self._signal(known, 0) else 0.0
+            if known is None or been_s < self._timeout_s:
+                self._futures[future] = replace(pending, due=now + self._timeout_s - been_s)
+                continue
+            del self._futures[future]
+            self._ray.cancel(future, force=True)  # so that it is not tried again
+            self._signal(known, signal.SIGKILL)
+            outcomes.append(
+                Outcome(pending.trial, None, f"it took longer than {self._timeout_s:g} s (--trial-timeout)")
+            )
+        return outcomes
+
+    def _signal(self, place: _Place, number: int) -> bool:
+        """Sends a worker a signal, also one that does not answer any more; whether it is there."""
+        on_its_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.node, soft=False)
+        try:
+            remote = self._send.options(scheduling_strategy=on_its_node).remote(place.pid, int(number))
+            return bool(self._ray.get(remote, timeout=30))
+        except (self._ray.exceptions.RayError, TimeoutError) as error:
+            logger.warning("process %d of an overdue trial: %s", place.pid, describe_error(error))
+            return False
+
+    def close(self) -> None:
+        self._futures.clear()
+        self._shared.clear()
+        if self._ray.is_initialized():
+            self._ray.shutdown()
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """What was submitted: the trial, the submission's number, and when it is due at the earliest."""
+
+    trial: int
+    number: int
+    due: float
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a submission is evaluated, and for how long it has been."""
+
+    node: str
+    pid: int
+    seconds: float
+
+
+class _Registry:
+    """A Ray actor that knows which process evaluates what; by submission, since trials come again at their rungs."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, tuple[str, int, float]] = {}
+
+    def note(self, number: int, node: str, pid: int) -> None:
+        self._places[number] = (node, pid, time.monotonic())
+
+    def where(self, number: int) -> _Place | None:
+        if number not in self._places:
+            return None
+        node, pid, started = self._places[number]
+        return _Place(node, pid, time.monotonic() - started)
+
+
+def _send(pid: int, number: int) -> bool:
+    """Sends a signal, 0 for none; whether the process is there."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def check_address(address: str, *, insecure: bool) -> None:
+    """Raises ValueError for a remote cluster without token authentication, where anyone who reaches it can run code."""
+    meant = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address  # as Ray takes it
+    if meant in ("auto", "local") or _is_loopback(meant.removeprefix("ray://").rpartition(":")[0].strip("[]") or meant):
+        return
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    has_token = bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+    if not insecure and not (os.environ.get("RAY_AUTH_MODE") == "token" and has_token):
+        raise ValueError(
+            f"--ray-address {meant}: without authentication anyone who reaches that cluster can run code there and "
+            "here; start it with RAY_AUTH_MODE=token and set that and RAY_AUTH_TOKEN here too, or say --insecure"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def copy_package(folder: Path) -> Path:
+    """This package as a folder `lownas` that a cluster can import, wherever it is installed from."""
+    root = Path(__file__).resolve().parents[2]
+    copy = folder / "lownas"
+    parts = [path for path in root.iterdir() if path.is_dir() and path.name in PACKAGES]
+    for part in parts:
+        shutil.copytree(part, copy / part.name, ignore=shutil.ignore_patterns("__pycache__", "work"))
+    for file in root.glob("*.py"):
+        shutil.copy2(file, copy / file.name)
+    return copy
+
+
+def _evaluate_safely(evaluate: Evaluate, task: Task) -> Outcome:
+    try:
+        with training():
+            return Outcome(int(task["trial"]), evaluate(task))
+    except MemoryError as error:
+        return Outcome(int(task["trial"]), None, f"out of memory: {describe_error(error)}")
+    # Any exception of a candidate is that candidate's failure: the one place where all of them are caught.
+    except Exception as error:
+        logger.info("trial %s failed", task["trial"], exc_info=True)
+        return Outcome(int(task["trial"]), None, describe_error(error))
+
+
+def _in_worker(evaluate: Evaluate, registry: Any, number: int, task: Task, shared: Any) -> Outcome:
+    import ray
+    import torch
+
+    ray.get(registry.note.remote(number, ray.get_runtime_context().get_node_id(), os.getpid()))
+    torch.set_num_threads(1)
+    return _evaluate_safely(evaluate, task if shared is None else {**task, "shared": shared})

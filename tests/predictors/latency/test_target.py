@@ -1,0 +1,70 @@
+import pytest
+
+from lownas.predictors.latency.target import ALIASES, Target, cpu_name, describe_cpu, library_version, profile_folders
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_aliases_name_one_target_each(alias):
+    target = Target.parse(alias)
+    assert str(target) == ALIASES[alias]
+    assert Target.parse(str(target)) == target
+    assert target.alias == alias
+
+
+def test_full_names_parse():
+    target = Target.parse("pixel-8/onnxruntime/int8/b4/t2")
+    assert (target.device, target.runtime, target.precision) == ("pixel-8", "onnxruntime", "int8")
+    assert (target.batch, target.threads) == (4, 2)
+    assert not target.is_local
+    assert Target.parse("rtx3090:throughput").batch is None
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("rtx3091", "rtx3090"),
+        ("cpuu", "cpu"),
+        ("zzz", "cuda"),
+        ("cpu/onnxruntime/fp32/b0/t1", "bBATCH"),
+        ("cpu/onnxruntime/fp32/b1", "did you mean|known are"),
+        ("cpu/onnx/fp32/b1/t1", "onnxruntime"),
+        ("cpu/onnxruntime/fp33/b1/t1", "fp32"),
+        ("../etc/onnxruntime/fp32/b1", "full name"),
+        ("../onnxruntime/fp32/b1/t1", "device"),
+    ],
+)
+def test_unknown_names_are_refused_with_what_is_known(name, says):
+    with pytest.raises(ValueError, match=says) as error:
+        Target.parse(name)
+    assert "\n" not in str(error.value)
+
+
+def test_file_names_are_unique_and_flat():
+    names = {Target.parse(alias).file_name for alias in ALIASES}
+    assert len(names) == len(ALIASES)
+    assert not any("/" in name for name in names)
+
+
+def test_fingerprint_names_device_and_runtime_of_local_targets_only():
+    assert Target.parse("cpu").fingerprint() == {"cpu": cpu_name(), "onnxruntime": library_version("onnxruntime")}
+    assert set(Target.parse("cuda").fingerprint()) == {"gpu", "torch"}
+    assert Target.parse("rtx3090").fingerprint() == {}
+
+
+def test_given_folder_comes_before_the_shipped_profiles(tmp_path):
+    folders = profile_folders(tmp_path)
+    assert folders[0] == tmp_path
+    assert folders[-1].name == "profiles"
+
+
+def test_cpus_of_one_architecture_have_different_names() -> None:
+    arm = "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n"
+    names = {
+        describe_cpu(arm, "Raspberry Pi 4 Model B Rev 1.4\0"),
+        describe_cpu(arm, ""),
+        describe_cpu(arm.replace("0xd08", "0xd0c"), ""),
+    }
+    assert len(names) == 3
+    assert "Raspberry Pi 4 Model B Rev 1.4 (implementer 0x41 part 0xd08)" in names
+    x86 = "model name\t: Some CPU\ncpu family\t: 6\nmodel\t: 85\nflags\t: fpu avx avx2\n"
+    assert describe_cpu(x86, "") == "Some CPU (family 6 model 85) avx2"

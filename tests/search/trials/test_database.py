@@ -1,0 +1,300 @@
+"""Databases that are locked, restarted, full or not ours to write: nothing that was finished is lost."""
+
+import errno
+import glob
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from sqlalchemy import event
+
+from lownas.search.trials import database as storage
+from lownas.search.trials.database import check_storage, open_storage
+from lownas.search.trials.run_folder import RunFolder, read_results
+
+LOCKED_S = 30.0
+
+
+def statuses(run: Path) -> Counter[str]:
+    return Counter(result.status for result in read_results(run))
+
+
+def test_a_database_locked_for_half_a_minute_and_read_meanwhile(run_search, evaluate, tmp_path) -> None:
+    """Another process's write lock, while a third one reads as Optuna's dashboard does."""
+    run = tmp_path / "run"
+    locked: list[float] = []
+    stop = threading.Event()
+
+    def lock() -> None:
+        with sqlite3.connect(run / "study.db", timeout=20) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            locked.append(time.monotonic())
+            time.sleep(LOCKED_S)
+            connection.rollback()
+            locked.append(time.monotonic())
+
+    def read() -> None:
+        while not stop.is_set():
+            study = optuna.load_study(study_name="lownas", storage=f"sqlite:///{run}/study.db")
+            assert len(study.get_trials()) <= 12
+            time.sleep(0.2)
+
+    threads: list[threading.Thread] = []
+
+    def evaluated(task):
+        if task["trial"] == 3 and not threads:
+            threads.extend(threading.Thread(target=target) for target in (lock, read))
+            for thread in threads:
+                thread.start()
+            while not locked:
+                time.sleep(0.05)
+        return evaluate(task)
+
+    outcome = run_search(evaluate=evaluated)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert locked[1] - locked[0] >= LOCKED_S
+    assert outcome.seconds > LOCKED_S  # it really waited
+    assert statuses(run) == {"complete": 12}
+    study = optuna.load_study(study_name="lownas", storage=f"sqlite:///{run}/study.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
+
+
+def test_a_lock_that_stays_is_said_in_one_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.5)
+    known = open_storage(f"sqlite:///{tmp_path}/study.db")
+    study = optuna.create_study(storage=known)
+    with sqlite3.connect(tmp_path / "study.db") as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OSError, match=r"study\.db failed: database is locked"):
+            study.set_user_attr("name", 1)
+        connection.rollback()
+    study.set_user_attr("name", 2)
+    assert study.user_attrs == {"name": 2}
+
+
+# --- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
+    run_search, evaluate, small_disk, tmp_path
+) -> None:
+    ballast = small_disk / "ballast"
+    run = str(small_disk / "run")
+
+    def filling(task):
+        if task["trial"] == 4:
+            with ballast.open("wb") as file, pytest.raises(OSError):
+                for size in (65536, 512):
+                    while True:
+                        file.write(b"x" * size)
+                        file.flush()
+        return evaluate(task)
+
+    with pytest.raises(OSError) as caught:
+        run_search(run=run, evaluate=filling)
+    assert "\n" not in str(caught.value) and any(word in str(caught.value).lower() for word in ("space", "full"))
+    finished = read_results(Path(run))
+    assert {result.trial for result in finished} >= {0, 1, 2, 3}
+    ballast.unlink()
+    run_search(run=run, resume=True)
+    whole = run_search(run=str(tmp_path / "whole"))
+    again = {result.trial: result for result in read_results(Path(run))}
+    assert all(again[result.trial] == result for result in finished)
+    assert statuses(Path(run)) == {"complete": 12}
+    assert [r.config_id for r in read_results(Path(run))] == [r.config_id for r in read_results(whole.run)]
+
+
+@pytest.mark.parametrize(("code", "said"), [(errno.EIO, "Input/output error"), (errno.EROFS, "Read-only file system")])
+def test_a_failing_disk_is_one_line_and_resumable(run_search, tmp_path, monkeypatch, code: int, said: str) -> None:
+    """Simulated where the results are written: opening fails on a read-only disk, syncing on a broken one."""
+    append = RunFolder.append_result
+    count = 0
+
+    def failing(self, result):
+        nonlocal count
+        count += 1
+        if count == 4:
+            name, where = ("open", Path) if code == errno.EROFS else ("fsync", os)
+            monkeypatch.setattr(where, name, broken)
+        append(self, result)
+
+    def broken(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(RunFolder, "append_result", failing)
+    with pytest.raises(OSError, match=rf"cannot write .*results\.jsonl: {said}$"):
+        run_search()
+    monkeypatch.undo()
+    before = read_results(tmp_path / "run")
+    assert len(before) >= 3
+    run_search(resume=True)
+    assert read_results(tmp_path / "run")[: len(before)] == before
+    assert statuses(tmp_path / "run") == {"complete": 12}
+
+
+def test_a_database_that_may_not_be_written(tmp_path) -> None:
+    known = open_storage(f"sqlite:///{tmp_path}/study.db")
+    study = optuna.create_study(storage=known)
+    event.listen(known.engine, "connect", lambda connection, _: connection.execute("PRAGMA query_only = ON"))
+    known.engine.dispose()
+    with pytest.raises(OSError, match=r"study\.db failed: attempt to write a readonly database"):
+        study.set_user_attr("name", 1)
+
+
+# --- PostgreSQL
+
+
+def as_postgres(*command: str, **options) -> subprocess.CompletedProcess:
+    """A server does not start as root."""
+    prefix = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    return subprocess.run([*prefix, *command], check=True, capture_output=True, cwd="/", **options)
+
+
+class Server:
+    """A PostgreSQL cluster of its own, on a free port, that asks for a password."""
+
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self.binaries, self.folder = binaries, folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        folder.mkdir()
+        password = folder.parent / "password"
+        password.write_text("not for eyes")
+        if os.getuid() == 0:
+            shutil.chown(folder, "postgres")
+            shutil.chown(password, "postgres")
+            for parent in folder.parents[:3]:
+                parent.chmod(0o755)
+        as_postgres(
+            *(str(binaries / "initdb"), "-D", str(folder), "-U", "lownas", "-A", "scram-sha-256"),
+            f"--pwfile={password}",
+        )
+        password.unlink()
+
+    def control(self, *words: str) -> None:
+        options = f"-p {self.port} -k '' -c listen_addresses=127.0.0.1 -c fsync=off"
+        as_postgres(
+            *(str(self.binaries / "pg_ctl"), "-D", str(self.folder), "-l", str(self.folder / "log"), "-w"),
+            *("-o", options, *words),
+        )
+
+
+@pytest.fixture
+def postgres(tmp_path, monkeypatch):
+    binaries = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+    if not binaries:
+        pytest.skip("PostgreSQL is not installed")
+    pytest.importorskip("psycopg")
+    server = Server(Path(binaries[-1]), tmp_path / "cluster")
+    server.control("start")
+    monkeypatch.setenv(storage.PASSWORD, "not for eyes")
+    yield server
+    server.control("stop", "-m", "immediate")
+
+
+def test_a_study_in_postgresql_whose_server_is_restarted(run_search, evaluate, postgres, tmp_path) -> None:
+    url = f"postgresql+psycopg://lownas@127.0.0.1:{postgres.port}/postgres"
+    threads = []
+
+    def evaluated(task):
+        if task["trial"] in (3, 7) and len(threads) < 2:
+            mode = "immediate" if task["trial"] == 3 else "fast"
+
+            def restart() -> None:
+                postgres.control("stop", "-m", mode)
+                time.sleep(3)
+                postgres.control("start")
+
+            threads.append(threading.Thread(target=restart))
+            threads[-1].start()
+            time.sleep(1.5)
+        return evaluate(task)
+
+    run_search(evaluate=evaluated, storage=url)
+    for thread in threads:
+        thread.join()
+    assert len(threads) == 2
+    run = tmp_path / "run"
+    assert statuses(run) == {"complete": 12}
+    name = json.loads((run / "run.json").read_text())["study"]
+    study = optuna.load_study(study_name=name, storage=open_storage(url))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
+    assert [trial.user_attrs["config_id"] for trial in study.trials] == [r.config_id for r in read_results(run)]
+    # Resumed from the same database; and the password is nowhere.
+    run_search(storage=url, resume=True, trials=9)
+    assert statuses(run) == {"complete": 13}
+    for path in run.rglob("*"):
+        if path.is_file():
+            assert b"not for eyes" not in path.read_bytes(), path
+    assert json.loads((run / "run.json").read_text())["settings"]["storage"] == url
+
+
+def test_a_wrong_password_is_one_line(postgres, monkeypatch) -> None:
+    monkeypatch.setenv(storage.PASSWORD, "guessed")
+    with pytest.raises(OSError, match="password authentication failed") as caught:
+        open_storage(f"postgresql+psycopg://lownas@127.0.0.1:{postgres.port}/postgres")
+    assert "\n" not in str(caught.value) and "guessed" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:secret@host/db",
+        "postgresql+psycopg://me@host/db?password=secret",
+        "postgresql+psycopg://me@host/db?passwd=secret",
+    ],
+)
+def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(ValueError, match="leave it out and set LOWNAS_STORAGE_PASSWORD") as caught:
+        check_storage(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql:me:secret@host/db", "postgresql+psycopg://me:secret/db", "secret", "nothing://me:secret@host/db"],
+)
+def test_what_is_no_database_url_is_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^storage .*: not a database URL") as caught:
+        check_storage(url)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_runs_in_folders_of_one_name_are_apart_in_one_database(run_search, tmp_path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    runs = [tmp_path / name / "run" for name in ("one", "other")]
+    for seed, run in enumerate(runs):
+        run_search(run=str(run), storage=url, seed=seed)
+    names = [json.loads((run / "run.json").read_text())["study"] for run in runs]
+    assert len(set(names)) == 2
+    for name, run in zip(names, runs, strict=True):
+        assert statuses(run) == {"complete": 12}
+        study = optuna.load_study(study_name=name, storage=url)
+        assert [trial.user_attrs["config_id"] for trial in study.trials] == [r.config_id for r in read_results(run)]
+    run_search(run=str(runs[1]), storage=url, seed=1, resume=True, trials=9)
+    assert statuses(runs[1]) == {"complete": 13} and len(optuna.get_all_study_names(url)) == 2
