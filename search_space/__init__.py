@@ -12,7 +12,7 @@ from .config import Attention, LowFormerConfig, StageConfig
 from .graph.operators import OpGraph
 from .presets import PRESETS, PUBLISHED
 from .space import SearchSpace
-from .units import op_graph
+from .graph.from_config import op_graph
 
 if TYPE_CHECKING:
     from .checkpoints import export_state_dict, load_checkpoint

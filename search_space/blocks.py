@@ -1,22 +1,35 @@
-"""The torch modules that a LowFormer is made of. Module names follow timm's `lowformer_*`, so that its checkpoints fit.
+"""The torch modules that a LowFormer is made of, and which of them is built for which unit (`MODULES`).
 
-Shapes: N images, C channels, H x W the map, T = h * w attention tokens.
+The names of modules follow timm's `lowformer_*`, so that its checkpoints fit. Shapes: N images, C channels, H x W the
+size of the feature map, T = h * w attention tokens.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .graph.operators import same_padding
-from .units import AttentionUnit, LocalUnit, MlpUnit, attention_heads, attention_kernel, attention_padding
+from .units import (
+    AttentionUnit,
+    Block,
+    LocalUnit,
+    MlpUnit,
+    StemUnit,
+    Unit,
+    attention_heads,
+    attention_kernel,
+    attention_padding,
+    upsampling_kernel,
+)
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A convolution whose padding may differ between (top, left) and (bottom, right): 2x2 kernels need it."""
+    """A convolution whose padding at the top and left may differ from that at the bottom and right, as 2x2 kernels need."""
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False) -> None:
         begin, end = same_padding(kernel)
@@ -31,7 +44,7 @@ class PaddedConv2d(nn.Conv2d):
 
 
 class ConvLayer(nn.Module):
-    """Convolution, then BatchNorm and Hardswish where asked for."""
+    """A convolution, followed by BatchNorm and Hardswish where asked for."""
 
     def __init__(
         self,
@@ -55,7 +68,10 @@ class ConvLayer(nn.Module):
 
 
 class FusedMBConv(nn.Module):
-    """Dense (or grouped) convolution that expands, then 1x1 projection. `bias` adds one to the first."""
+    """The fused local block: a dense or grouped convolution that expands the channels, then a 1x1 projection.
+
+    `bias` adds a bias to the expanding convolution.
+    """
 
     def __init__(
         self, cin: int, cout: int, kernel: int, *, stride: int, expansion: int, groups: int, bias: bool
@@ -70,7 +86,10 @@ class FusedMBConv(nn.Module):
 
 
 class MBConv(nn.Module):
-    """1x1 expansion, depthwise convolution, 1x1 projection; BatchNorm after the projection only."""
+    """The unfused local block: 1x1 expansion, depthwise convolution, 1x1 projection; BatchNorm after the last only.
+
+    `bias` adds a bias to the first two convolutions.
+    """
 
     def __init__(
         self, cin: int, cout: int, kernel: int, *, stride: int, expansion: int, groups: int, bias: bool
@@ -86,8 +105,10 @@ class MBConv(nn.Module):
 
 
 class Lowtention(nn.Module):
-    """Light attention: a strided depthwise convolution reduces the map, attention runs on part of the channels, and an
-    upsampling returns to (N, C, H, W). LowFormer (arXiv 2409.03460), section 3.
+    """The attention of LowFormer (arXiv 2409.03460, section 3), which works on a reduced feature map.
+
+    A strided depthwise convolution reduces the map, attention runs on a part of the channels, and an upsampling returns
+    to (N, C, H, W).
     """
 
     def __init__(self, unit: AttentionUnit) -> None:
@@ -97,12 +118,12 @@ class Lowtention(nn.Module):
         self.kernel = attention_kernel(unit.kernel, stride)
         self.stride = stride
         inner = self.heads * self.head_dim
-        # A strided 2x2 pads by the size of its input, in forward.
+        # A strided 2x2 convolution is padded in `forward`, because its padding depends on the size of its input.
         self.conv_proj = ConvLayer(width, width, self.kernel, stride=stride, groups=width, act=False)
         if self.kernel == 2 and stride > 1:
             self.conv_proj.conv.uneven = False
         self.pwise = nn.Conv2d(width, 3 * inner, 1, bias=False)
-        up_kernel, up_pad = (3, 1) if stride == 1 else (2 * stride, stride // 2)
+        up_kernel, up_pad = upsampling_kernel(stride)
         self.o_proj: nn.Module
         self.upsampling: nn.Module
         if upsampling == "transposed":
@@ -136,7 +157,7 @@ class Lowtention(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth, per image."""
+    """Stochastic depth: in training, sets whole images of a branch to zero with probability `rate`."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -150,7 +171,7 @@ class DropPath(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + drop_path(main(x)), or main(x) alone for a downsampler."""
+    """A branch with its shortcut, x + drop_path(main(x)); a downsampler has no shortcut and is main(x) alone."""
 
     def __init__(self, main: nn.Module, *, shortcut: bool = True, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -163,8 +184,43 @@ class Residual(nn.Module):
         return cast(Tensor, self.drop_path(out) + x if self.shortcut else out)
 
 
-def local_block(unit: LocalUnit, drop_path: float) -> Residual:
-    """A local block, residual unless it is a downsampler."""
+class GlobalAverage(nn.Module):
+    """The mean over height and width: (N, C, H, W) -> (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mean(x, dim=(2, 3))
+
+
+class LowFormerBlock(nn.Module):
+    """The branches of one LowFormer block, one after the other, each added to its own input.
+
+    x + Lowtention(GN(x)); x + MLP(GN(x)); x + Local(x). Without an MLP there is no GroupNorm before the attention
+    either. `attn` and `mlp` are identities where the block lacks them.
+    """
+
+    attn: nn.Module
+    mlp: nn.Module
+    local: nn.Module
+
+    def __init__(self, units: Block, drop_path: float) -> None:
+        super().__init__()
+        for unit in units:
+            self.add_module(unit.kind, unit_module(unit, drop_path))
+        for name in ("attn", "mlp"):
+            if name not in self._modules:
+                self.add_module(name, nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.children():
+            x = branch(x)
+        return x
+
+
+def _stem_convolution(unit: StemUnit, drop_path: float) -> ConvLayer:
+    return ConvLayer(3, unit.width, 3, stride=2)
+
+
+def _local_block(unit: LocalUnit, drop_path: float) -> Residual:
     block = FusedMBConv if unit.fused else MBConv
     main = block(
         unit.cin,
@@ -178,40 +234,44 @@ def local_block(unit: LocalUnit, drop_path: float) -> Residual:
     return Residual(main, shortcut=unit.residual, drop_path=drop_path)
 
 
-class LowFormerBlock(nn.Module):
-    """x + Lowtention(GN(x)); x + MLP(GN(x)); x + Local(x). Without an MLP there is no norm before attention either."""
+def _attention_branch(unit: AttentionUnit, drop_path: float) -> Residual:
+    main: nn.Module = Lowtention(unit)
+    if unit.norm:
+        main = nn.Sequential(nn.GroupNorm(1, unit.width), main)
+    return Residual(main, drop_path=drop_path)
 
-    def __init__(
-        self, attention: AttentionUnit | None, mlp: MlpUnit | None, local: LocalUnit, drop_path: float
-    ) -> None:
-        super().__init__()
-        self.attn: nn.Module = nn.Identity()
-        self.mlp: nn.Module = nn.Identity()
-        if attention:
-            main: nn.Module = Lowtention(attention)
-            if attention.norm:
-                main = nn.Sequential(nn.GroupNorm(1, attention.width), main)
-            self.attn = Residual(main, drop_path=drop_path)
-        if mlp:
-            width, hidden = mlp.width, mlp.width * mlp.ratio
-            main = nn.Sequential(
-                nn.GroupNorm(1, width), nn.Conv2d(width, hidden, 1), nn.GELU(), nn.Conv2d(hidden, width, 1)
-            )
-            self.mlp = Residual(main, drop_path=drop_path)
-        self.local = local_block(local, drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.local(self.mlp(self.attn(x))))
+def _mlp_branch(unit: MlpUnit, drop_path: float) -> Residual:
+    width, hidden = unit.width, unit.width * unit.ratio
+    main = nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, hidden, 1), nn.GELU(), nn.Conv2d(hidden, width, 1))
+    return Residual(main, drop_path=drop_path)
+
+
+MODULES: dict[type[Any], Callable[[Any, float], nn.Module]] = {
+    StemUnit: _stem_convolution,
+    LocalUnit: _local_block,
+    AttentionUnit: _attention_branch,
+    MlpUnit: _mlp_branch,
+}
+"""For each class of the backbone's units, what builds its torch module from (unit, rate of stochastic depth)."""
+
+
+def unit_module(unit: Unit, drop_path: float) -> nn.Module:
+    """Builds the torch module of one unit; its residual branch is dropped at the rate `drop_path` in training."""
+    return MODULES[type(unit)](unit, drop_path)
+
+
+def block_module(units: Block, drop_path: float) -> nn.Module:
+    """Builds the torch module of one block: a LowFormer block, or the module of its only unit."""
+    last = units[-1]
+    if len(units) > 1 or (isinstance(last, LocalUnit) and last.in_block):
+        return LowFormerBlock(units, drop_path)
+    return unit_module(last, drop_path)
 
 
 def init_weights(module: nn.Module) -> None:
-    """timm's initialization: torch's defaults for convolutions, a truncated normal (0.02) for linear layers."""
+    """Initializes one module as timm does: linear layers by a truncated normal (0.02), all else as torch does."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def global_average(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C)."""
-    return torch.mean(x, dim=(2, 3))

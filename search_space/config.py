@@ -1,7 +1,7 @@
-"""What an architecture is: one frozen, validated, hashable description of one point of the LowFormer space.
+"""The configuration of a network: one frozen, validated, hashable description of one point of the LowFormer space.
 
-Settings that the rest of a configuration switches off are reset to their defaults when it is made, so that two
-configurations which build the same network are equal, hash equally and share one `id`.
+Settings that have no effect because others switch them off are reset to their defaults when a configuration is made.
+So two configurations that build the same network are equal, hash equally and share one `id`.
 
 Source of the design: LowFormer (WACV 2025, arXiv 2409.03460), "Beyond MACs" (IJCV 2026, arXiv 2603.26551) and CPUBone
 (arXiv 2603.26425).
@@ -20,6 +20,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 Upsampling = Literal["transposed", "separable", "nearest"]
 LocalBlock = Literal["fused", "unfused"]
+DEFAULT_HEAD = "classification"
+"""The head of configurations that name none. Files and ids of such configurations do not mention the head."""
+STAGES_COUNTING_DOWNSAMPLER = (1, 2)
+"""In these stages the papers count the downsampler as one of the stage's blocks (`StageConfig.depth`)."""
 
 
 def _known_reduction(value: float) -> float:
@@ -34,8 +38,13 @@ _PLACEMENT = re.compile(r"all|alternate|last_[1-9]\d*")
 _FUSED_BELOW = re.compile(r"fused_below_([1-9]\d*)")
 
 
+def is_default_head(name: str) -> bool:
+    """Tells whether a head's name is left out of files and ids."""
+    return name == DEFAULT_HEAD
+
+
 def one_line(error: ValidationError) -> str:
-    """A pydantic error as one line: where, what was given, what is allowed."""
+    """Gives a pydantic error as one line that says where it is, what was given and what is allowed."""
     parts = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"]) or "config"
@@ -55,16 +64,16 @@ class _Frozen(BaseModel):
 
 
 class Attention(_Frozen):
-    """Lowtention in the blocks of one stage.
+    """The attention (Lowtention) in the blocks of one stage.
 
     Attributes:
-        placement: which of the stage's LowFormer blocks attend: "all", "alternate" (every other one, counted back from
-            the last) or "last_K" (the last K).
-        stride: the attention works on the map reduced by this factor in each direction.
+        placement: which of the stage's LowFormer blocks have attention: "all", "alternate" (every other one, counted
+            back from the last) or "last_K" (the last K).
+        stride: attention works on the feature map reduced by this factor in height and width.
         reduction: share of the block's channels that attention works with (0.5 in all published models).
-        upsampling: how the result returns to C channels and full size: "transposed" (one dense transposed convolution,
-            projection included), "separable" (1x1 convolution, then a depthwise transposed one) or "nearest" (1x1
-            convolution, then nearest-neighbour upsampling; CPUBone).
+        upsampling: how the result returns to all channels and full size: "transposed" (one dense transposed
+            convolution, projection included), "separable" (1x1 convolution, then a depthwise transposed one) or
+            "nearest" (1x1 convolution, then nearest-neighbour upsampling; CPUBone).
     """
 
     placement: str = "all"
@@ -80,11 +89,14 @@ class Attention(_Frozen):
         return value
 
     def attends(self, depth: int) -> tuple[bool, ...]:
-        """For each of `depth` blocks, whether it attends."""
+        """Tells for each of `depth` blocks whether it has attention."""
         return _attends(self.placement, depth)
 
     def canonical(self, depth: int) -> Attention:
-        """The same attention under the first of its possible names (one attending block is "last_1", say)."""
+        """Gives the same attention with the first of its placement's possible names.
+
+        Several names can mean the same blocks: of two blocks "alternate" and "last_1" both name the second.
+        """
         placement = _canonical_placement(self.placement, depth)
         return self if placement == self.placement else self.model_copy(update={"placement": placement})
 
@@ -107,20 +119,21 @@ def _canonical_placement(placement: str, depth: int) -> str:
 
 
 class StageConfig(_Frozen):
-    """One of the four stages. The first block of each is a stride-2 downsampler (a fused local block, 3x3).
+    """One of the four stages. Its first block is a stride-2 downsampler (a fused 3x3 local block).
 
     Attributes:
         width: output channels.
-        depth: blocks, counted as the papers do: in stages 1 and 2 the downsampler is one of them (1 = the downsampler
-            alone), in stages 3 and 4 it is not.
+        depth: number of blocks, counted as the papers do: in stages 1 and 2 the downsampler is one of them (1 is the
+            downsampler alone), in stages 3 and 4 it is not.
         down_expansion: channel expansion of the downsampler.
         expansion: channel expansion of the other local blocks.
         local: "fused" (dense convolution, then 1x1) or "unfused" (1x1, depthwise, 1x1) local blocks;
             "fused_below_N" is accepted and means fused if width < N (256 in the published models).
         kernel: kernel size of the local blocks; with 2 the attention's reducing convolution is 2x2 as well (CPUBone).
         groups: groups of the expanding convolutions, the downsampler's included (2 in CPUBone).
-        attention: Lowtention (stages 2, 3 and 4), or None.
-        mlp_ratio: hidden channels of the MLP over the block's; 0 is no MLP (stages 2, 3 and 4).
+        attention: attention in the blocks (possible in stages 2, 3 and 4), or None.
+        mlp_ratio: hidden channels of the MLP divided by the block's channels; 0 means no MLP (possible in stages 2, 3
+            and 4).
     """
 
     width: int = Field(ge=4, le=4096, multiple_of=2)
@@ -152,12 +165,15 @@ class LowFormerConfig(_Frozen):
     Attributes:
         resolution: side of the square input image in pixels.
         stem_width: channels of the stem (3x3 stride-2 convolution).
-        stem_depth: residual local blocks at the stem's width.
-        stem_expansion: their channel expansion.
+        stem_depth: number of residual local blocks at the stem's width.
+        stem_expansion: channel expansion of these blocks.
         stem_groups: groups of their expanding convolution.
-        stages: the four stages, at strides 4, 8, 16 and 32 of the input.
-        head_widths: (channels of the head's 1x1 convolution, width of its hidden linear layer).
-        classes: outputs of the classifier.
+        stages: the four stages, whose feature maps have strides 4, 8, 16 and 32 relative to the input.
+        head_widths: (channels of the 1x1 convolution, width of the hidden linear layer) of the classification head.
+        classes: number of outputs of the head.
+        head: name of the head, one of `search_space.heads.HEADS`. It is looked up when the network is built, so that
+            configurations of a head that this process has not registered can still be read. `to_dict`, JSON and `id`
+            leave it out where it is "classification".
     """
 
     resolution: int = Field(default=224, ge=16, le=2048)
@@ -168,6 +184,7 @@ class LowFormerConfig(_Frozen):
     stages: tuple[StageConfig, StageConfig, StageConfig, StageConfig]
     head_widths: tuple[int, int] = (1536, 1600)
     classes: int = Field(default=1000, ge=1, le=1_000_000)
+    head: str = Field(default=DEFAULT_HEAD, min_length=1, max_length=64, exclude_if=is_default_head)
 
     @model_validator(mode="after")
     def _validate_and_canonicalize(self) -> Self:
@@ -187,24 +204,25 @@ class LowFormerConfig(_Frozen):
         return self
 
     def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)  # only while it is being made
+        object.__setattr__(self, name, value)  # used only while the configuration is being made
 
     @cached_property
     def id(self) -> str:
-        """Twelve hexadecimal digits derived from the content."""
+        """Twelve hexadecimal digits derived from the content; equal architectures have equal ids."""
         content = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON or YAML."""
+        """Gives plain values, ready for JSON or YAML."""
         return self.model_dump(mode="json")
 
     def to_json(self, indent: int | None = None) -> str:
+        """Gives the same values as JSON text."""
         return self.model_dump_json(indent=indent)
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """The configuration that `to_dict` gave. Raises ValueError, in one line, for unknown keys or bad values."""
+        """Makes a configuration from what `to_dict` gave. Raises ValueError, in one line, for unknown keys or bad values."""
         if not isinstance(data, Mapping):
             raise ValueError(f"a LowFormer config is a mapping with keys {sorted(cls.model_fields)}, not {data!r:.60}")
         try:
@@ -214,6 +232,7 @@ class LowFormerConfig(_Frozen):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
+        """Makes a configuration from what `to_json` gave. Raises ValueError, in one line, for anything else."""
         try:
             data = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
@@ -221,18 +240,18 @@ class LowFormerConfig(_Frozen):
         return cls.from_dict(data)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with these fields changed, validated again."""
+        """Gives a copy with these fields changed, validated again."""
         return self.from_dict({**self.to_dict(), **changes})
 
 
 def blocks_after_downsampler(number: int, stage: StageConfig) -> int:
-    """Blocks of stage `number` (1-4) that keep the map's size."""
-    return stage.depth - 1 if number <= 2 else stage.depth
+    """Counts the blocks of stage `number` (1 to 4) that come after its downsampler and keep the feature map's size."""
+    return stage.depth - 1 if number in STAGES_COUNTING_DOWNSAMPLER else stage.depth
 
 
 @lru_cache(maxsize=8192)
 def _canonical_stage(number: int, in_width: int, stage: StageConfig) -> StageConfig:
-    """Checks `stage` in its place and resets what is switched off."""
+    """Checks a stage against its place in the network and resets the settings that have no effect there."""
     blocks = blocks_after_downsampler(number, stage)
     if blocks < 0:
         raise ValueError(f"stages.{number - 1}.depth: stages 1 and 2 count their downsampler, so at least 1, given 0")

@@ -1,4 +1,4 @@
-"""A configuration as a torch module, with timm's conventions."""
+"""The torch module of a configuration, with timm's conventions."""
 
 from __future__ import annotations
 
@@ -10,89 +10,86 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .blocks import ConvLayer, LowFormerBlock, global_average, init_weights, local_block
+from .blocks import ConvLayer, block_module, init_weights
 from .config import LowFormerConfig
-from .units import AttentionUnit, Head, LocalUnit, MlpUnit, Stem, op_graph, units
+from .graph.from_config import op_graph
+from .graph.operators import KINDS
+from .heads import head
+from .units import backbone
 
 
 class LowFormer(nn.Module):
-    """The network of `config`. Takes (N, 3, H, W) images, any H and W from 16 up; gives (N, classes) logits.
+    """The network of `config`. Takes (N, 3, H, W) images with H and W from 16 up; gives the output of its head.
+
+    The classification head gives (N, classes) logits.
 
     Attributes:
-        config: what it was built from.
+        config: what the network was built from.
+        stem, stages: the backbone.
         feature_info: for each stage its channels (`num_chs`), its stride (`reduction`) and its module's name.
-        num_features, head_hidden_size: channels of the last map, and of what the classifier sees.
+        num_features: channels of the last feature map.
+        head_hidden_size: features that the head's last layer reads (channels where it is no linear layer).
+        num_classes: outputs of the head's last layer; 0 where it was taken away.
+        in_conv, pre_classifier, classifier: layers of the classification head; other heads have layers of their own.
     """
+
+    in_conv: ConvLayer
+    pre_classifier: nn.Sequential
+    classifier: nn.Module
 
     def __init__(self, config: LowFormerConfig, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.num_classes = config.classes
-        network = units(config)
-        blocks = sum(isinstance(unit, LocalUnit) for unit in network)
-        rates = iter(drop_path_rate * i / max(1, blocks - 1) for i in range(blocks))
-
-        stem: list[nn.Module] = []
-        stages: list[list[nn.Module]] = []
-        attention: AttentionUnit | None = None
-        mlp: MlpUnit | None = None
-        for unit in network:
-            if isinstance(unit, Stem):
-                stem.append(ConvLayer(3, unit.width, 3, stride=2))
-            elif isinstance(unit, AttentionUnit):
-                attention = unit
-            elif isinstance(unit, MlpUnit):
-                mlp = unit
-            elif isinstance(unit, LocalUnit):
-                if unit.stride == 2:
-                    stages.append([])
-                block = (
-                    LowFormerBlock(attention, mlp, unit, next(rates))
-                    if unit.in_block
-                    else local_block(unit, next(rates))
-                )
-                (stages[-1] if stages else stem).append(block)
-                attention = mlp = None
-        head = network[-1]
-        assert isinstance(head, Head)
-
-        self.stem = nn.Sequential(*stem)
-        self.stages = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
-        self.feature_info = [
-            {"num_chs": stage.width, "reduction": 4 * 2**i, "module": f"stages.{i}"}
-            for i, stage in enumerate(config.stages)
-        ]
-        self.num_features = head.cin
-        self.head_hidden_size = head.widths[1]
-        self.in_conv = ConvLayer(head.cin, head.widths[0])
-        self.pre_classifier = nn.Sequential(
-            nn.Linear(*head.widths, bias=False), nn.LayerNorm(head.widths[1]), nn.Hardswish()
+        stem, *stages = backbone(config)
+        # The rate of stochastic depth rises from block to block; the stem's first convolution has none.
+        blocks = len(stem.blocks) - 1 + sum(len(stage.blocks) for stage in stages)
+        rates = iter([0.0, *(drop_path_rate * i / max(1, blocks - 1) for i in range(blocks))])
+        self.stem, *sequences = (
+            nn.Sequential(*(block_module(block, next(rates)) for block in section.blocks))
+            for section in (stem, *stages)
         )
-        self.classifier: nn.Module = nn.Linear(head.widths[1], head.classes)
+        self.stages = nn.Sequential(*sequences)
+        self.feature_info = [
+            {"num_chs": stage.width, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, stage in enumerate(stages)
+        ]
+        self.num_features = stages[-1].width
+        layers = head(config.head).layers(config, self.num_features)
+        if taken := sorted(name for name in layers if hasattr(self, name)):
+            raise ValueError(f"head {config.head!r}: a network has other things called {', '.join(taken)}")
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self._head_layers = tuple(layers)
+        self.head_hidden_size = int(getattr(self.get_classifier(), "in_features", self.num_features))
         self.apply(init_weights)
 
     def get_classifier(self) -> nn.Module:
-        return self.classifier
+        """Gives the head's last layer, whatever the head."""
+        return cast(nn.Module, getattr(self, self._head_layers[-1]))
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for `num_classes`; 0 leaves none, and `forward` then gives the (N, head_hidden_size) input
-        that it would have had. `global_pool` may be None or "avg".
+        """Puts a fresh last layer with `num_classes` outputs into the head.
+
+        0 leaves none, and `forward` then gives what the last layer would have been given, (N, head_hidden_size) for
+        classification. `global_pool` may be None or "avg".
         """
         if num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, given {num_classes}")
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool: only 'avg' is supported, given {global_pool!r}")
         self.num_classes = num_classes
-        old = next(self.in_conv.parameters())
+        name = self._head_layers[-1]
+        layer: nn.Module = nn.Identity()
         if num_classes:
-            self.classifier = nn.Linear(self.head_hidden_size, num_classes).to(device=old.device, dtype=old.dtype)
-            init_weights(self.classifier)
             self.config = self.config.replace(classes=num_classes)
-        else:
-            self.classifier = nn.Identity()
+            layer = head(self.config.head).layers(self.config, self.num_features)[name]
+            layer.apply(init_weights)
+            like = next(self.stem.parameters())
+            layer.to(device=like.device, dtype=like.dtype)
+        setattr(self, name, layer)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> the last map (N, num_features, H / 32, W / 32), sizes rounded up."""
+        """Gives the last feature map: (N, 3, H, W) -> (N, num_features, H / 32, W / 32), sizes rounded up."""
         return cast(Tensor, self.stages(self.stem(x)))
 
     def forward_intermediates(
@@ -104,16 +101,16 @@ class LowFormer(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps at strides 4, 8, 16 and 32, as timm's models give them.
+        """Gives the feature maps at strides 4, 8, 16 and 32, as timm's models do.
 
         Args:
             x: (N, 3, H, W) images.
-            indices: the last n stages if an int, those stages if a sequence (negative ones count from the end), all if
-                None.
-            norm: without effect (there is no final norm).
-            stop_early: skip the stages after the last one asked for.
-            output_fmt: "NCHW" only.
-            intermediates_only: give only the list of maps, not (last map, list).
+            indices: which stages: the last n if an int, those listed if a sequence (negative ones count from the end),
+                all if None.
+            norm: has no effect, because there is no final norm.
+            stop_early: whether to skip the stages after the last one asked for.
+            output_fmt: only "NCHW" is supported.
+            intermediates_only: whether to give only the list of maps, not (last map, list).
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: only 'NCHW' is supported, given {output_fmt!r}")
@@ -139,8 +136,11 @@ class LowFormer(nn.Module):
         return maps if intermediates_only else (x, maps)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.pre_classifier(global_average(self.in_conv(x)))
-        return x if pre_logits else cast(Tensor, self.classifier(x))
+        """Gives the head's output for the last feature map; with `pre_logits` what its last layer would be given."""
+        *hidden, last = self._head_layers
+        for name in hidden:
+            x = getattr(self, name)(x)
+        return x if pre_logits else cast(Tensor, getattr(self, last)(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -150,19 +150,41 @@ class LowFormer(nn.Module):
 
 
 def build_model(config: LowFormerConfig, drop_path_rate: float = 0.0) -> LowFormer:
-    """The torch module of `config`, with fresh weights; `drop_path_rate` is that of the last block (linear ramp)."""
+    """Builds the torch module of a configuration, with fresh weights.
+
+    The rate of stochastic depth rises linearly from 0 in the first block to `drop_path_rate` in the last one.
+
+    Raises ValueError if the configuration's head is not registered.
+    """
     return LowFormer(config, drop_path_rate)
 
 
 def folded_weights(model: LowFormer) -> list[list[NDArray[np.float32]]]:
-    """The constants of each operator of `op_graph(model.config)`, BatchNorm folded, as `write_onnx` takes them."""
-    modules = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm)
-    ]  # registered in the order in which they run
+    """Gives the constants of each operator of `op_graph(model.config)`, BatchNorm folded, as `write_onnx` takes them.
+
+    Raises ValueError if the modules are not those of the graph's operators, in their order.
+    """
+    constants = _constants_in_order(model)
+    constants.reverse()
+    graph = op_graph(model.config)
+    weights: list[list[NDArray[np.float32]]] = []
+    for kind, elements in zip(graph.column("kind").tolist(), graph.column("weights").tolist(), strict=True):
+        weights.append(constants.pop() if elements and constants else [])
+        if sum(value.size for value in weights[-1]) != elements:
+            raise ValueError(
+                f"the network's modules do not match its operators: operator {len(weights) - 1} ({KINDS[kind]}) has "
+                f"{elements} constants, the module in its place {sum(value.size for value in weights[-1])}"
+            )
+    if constants:
+        raise ValueError(f"{len(constants)} of the network's modules belong to none of its operators")
+    return weights
+
+
+def _constants_in_order(model: nn.Module) -> list[list[NDArray[np.float32]]]:
+    """Weight and bias of all layers in the order of registration, in which they run; BatchNorm folded."""
+    kinds = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm
     constants: list[list[NDArray[np.float32]]] = []
-    for module in modules:
+    for module in (module for module in model.modules() if isinstance(module, kinds)):
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_var is not None and module.running_mean is not None
             weight, *rest = constants.pop()
@@ -175,8 +197,4 @@ def folded_weights(model: LowFormer) -> list[list[NDArray[np.float32]]]:
             constants.append(
                 [value.detach().cpu().float().numpy() for value in (module.weight, module.bias) if value is not None]
             )
-    constants.reverse()
-    graph = op_graph(model.config)
-    weights = [constants.pop() if elements else [] for elements in graph.column("weights").tolist()]
-    assert not constants, "every constant belongs to an operator"
-    return weights
+    return constants

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from lownas.predictors import AccuracyPrior, LatencyPredictor
 from lownas.search.strategies.feasible import evolve_front
 from lownas.search_space import PRESETS, PUBLISHED, LowFormerConfig, SearchSpace, op_graph
-from lownas.search_space.units import AttentionUnit, LocalUnit, MlpUnit, unit_graph, units
+from lownas.search_space.graph.from_config import units
+from lownas.search_space.units import AttentionUnit, LocalUnit, MlpUnit, unit_graph
 
 Floats = NDArray[np.float64]
 

@@ -31,7 +31,7 @@ from lownas.experiments.tabular import Table
 from lownas.experiments.tabular.training import normalized, parts
 from lownas.search.objectives.experience import learn
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
-from lownas.search_space.units import units
+from lownas.search_space.graph.from_config import units
 
 PLAN = Path(__file__).parents[1] / "tabular" / "plan.json"
 ROWS = Path(__file__).with_name("zero_cost.jsonl")

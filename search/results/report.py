@@ -8,7 +8,7 @@ from importlib import resources
 
 from ...predictors.accuracy.prior import AccuracyPrior
 from ...search_space.presets import PRESETS, PUBLISHED
-from ...search_space.units import op_graph
+from ...search_space.graph.from_config import op_graph
 from ..trials.run_folder import write_text
 from .outcome import Candidate, Predictor, SearchOutcome
 

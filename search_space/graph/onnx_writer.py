@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..config import LowFormerConfig
-from ..units import op_graph
+from .from_config import op_graph
 from .onnx_reader import UnreadableModel, graph_from_model, op_graph_from_onnx, precision_of
 from .operators import COLUMN, GRAPH_INPUT, KINDS, OpGraph
 

@@ -18,7 +18,7 @@ from lownas.search.run_search import search
 from lownas.search.settings import SearchSettings
 from lownas.search_space.config import LowFormerConfig
 from lownas.search_space.space import SearchSpace
-from lownas.search_space.units import op_graph
+from lownas.search_space.graph.from_config import op_graph
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lownas.search.training.proxy_task import plan_proxy, train_candidate
-from lownas.search_space.units import op_graph
+from lownas.search_space.graph.from_config import op_graph
 
 SMALL = {"epochs": 1, "train_images": 128, "validation_images": 64}
 
