@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import Attention, LowFormerConfig, StageConfig
+from .graph.from_config import op_graph
 from .graph.operators import OpGraph
 from .presets import PRESETS, PUBLISHED
 from .space import SearchSpace
-from .graph.from_config import op_graph
 
 if TYPE_CHECKING:
     from .checkpoints import export_state_dict, load_checkpoint
-    from .graph.onnx_writer import op_graph_from_onnx, write_onnx
+    from .graph.onnx_reader import op_graph_from_onnx
+    from .graph.onnx_writer import write_onnx
     from .graph.torch_tracer import op_graph_from_torch
     from .model import LowFormer, build_model
 

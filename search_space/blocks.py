@@ -29,7 +29,7 @@ from .units import (
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A convolution whose padding at the top and left may differ from that at the bottom and right, as 2x2 kernels need."""
+    """A convolution whose padding at the top and left may differ from that at the bottom and right (2x2 kernels)."""
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False) -> None:
         begin, end = same_padding(kernel)

@@ -222,7 +222,7 @@ class LowFormerConfig(_Frozen):
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Makes a configuration from what `to_dict` gave. Raises ValueError, in one line, for unknown keys or bad values."""
+        """Makes a configuration from what `to_dict` gave. Raises ValueError, in one line, for anything else."""
         if not isinstance(data, Mapping):
             raise ValueError(f"a LowFormer config is a mapping with keys {sorted(cls.model_fields)}, not {data!r:.60}")
         try:

@@ -1,7 +1,8 @@
-"""The space that is searched: which values each part of a configuration may take.
+"""The search space: which values each part of a configuration may take.
 
-A space is a YAML file. Its set of parameters is static: every one is always drawn, and what another choice switches off
-is reset when the configuration is made, so that different draws may be one and the same architecture (same `id`).
+A space is a YAML file. Its set of parameters is static: every parameter is always drawn. Values that have no effect
+because of other choices are reset when the configuration is made, so different draws may give the same architecture
+(the same `id`).
 """
 
 from __future__ import annotations
@@ -14,18 +15,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .config import Attention, LowFormerConfig, Reduction, StageConfig, Upsampling, blocks_after_downsampler, one_line
+from .config import (
+    DEFAULT_HEAD,
+    Attention,
+    LowFormerConfig,
+    Reduction,
+    StageConfig,
+    Upsampling,
+    blocks_after_downsampler,
+    is_default_head,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 Choice = str | int | float
-ATTEMPTS = 100  # bound on redraws, in `mutate`
-MOST_CODES, MOST_PARAMS, MOST_STAGES = 10_000, 3_000, 8_192  # that a space keeps of what it computed
+MUTATION_ATTEMPTS = 100
+"""How often `mutate` redraws at most until the result is a different configuration."""
+JUMP_PROBABILITY = 0.2
+"""How often a redrawn number may become any other value instead of a neighbouring one."""
+CACHED_CODES, CACHED_PARAMETERS, CACHED_STAGES = 10_000, 3_000, 8_192
+"""How many results of `encode`, of `to_params` and of its parts a space keeps for the next call."""
 
 
 class _Choices(BaseModel):
@@ -41,7 +55,7 @@ class _Choices(BaseModel):
 
 
 class StageChoices(_Choices):
-    """What one stage may be; the fields are those of `StageConfig` and `Attention`."""
+    """The values that the settings of one stage may take; the fields are those of `StageConfig` and `Attention`."""
 
     width: tuple[int, ...]
     depth: tuple[int, ...]
@@ -55,7 +69,10 @@ class StageChoices(_Choices):
 
 
 class SpaceChoices(_Choices):
-    """The content of a space's YAML file."""
+    """The content of a space's YAML file: the values that each setting of a configuration may take.
+
+    `classes` and `head` are the same for all configurations of a space.
+    """
 
     name: str = Field(min_length=1, max_length=64)
     resolution: tuple[int, ...]
@@ -64,6 +81,7 @@ class SpaceChoices(_Choices):
     stem_expansion: tuple[int, ...] = (2,)
     head_widths: tuple[tuple[int, int], ...] = ((1536, 1600),)
     classes: int = 1000
+    head: str = Field(default=DEFAULT_HEAD, min_length=1, max_length=64, exclude_if=is_default_head)
     groups: tuple[int, ...] = (1,)
     kernel: tuple[Literal[2, 3, 5], ...] = (3,)
     upsampling: tuple[Upsampling, ...] = ("transposed",)
@@ -91,9 +109,9 @@ class SearchSpace:
     """A space of LowFormer configurations.
 
     Attributes:
-        choices: the values that each part may take.
+        choices: the values that each setting may take.
         parameters: the static set of parameters, name to allowed values, in a fixed order. Names are those of the
-            configuration, a stage's with its number before them ("s3.width").
+            configuration's settings; those of a stage have its number before them ("s3.width").
     """
 
     def __init__(self, choices: SpaceChoices) -> None:
@@ -125,14 +143,17 @@ class SearchSpace:
 
     @classmethod
     def load(cls, name: str | Path, resolution: int | None = None) -> SearchSpace:
-        """A shipped space by name ("default", "tiny"), or the user's own YAML file.
+        """Reads a shipped space by its name ("default", "tiny"), or the user's own YAML file.
 
         Args:
             name: the name or the file.
             resolution: fixes the input resolution in pixels, whatever the file allows.
 
-        Raises ValueError: an unknown name, a broken file, an unknown key or an impossible value, in one line.
+        Raises:
+            ValueError: an unknown name, a broken file, an unknown key or an impossible value; in one line.
         """
+        import yaml  # here, so that predicting needs no YAML
+
         shipped = {
             Path(entry.name).stem: entry
             for entry in resources.files(f"{__package__}.spaces").iterdir()
@@ -168,11 +189,11 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """Number of combinations of all parameters; some of them are one architecture."""
+        """Number of combinations of all parameters' values; some combinations give the same architecture."""
         return math.prod(len(values) for values in self.parameters.values())
 
     def from_params(self, params: dict[str, Any]) -> LowFormerConfig:
-        """The configuration that a full set of parameter values stands for."""
+        """Makes the configuration that a full set of parameter values describes."""
         stages = []
         for number, fields in enumerate(self._stage_fields, start=1):
             values = tuple(params[name] for name in fields.values())
@@ -188,12 +209,14 @@ class SearchSpace:
             stages=tuple(stages),  # type: ignore[arg-type]
             head_widths=(int(first), int(second)),
             classes=self.choices.classes,
+            head=self.choices.head,
         )
 
     def to_params(self, config: LowFormerConfig) -> dict[str, Choice]:
-        """One set of parameter values that makes `config`; what is switched off takes the first allowed value.
+        """Gives a set of parameter values that describes `config`.
 
-        Raises ValueError naming what lies outside this space.
+        Parameters that have no effect on it get their first allowed value. Raises ValueError, naming the first thing
+        that lies outside this space.
         """
         if (known := self._params.get(config.id)) is not None:
             return dict(known)
@@ -201,6 +224,10 @@ class SearchSpace:
             raise ValueError(
                 f"config {config.id} is outside space {self.name!r}: "
                 f"{config.classes} classes, not {self.choices.classes}"
+            )
+        if config.head != self.choices.head:
+            raise ValueError(
+                f"config {config.id} is outside space {self.name!r}: head {config.head!r}, not {self.choices.head!r}"
             )
         groups = config.stages[0].groups
         with_blocks = [
@@ -232,13 +259,13 @@ class SearchSpace:
             raise ValueError(
                 f"config {config.id} is outside space {self.name!r}: its stages differ in groups, kernel or upsampling"
             )
-        if len(self._params) >= MOST_PARAMS:
+        if len(self._params) >= CACHED_PARAMETERS:
             self._params.clear()
         self._params[config.id] = params
         return dict(params)
 
     def _stage_params(self, number: int, stage: StageConfig) -> dict[str, Choice | None]:
-        """The parameters of one stage; None for what is switched off."""
+        """Gives the parameters of one stage; None for those that have no effect."""
         if (number, stage) in self._known_stages:
             return self._known_stages[number, stage]
         active = blocks_after_downsampler(number, stage) > 0
@@ -257,19 +284,20 @@ class SearchSpace:
                 f"s{number}.reduction": attention.reduction if attention else None,
                 f"s{number}.mlp_ratio": stage.mlp_ratio if active else None,
             }
-        if len(self._known_stages) >= MOST_STAGES:
+        if len(self._known_stages) >= CACHED_STAGES:
             self._known_stages.clear()
         self._known_stages[number, stage] = wanted
         return wanted
 
     def _local_name(self, number: int, stage: StageConfig) -> str:
-        """The name in this space of the stage's kind of local block ("fused_below_256" may mean "fused")."""
+        """Finds the value of this space that means the stage's local blocks ("fused_below_256" may mean "fused")."""
         for name in self.parameters[f"s{number}.local"]:
             if StageConfig(width=stage.width, depth=stage.depth, local=name).local == stage.local:  # type: ignore[arg-type]
                 return str(name)
         return stage.local
 
     def _placement_name(self, number: int, stage: StageConfig) -> str:
+        """Finds the value of this space that means the stage's placement of attention."""
         if stage.attention is None:
             return "none"
         blocks = blocks_after_downsampler(number, stage)
@@ -289,7 +317,7 @@ class SearchSpace:
         return True
 
     def sample(self, rng: np.random.Generator) -> LowFormerConfig:
-        """A configuration, each parameter drawn uniformly."""
+        """Draws a configuration, each parameter uniformly from its values."""
         places = rng.random(len(self.parameters))
         return self.from_params(
             {
@@ -299,7 +327,7 @@ class SearchSpace:
         )
 
     def suggest(self, trial: BaseTrial) -> LowFormerConfig:
-        """A configuration drawn by an Optuna trial; every parameter is suggested, all of them categorical."""
+        """Lets an Optuna trial draw a configuration; every parameter is suggested, all of them are categorical."""
         return self.from_params(
             {name: trial.suggest_categorical(name, values) for name, values in self.parameters.items()}
         )
@@ -307,13 +335,14 @@ class SearchSpace:
     def mutate(
         self, config: LowFormerConfig, rng: np.random.Generator, *, rate: float | None = None
     ) -> LowFormerConfig:
-        """A different configuration in which each parameter was redrawn with probability `rate` (2 / parameters).
+        """Gives a different configuration, in which each parameter was redrawn with probability `rate`.
 
-        Numbers mostly move to a neighbouring value. Gives `config` itself only where the space has no other point.
+        By default two parameters are redrawn on average. Numbers mostly move to a neighbouring value. Gives `config`
+        itself if no different one was found, as in a space that has no other.
         """
         params = self.to_params(config)
         rate = 2 / len(params) if rate is None else rate
-        for _ in range(ATTEMPTS):
+        for _ in range(MUTATION_ATTEMPTS):
             child = dict(params)
             redrawn = rng.random(len(params)) < rate
             for (name, values), redraw in zip(self.parameters.items(), redrawn, strict=True):
@@ -327,14 +356,17 @@ class SearchSpace:
     @staticmethod
     def _neighbour(values: tuple[Choice, ...], value: Choice, rng: np.random.Generator) -> Choice:
         here = values.index(value)
-        if isinstance(value, str) or rng.random() < 0.2:
+        if isinstance(value, str) or rng.random() < JUMP_PROBABILITY:
             others = [index for index in range(len(values)) if index != here]
         else:
             others = [index for index in (here - 1, here + 1) if 0 <= index < len(values)]
         return values[others[rng.integers(len(others))]]
 
     def crossover(self, a: LowFormerConfig, b: LowFormerConfig, rng: np.random.Generator) -> LowFormerConfig:
-        """A child of two configurations: the stem, each stage and the rest come from either parent."""
+        """Gives a child of two configurations.
+
+        Each stage as a whole, and each parameter that belongs to no stage, comes from either parent.
+        """
         params = (self.to_params(a), self.to_params(b))
         origin: dict[str, int] = {}
         child = {}
@@ -344,21 +376,27 @@ class SearchSpace:
         return self.from_params(child)
 
     def encode(self, config: LowFormerConfig) -> NDArray[np.float64]:
-        """A fixed-order vector, one number in [0, 1] per parameter: the value's place among the allowed ones."""
+        """Encodes a configuration as a vector of numbers in [0, 1], one for each of `parameters` in their order.
+
+        Each number is the place of the parameter's value among the allowed ones.
+        """
         if (known := self._codes.get(config.id)) is not None:
             return known
         params = self.to_params(config)
         code = np.array(
             [values.index(params[name]) / max(1, len(values) - 1) for name, values in self.parameters.items()]
         )
-        code.flags.writeable = False  # it is given to all who ask again
-        if len(self._codes) >= MOST_CODES:
+        code.flags.writeable = False  # because the same array is given to all later callers
+        if len(self._codes) >= CACHED_CODES:
             self._codes.clear()
         self._codes[config.id] = code
         return code
 
     def _check_corners(self) -> None:
-        """Raises ValueError if some combination is no valid configuration: validity is decided value by value."""
+        """Raises ValueError if some combination of values is no valid configuration.
+
+        Validity is decided value by value, so trying each value once, with each number of groups, is enough.
+        """
         for end in (0, -1):
             self.from_params({name: values[end] for name, values in self.parameters.items()})
         base: dict[str, Choice] = {name: values[0] for name, values in self.parameters.items()}

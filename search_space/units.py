@@ -4,8 +4,8 @@ A network is a sequence of units, each with one input and one output: the stem's
 MLPs, and those of a head (`heads`). The operator graph (`graph.from_config`) and the torch module (`model`) are both
 built from them. The same units appear in many networks of a space, so their graphs are cached.
 
-To add a kind of block: give `StageConfig` a field for it (config.py); write its unit class here, with its operators, and
-put it where it belongs in `_section_of_stage`; build its torch module in blocks.py (`MODULES`). Nothing else has to
+To add a kind of block: give `StageConfig` a field for it (config.py); write its unit class here, with its operators,
+and put it where it belongs in `_section_of_stage`; build its torch module in blocks.py (`MODULES`). Nothing else has to
 know it.
 """
 
@@ -221,9 +221,7 @@ class Section(NamedTuple):
 
 def backbone(config: LowFormerConfig) -> list[Section]:
     """Gives the stem and the four stages of a configuration; the last one's feature map is what its head reads."""
-    section = _stem(
-        config.resolution, config.stem_width, config.stem_depth, config.stem_expansion, config.stem_groups
-    )
+    section = _stem(config.resolution, config.stem_width, config.stem_depth, config.stem_expansion, config.stem_groups)
     sections = [section]
     for number, stage in enumerate(config.stages, start=1):
         section = _section_of_stage(number, section.width, section.size, stage)

@@ -20,19 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..config import LowFormerConfig
 from .from_config import op_graph
-from .onnx_reader import UnreadableModel, graph_from_model, op_graph_from_onnx, precision_of
 from .operators import COLUMN, GRAPH_INPUT, KINDS, OpGraph
-
-__all__ = [
-    "UnreadableModel",
-    "graph_from_model",
-    "onnx_model",
-    "op_graph_from_onnx",
-    "precision_of",
-    "random_weights",
-    "scale_queries",
-    "write_onnx",
-]
 
 OPSET = 20  # the first with Gelu; onnxruntime >= 1.17 and TensorRT >= 10 read it
 IR_VERSION = 10

@@ -15,7 +15,7 @@ from lownas.predictors import LatencyPredictor, Target
 from lownas.search.results.export import run_config
 from lownas.search.settings import SearchSettings
 from lownas.search_space import LowFormerConfig, SearchSpace
-from lownas.search_space.graph.onnx_writer import op_graph_from_onnx
+from lownas.search_space.graph.onnx_reader import op_graph_from_onnx
 
 _FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class", "pty.spawn"}
 _watching: list[str] | None = None

@@ -22,7 +22,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from torch import Tensor, nn
 
 from lownas.search_space import OpGraph, op_graph_from_onnx
-from lownas.search_space.graph.onnx_writer import graph_from_model, precision_of
+from lownas.search_space.graph.onnx_file import precision_of
+from lownas.search_space.graph.onnx_reader import graph_from_model
 from lownas.search_space.graph.torch_tracer import op_graph_from_torch
 
 NEWEST = onnx.defs.onnx_opset_version()

@@ -22,7 +22,7 @@ from lownas.search_space import (
     write_onnx,
 )
 from lownas.search_space.graph import COLUMN, COLUMNS
-from lownas.search_space.graph.onnx_writer import graph_from_model
+from lownas.search_space.graph.onnx_reader import graph_from_model
 
 COMPARED = [COLUMN[name] for name in COLUMNS if name != "params"]  # a file does not tell BatchNorm's parameters
 
