@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..search_space.config import LowFormerConfig
 from ..search_space.graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph
-from ..search_space.units import Unit, unit_graph, units
+from ..search_space.graph.from_config import units
+from ..search_space.units import Unit, unit_graph
 
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 IN_PLACE = frozenset(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..predictors.accuracy.prior import AccuracyPrior
 from ..search_space.config import LowFormerConfig
 from ..search_space.space import SearchSpace
-from ..search_space.units import op_graph
+from ..search_space.graph.from_config import op_graph
 from .latency.correction import Corrected
 from .latency.finalists import ROUNDS
 from .latency.limits import Limits

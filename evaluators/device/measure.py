@@ -229,7 +229,7 @@ def _warn_of_other_precision(file: Path, target: Setting) -> None:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from ...search_space.graph.onnx_writer import precision_of
+    from ...search_space.graph.onnx_file import precision_of
 
     try:
         precision = precision_of(onnx.load(str(file), format="protobuf", load_external_data=False))

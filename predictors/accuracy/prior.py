@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...search_space.config import LowFormerConfig
+from ...search_space.graph.from_config import units
 from ...search_space.presets import PUBLISHED, Published
-from ...search_space.units import AttentionUnit, LocalUnit, Unit, unit_graph, units
+from ...search_space.units import AttentionUnit, LocalUnit, Unit, unit_graph
 
 Floats = NDArray[np.float64]
 

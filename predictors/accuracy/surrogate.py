@@ -32,8 +32,8 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular  # type: ignore[i
 from scipy.optimize import minimize  # type: ignore[import-untyped, unused-ignore]
 
 from ...search_space.config import LowFormerConfig
+from ...search_space.graph.from_config import units
 from ...search_space.space import SearchSpace
-from ...search_space.units import units
 from .prior import total_macs, total_params
 
 Floats = NDArray[np.float64]

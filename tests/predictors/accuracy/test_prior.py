@@ -9,7 +9,7 @@ import pytest
 
 from lownas.predictors.accuracy.prior import AccuracyPrior, macs_and_shape, total_macs
 from lownas.search_space.presets import PRESETS, PUBLISHED
-from lownas.search_space.units import op_graph
+from lownas.search_space.graph.from_config import op_graph
 
 
 def test_macs_equal_those_of_the_operator_graph() -> None:

@@ -16,7 +16,8 @@ from lownas.predictors.latency.kernels import KERNEL_CLASSES
 from lownas.predictors.latency.predictor import SCHEMA
 from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, SearchSpace, op_graph
-from lownas.search_space.graph.onnx_writer import op_graph_from_onnx, write_onnx
+from lownas.search_space.graph.onnx_reader import op_graph_from_onnx
+from lownas.search_space.graph.onnx_writer import write_onnx
 
 
 def sampled(count, seed=0):
