@@ -1,7 +1,7 @@
 """Chooses the settings of a proxy training for the time that a run has.
 
-Steps of a small, a middling and a large candidate are timed on this machine; what is left open by the time (classes of
-`formula`, resolution, epochs) follows rules that were measured once, see the constants.
+Steps of a small, a middling and a large candidate are timed on this machine. What the time leaves open (the number of
+classes where a source leaves it open, resolution, epochs) follows rules that were measured once, see the constants.
 """
 
 from __future__ import annotations
@@ -10,33 +10,72 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ...search_space import LowFormerConfig, SearchSpace, op_graph
-from ..data.loading import FORMULA_CLASSES, FORMULA_VALIDATION_IMAGES, load_data
-from .proxy import RESOLUTION_SCALE, SMALLEST_RESOLUTION, ProxySettings, prepared_model
+from .. import tasks
+from ..data import sources
+from ..data.loading import load_data
+from ..data.records import ImageData
+from ..data.sources import Data
+from ..data.sources.formula import FORMULA_CLASSES
+from .proxy import prepared_model
+from .settings import RESOLUTION_SCALE, SMALLEST_RESOLUTION, ProxySettings
 from .trainer import BATCH_NORM_IMAGES, Training, seeded, torch_threads
 
 logger = logging.getLogger("lownas.evaluators")
 
 MIN_EPOCHS = 3
 MAX_EPOCHS = 30
-# Measured on ten formula classes at 32 pixels: LowFormer-B0 reached 0.52 in 30 steps, 0.40 in 18 and 0.27 in 12, a
-# logistic regression on the same images 0.26, 0.28 and 0.25.
 MIN_STEPS = 18
-IMAGES_PER_FORMULA_CLASS = 192  # image passes; with more of them ten classes saturate, so classes are added
-MAX_FORMULA_CLASSES = 100
-ENOUGH_PASSES = 40_000  # with more image passes than this a higher resolution is the better use of time
-BUDGET_SHARE = 0.8  # the rest is for building, loading, and workers that slow each other down
+"""Fewer steps teach nothing. Measured on ten formula classes at 32 pixels: LowFormer-B0 reached 0.52 in 30 steps, 0.40
+in 18 and 0.27 in 12, a logistic regression on the same images 0.26, 0.28 and 0.25."""
+IMAGES_PER_DRAWN_CLASS = 192
+"""Image passes for each class of a source that is made to order (measured on `formula`); with more of them ten classes
+saturate, so classes are added where the source leaves their number open."""
+MAX_DRAWN_CLASSES = 100
+ENOUGH_PASSES = 40_000
+"""With more image passes than this a higher resolution is the better use of time."""
+BUDGET_SHARE = 0.8
+"""Share of the budget that is planned; the rest is for building, loading, and workers that slow each other down."""
 VALIDATION_IMAGES = 1000
+EVALUATED_PER_TRAINED = 3
+"""Images that are evaluated in the time of one that is trained on: the backward pass takes about two forward passes."""
+LARGE_RESOLUTION = 112
+"""Candidates for so many pixels or more train at a fraction of them, as the published models for 160 to 288 do."""
+LOOK_IMAGES = 64  # of each part that are loaded to learn what the data are
+DRAWN_CANDIDATES = 24  # that stand for a space
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """The time of a run's proxy trainings.
+
+    Attributes:
+        seconds: that all of them may take.
+        rounds: how many trainings follow each other, as several workers train at once.
+        evaluation: image passes that judging one training costs.
+    """
+
+    seconds: float
+    rounds: int
+    evaluation: float
+
+    def passes(self, seconds_per_image: float) -> float:
+        """Image passes that a training may make."""
+        return BUDGET_SHARE * self.seconds / self.rounds / seconds_per_image - self.evaluation
+
+    def needed(self, passes: float, seconds_per_image: float) -> float:
+        """Seconds that the run's trainings take with so many image passes each."""
+        return (passes + self.evaluation) * seconds_per_image * self.rounds / BUDGET_SHARE
 
 
 def choose_settings(
     candidates: SearchSpace | Sequence[LowFormerConfig],
-    data: str,
+    data: Data,
     proxy_budget_seconds: float,
     trials: int,
     workers: int,
@@ -45,18 +84,20 @@ def choose_settings(
     epochs: int | None = None,
     seed: int = 0,
     threads: int = 1,
+    task: str | tasks.Task = "classification",
 ) -> ProxySettings:
-    """Settings with which `trials` trainings by `workers` at once take about `proxy_budget_seconds` together.
+    """Chooses settings with which `trials` trainings take about `proxy_budget_seconds` together.
 
     Times a few steps of a small, a middling and a large candidate on this machine. To be called once in a run.
 
     Args:
         candidates: typical ones, or the space to draw them from.
-        data: a specification.
+        data: a specification, a `DataSource` or arrays.
         trials: trainings in all, repeats with other seeds included.
-        workers: 0 counts as 1.
+        workers: how many train at once; 0 counts as 1.
         epochs: pins the epochs.
         seed: of the data's split, and of the draw from the space.
+        task: what is learned.
 
     Raises:
         ValueError: the data cannot be used, or the budget is not positive.
@@ -67,64 +108,91 @@ def choose_settings(
         raise ValueError(f"trials: at least 1, given {trials}")
     if isinstance(candidates, SearchSpace):
         rng = np.random.default_rng(seed)
-        candidates = [candidates.sample(rng) for _ in range(24)]
+        candidates = [candidates.sample(rng) for _ in range(DRAWN_CANDIDATES)]
     if not candidates:
         raise ValueError("candidates: at least one is needed to choose proxy settings")
-    look = load_data(data, SMALLEST_RESOLUTION, seed, train_images=64, validation_images=64)
-    formula = look.card["source"] == "formula"
-    large = max(config.resolution for config in candidates) >= 112
-    settings = ProxySettings(
-        data=data,
-        data_seed=seed,
-        classes=len(look.classes),
-        resolution_scale=RESOLUTION_SCALE if large else 1.0,
-        flip=look.card["source"] != "digits",
-        max_shift=0.0 if formula else 1 / 16,
+    source, learned = sources.source(data), tasks.task(task)
+    look = load_data(
+        source, SMALLEST_RESOLUTION, seed, train_images=LOOK_IMAGES, validation_images=LOOK_IMAGES, task=learned
     )
-    available = None if formula else int(look.card["available_train_images"])
-    held_out = FORMULA_VALIDATION_IMAGES if formula else int(look.card["available_validation_images"])
-    held_out = min(held_out, VALIDATION_IMAGES)
+    settings = ProxySettings(
+        data=source.spec,
+        data_seed=seed,
+        classes=len(look.classes) or FORMULA_CLASSES,
+        resolution_scale=RESOLUTION_SCALE if max(c.resolution for c in candidates) >= LARGE_RESOLUTION else 1.0,
+        flip=source.mirrored,
+        max_shift=source.max_shift,
+        task=learned.name,
+    )
+    available = None if source.made_to_order else int(look.card["available_train_images"])
+    held_out = VALIDATION_IMAGES
+    if not source.made_to_order:
+        held_out = min(held_out, int(look.card["available_validation_images"]))
+    settings = replace(settings, validation_images=held_out)
 
-    seconds_per_image = _mean_seconds_per_image(candidates, settings, device, threads)
-    each = BUDGET_SHARE * proxy_budget_seconds / math.ceil(trials / max(1, workers))
-    # An evaluated image costs a third of a trained one.
-    evaluation = (held_out + BATCH_NORM_IMAGES) / 3
-    passes = each / seconds_per_image - evaluation
-    while settings.resolution_scale < 1 and passes > ENOUGH_PASSES:
-        scale = min(1.0, 2 * settings.resolution_scale)
-        slower = (scale / settings.resolution_scale) ** 2
-        settings = replace(settings, resolution_scale=scale)
-        seconds_per_image *= slower
-        passes = each / seconds_per_image - evaluation
-    least = MIN_STEPS * settings.batch_size
-    if passes < least:
-        logger.warning(
-            "a proxy budget of %.0f s allows %d images a candidate; %d are used, as fewer teach nothing: about %.0f s",
-            *(proxy_budget_seconds, max(0, int(passes)), least),
-            (least + evaluation) * seconds_per_image * math.ceil(trials / max(1, workers)) / BUDGET_SHARE,
-        )
-        passes = least
-    if formula:
-        if data == "formula":
-            wanted = int(passes / IMAGES_PER_FORMULA_CLASS)
-            settings = replace(settings, classes=min(MAX_FORMULA_CLASSES, max(FORMULA_CLASSES, wanted)))
-        passes = min(passes, 2 * IMAGES_PER_FORMULA_CLASS * settings.classes)
-    chosen_epochs = epochs or MIN_EPOCHS
-    if available is not None:
-        chosen_epochs = epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, int(passes / available)))
-    batches = max(-(-MIN_STEPS // chosen_epochs), round(passes / chosen_epochs / settings.batch_size))
-    train_images = batches * settings.batch_size
-    if available is not None:
-        train_images = min(train_images, available)
-    settings = replace(settings, epochs=chosen_epochs, train_images=train_images, validation_images=held_out)
-    expected = (chosen_epochs * train_images + evaluation) * seconds_per_image
+    seconds_per_image = _mean_seconds_per_image(candidates, settings, look, learned, device, threads)
+    evaluation = (held_out + BATCH_NORM_IMAGES) / EVALUATED_PER_TRAINED
+    budget = _Budget(proxy_budget_seconds, math.ceil(trials / max(1, workers)), evaluation)
+    settings, seconds_per_image = _with_resolution(settings, budget, seconds_per_image)
+    passes = _usable_passes(settings, budget, seconds_per_image)
+    if source.made_to_order:
+        if source.open_classes:
+            wanted = int(passes / IMAGES_PER_DRAWN_CLASS)
+            settings = replace(settings, classes=min(MAX_DRAWN_CLASSES, max(FORMULA_CLASSES, wanted)))
+        passes = min(passes, 2 * IMAGES_PER_DRAWN_CLASS * settings.classes)
+    settings = _with_images(settings, passes, available, epochs)
+    expected = (settings.epochs * settings.train_images + evaluation) * seconds_per_image
     return replace(settings, expected_seconds=round(expected, 2))
 
 
+def _with_resolution(settings: ProxySettings, budget: _Budget, seconds_per_image: float) -> tuple[ProxySettings, float]:
+    """The settings at the resolution that the time allows, and the seconds per image there."""
+    while settings.resolution_scale < 1 and budget.passes(seconds_per_image) > ENOUGH_PASSES:
+        scale = min(1.0, 2 * settings.resolution_scale)
+        seconds_per_image *= (scale / settings.resolution_scale) ** 2
+        settings = replace(settings, resolution_scale=scale)
+    return settings, seconds_per_image
+
+
+def _usable_passes(settings: ProxySettings, budget: _Budget, seconds_per_image: float) -> float:
+    """Image passes of a training: what the time allows, but enough to learn something; warns if these are more."""
+    passes, least = budget.passes(seconds_per_image), MIN_STEPS * settings.batch_size
+    if passes >= least:
+        return passes
+    logger.warning(
+        "a proxy budget of %.0f s allows %d images a candidate; %d are used, as fewer teach nothing: about %.0f s",
+        *(budget.seconds, max(0, int(passes)), least, budget.needed(least, seconds_per_image)),
+    )
+    return least
+
+
+def _with_images(settings: ProxySettings, passes: float, available: int | None, epochs: int | None) -> ProxySettings:
+    """The settings with epochs and training images that make about so many image passes.
+
+    Args:
+        available: training images there are; None if there is no end to them.
+        epochs: pins the epochs.
+    """
+    chosen = epochs or MIN_EPOCHS
+    if available is not None:
+        chosen = epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, int(passes / available)))
+    batches = max(-(-MIN_STEPS // chosen), round(passes / chosen / settings.batch_size))
+    images = batches * settings.batch_size
+    return replace(settings, epochs=chosen, train_images=images if available is None else min(images, available))
+
+
 def _mean_seconds_per_image(
-    candidates: Sequence[LowFormerConfig], settings: ProxySettings, device: str, threads: int
+    candidates: Sequence[LowFormerConfig],
+    settings: ProxySettings,
+    look: ImageData,
+    task: tasks.Task,
+    device: str,
+    threads: int,
 ) -> float:
-    """Mean over the candidates of the seconds that training costs per image, from three timed ones, linear between."""
+    """Mean over the candidates of the seconds that training costs per image.
+
+    Three of them are timed; between these the time is taken as linear in MACs.
+    """
 
     def proxy_macs(config: LowFormerConfig) -> float:
         return float(op_graph(config.replace(resolution=settings.proxy_resolution(config.resolution))).macs)
@@ -132,20 +200,26 @@ def _mean_seconds_per_image(
     ordered = sorted(candidates, key=proxy_macs)
     macs = np.array([proxy_macs(config) for config in ordered])
     timed = sorted({0, len(ordered) // 2, len(ordered) - 1})
-    seconds = [_seconds_per_image(ordered[i], settings, device, threads) for i in timed]
+    seconds = [_seconds_per_image(ordered[i], settings, look, task, device, threads) for i in timed]
     return float(np.interp(macs, macs[timed], seconds).mean())
 
 
 def _seconds_per_image(
-    config: LowFormerConfig, settings: ProxySettings, device: str, threads: int, steps: int = 2
+    config: LowFormerConfig,
+    settings: ProxySettings,
+    look: ImageData,
+    task: tasks.Task,
+    device: str,
+    threads: int,
+    steps: int = 2,
 ) -> float:
     """Median time of a training step on random images over the batch, after one step to warm up."""
-    side = settings.proxy_resolution(config.resolution)
+    side, size = settings.proxy_resolution(config.resolution), settings.batch_size
     with torch_threads(threads), seeded(0, device):
-        model = prepared_model(config.replace(classes=settings.classes), device)
-        training = Training(model, settings, (steps + 1) * settings.batch_size, device)
-        images = torch.randn(settings.batch_size, 3, side, side).to(device, memory_format=torch.channels_last)
-        labels = torch.zeros(settings.batch_size, dtype=torch.int64, device=device)
+        model = prepared_model(config.replace(classes=task.outputs(look), head=task.head), device, task=task)
+        training = Training(model, settings, (steps + 1) * size, device, task)
+        images = torch.randn(size, 3, side, side).to(device, memory_format=torch.channels_last)
+        labels = torch.from_numpy(np.resize(look.train_labels, (size, *look.train_labels.shape[1:]))).to(device)
         times = []
         for _ in range(steps + 1):
             start = time.perf_counter()
@@ -153,4 +227,4 @@ def _seconds_per_image(
             if torch.device(device).type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
-    return float(np.median(times[1:])) / settings.batch_size
+    return float(np.median(times[1:])) / size

@@ -29,9 +29,18 @@ from ...search_space import LowFormerConfig
 from ...search_space.blocks import ConvLayer, FusedMBConv, LowFormerBlock, Lowtention, MBConv, Residual
 from ...search_space.checkpoints import infer_config, load_checkpoint, read_state_dict
 from ...search_space.model import LowFormer
-from ...search_space.units import attention_padding
-
-NEW = -1  # in an index of source channels: the source has none for this one
+from .channels import (
+    NEW,
+    Reading,
+    dense_kernel,
+    dense_weight,
+    every,
+    grouped_kernel,
+    input_importance,
+    kept_channels,
+    kernel_taps,
+    take,
+)
 
 
 @dataclass(frozen=True)
@@ -124,101 +133,44 @@ def inherit(model: LowFormer, source: Source) -> Inherited:
     inheritance = _Inheritance()
     old = source.model
     stages, old_stages = ([list(stage.children()) for stage in network.stages] for network in (model, old))
-    readers = [_expanding(_local(stage[0])).conv for stage in old_stages] + [old.in_conv.conv]
+    readers: list[Reading | None] = [_expanding(_local(stage[0])).conv for stage in old_stages]
+    readers.append(next((layer for layer in _weighted(_head(old)) if isinstance(layer, Reading)), None))
     streams = _streams(model.config, old.config, readers)
-    inheritance.conv_layer(_layer(model.stem[0]), _layer(old.stem[0]), _all(3), streams[0])
+    inheritance.conv_layer(_layer(model.stem[0]), _layer(old.stem[0]), every(3), streams[0])
     inheritance.blocks(list(model.stem)[1:], list(old.stem)[1:], streams[0], streams[0])
     for number, (stage, old_stage) in enumerate(zip(stages, old_stages, strict=True)):
         inheritance.blocks(stage[:1], old_stage[:1], streams[number], streams[number + 1])
         inheritance.blocks(stage[1:], old_stage[1:], streams[number + 1], streams[number + 1])
 
-    linear, norm, _ = model.pre_classifier
-    old_linear, old_norm, _ = old.pre_classifier
-    assert isinstance(linear, nn.Linear) and isinstance(old_linear, nn.Linear)
-    assert isinstance(model.classifier, nn.Linear) and isinstance(old.classifier, nn.Linear)
-    pooled = _kept(linear.in_features, _importance(old_linear.weight))
-    hidden = _kept(linear.out_features, _importance(old.classifier.weight))
-    inheritance.conv_layer(model.in_conv, old.in_conv, streams[-1], pooled)
-    inheritance.parameter(linear.weight, old_linear.weight, hidden, pooled)
-    inheritance.norm(norm, old_norm, hidden)
-    classes = model.classifier.out_features
-    if classes == old.classifier.out_features:
-        inheritance.parameter(model.classifier.weight, old.classifier.weight, _all(classes), hidden)
-        inheritance.parameter(model.classifier.bias, old.classifier.bias, _all(classes))
+    if model.config.head == old.config.head:
+        inheritance.head(_weighted(_head(model)), _weighted(_head(old)), streams[-1])
     return inheritance.report(model)
 
 
 # --- which channels --------------------------------------------------------------------------------------------------
 
 
-def _streams(new: LowFormerConfig, old: LowFormerConfig, readers: Sequence[nn.Conv2d]) -> list[Tensor]:
-    """The channels of the stem's map and of the four stages'.
+def _streams(new: LowFormerConfig, old: LowFormerConfig, readers: Sequence[Reading | None]) -> list[Tensor]:
+    """Which channels of the source the stem's map and the four stages' maps keep.
 
     Args:
-        readers: the convolutions of the source that read them: four downsamplers, then the head's.
+        readers: the layers of the source that read them: four downsamplers, then the head's first layer.
     """
     streams = []
     for number, reader in enumerate(readers):
         stage = max(0, number - 1)  # the stem's channels are grouped by the first downsampler
         width = new.stages[stage].width if number else new.stem_width
+        old_width = old.stages[stage].width if number else old.stem_width
         groups, old_groups = new.stages[stage].groups, old.stages[stage].groups
-        together = groups != old_groups or width % groups or reader.in_channels % groups
-        importance = _importance(_dense(reader.weight, reader.groups))
-        streams.append(_kept(width, importance, 1 if together else groups))
+        together = groups != old_groups or width % groups or old_width % groups
+        importance = torch.ones(old_width) if reader is None else input_importance(dense_weight(reader))
+        if len(importance) != old_width:  # a head that reads something else than the channels of the map
+            importance = torch.ones(old_width)
+        streams.append(kept_channels(width, importance, 1 if together else groups))
     return streams
 
 
-def _all(count: int) -> Tensor:
-    return torch.arange(count)
-
-
-def _kept(count: int, importance: Tensor, groups: int = 1) -> Tensor:
-    """(count,) which channels of the source: the most important ones in their order, then `NEW`, group by group.
-
-    Args:
-        importance: (channels of the source,).
-        groups: divides both counts. Grouped convolutions read the channels of a group together.
-    """
-    size, parts = count // groups, []
-    for group, part in enumerate(importance.chunk(groups)):
-        best = part.topk(min(size, len(part))).indices.sort().values + group * len(part)
-        parts.append(nn.functional.pad(best, (0, size - len(best)), value=NEW))
-    return torch.cat(parts)
-
-
-def _importance(reading: Tensor) -> Tensor:
-    """(in,) the L1 norm of what each input weighs in (out, in, ...)."""
-    return reading.abs().transpose(0, 1).flatten(1).sum(dim=1)
-
-
-def _taps(target: nn.Conv2d, source: nn.Conv2d) -> Tensor:
-    """(k,) for each row of the target's kernel the one of the source's that sees the same pixels; columns are alike."""
-    begin, old_begin = (attention_padding(conv.kernel_size[0], conv.stride[0], 0)[0] for conv in (target, source))
-    index = torch.arange(target.kernel_size[0]) - begin + old_begin
-    return torch.where((index >= 0) & (index < source.kernel_size[0]), index, NEW)
-
-
 # --- copying ---------------------------------------------------------------------------------------------------------
-
-
-def _take(target: Tensor, source: Tensor, indices: Sequence[Tensor], out: int = 0) -> int:
-    """Fills `target`: outputs that the source has do not listen to inputs that it lacks; other outputs stay.
-
-    Args:
-        indices: for each of the first axes (n,) which place of the source's axis it is, or `NEW`.
-        out: the axis of the outputs; the others with an index are inputs (or a kernel's rows and columns).
-
-    Returns:
-        How many numbers of `target` are the source's.
-    """
-    values = source
-    for axis, index in enumerate(indices):
-        values = values.index_select(axis, index.clamp(min=0))
-        if axis != out:
-            values.movedim(axis, 0)[index == NEW] = 0
-    known = indices[out] != NEW
-    target.movedim(out, 0)[known] = values.movedim(out, 0)[known]
-    return math.prod(int((index != NEW).sum()) for index in indices) * math.prod(target.shape[len(indices) :])
 
 
 class _Inheritance:
@@ -245,7 +197,7 @@ class _Inheritance:
         return Inherited(**kinds, numbers=numbers, of_numbers=of_numbers)
 
     def parameter(self, target: Tensor, source: Tensor, *indices: Tensor, out: int = 0) -> None:
-        self.copied[id(target)] = _take(target, source, indices, out), source.numel()
+        self.copied[id(target)] = take(target, source, indices, out), source.numel()
 
     def norm(self, target: nn.Module, source: nn.Module, channels: Tensor) -> None:
         """Scale and shift of a normalization, and BatchNorm's statistics."""
@@ -253,7 +205,7 @@ class _Inheritance:
             self.parameter(getattr(target, name), getattr(source, name), channels)
         if isinstance(target, nn.BatchNorm2d):
             for name in ("running_mean", "running_var"):
-                _take(getattr(target, name), getattr(source, name), [channels])
+                take(getattr(target, name), getattr(source, name), [channels])
 
     def bias(self, target: nn.Conv2d, source: nn.Conv2d, out: Tensor) -> None:
         """Having none is having zeros."""
@@ -262,22 +214,22 @@ class _Inheritance:
 
     def conv(self, target: nn.Conv2d, source: nn.Conv2d, into: Tensor, out: Tensor) -> None:
         """A convolution; one in groups counts as a dense one with zeros."""
-        taps = _taps(target, source)
+        taps = kernel_taps(target, source)
         indices = (out, into, taps, taps)
         if target.groups == source.groups == 1:
             self.parameter(target.weight, source.weight, *indices)
         else:
-            dense = _dense(target.weight, target.groups)
+            dense = dense_kernel(target.weight, target.groups)
             copied = torch.zeros_like(dense)
-            _take(dense, _dense(source.weight, source.groups), indices)
-            _take(copied, _dense(torch.ones_like(source.weight), source.groups), indices)
-            target.weight.copy_(_grouped(dense, target.groups))
-            self.copied[id(target.weight)] = int(_grouped(copied, target.groups).sum()), source.weight.numel()
+            take(dense, dense_kernel(source.weight, source.groups), indices)
+            take(copied, dense_kernel(torch.ones_like(source.weight), source.groups), indices)
+            target.weight.copy_(grouped_kernel(dense, target.groups))
+            self.copied[id(target.weight)] = int(grouped_kernel(copied, target.groups).sum()), source.weight.numel()
         self.bias(target, source, out)
 
     def depthwise(self, target: nn.Conv2d, source: nn.Conv2d, channels: Tensor) -> None:
-        taps = _taps(target, source)
-        self.parameter(target.weight, source.weight, channels, _all(1), taps, taps)
+        taps = kernel_taps(target, source)
+        self.parameter(target.weight, source.weight, channels, every(1), taps, taps)
         self.bias(target, source, channels)
 
     def conv_layer(self, target: ConvLayer, source: ConvLayer, into: Tensor, out: Tensor) -> None:
@@ -286,7 +238,7 @@ class _Inheritance:
             self.norm(target.norm, source.norm, out)
             mean = source.norm.running_mean
             if target.conv.bias is None and source.conv.bias is not None and mean is not None:
-                _take(target.norm.running_mean, mean - source.conv.bias, [out])  # type: ignore[arg-type]
+                take(target.norm.running_mean, mean - source.conv.bias, [out])  # type: ignore[arg-type]
 
     def blocks(self, targets: Sequence[nn.Module], sources: Sequence[nn.Module], into: Tensor, out: Tensor) -> None:
         """Blocks that follow each other, the last one paired with the last one."""
@@ -303,8 +255,8 @@ class _Inheritance:
         first, old_first = _expanding(target), _expanding(source)
         last, old_last = _projecting(target), _projecting(source)
         groups = first.conv.groups if first.conv.groups == old_first.conv.groups else 1
-        importance = _importance(old_last.conv.weight[out[out != NEW]])
-        inner = _kept(first.conv.out_channels, importance, groups)
+        importance = input_importance(old_last.conv.weight[out[out != NEW]])
+        inner = kept_channels(first.conv.out_channels, importance, groups)
         self.conv_layer(first, old_first, into, inner)
         if isinstance(target, MBConv) and isinstance(source, MBConv):
             self.depthwise(target.depth_conv.conv, source.depth_conv.conv, inner)
@@ -343,6 +295,37 @@ class _Inheritance:
             assert new.upsampling.bias is not None and old.upsampling.bias is not None
             self.parameter(new.upsampling.bias, old.upsampling.bias, channels)
 
+    def head(self, targets: Sequence[nn.Module], sources: Sequence[nn.Module], channels: Tensor) -> None:
+        """Layers of which each reads what the one before it gives; those of the output are inherited if as many.
+
+        It ends at the first layer that does not correspond, and at one that reads something else.
+        """
+        into = channels
+        readers = [layer for layer in sources if isinstance(layer, Reading)]
+        for target, source in zip(targets, sources, strict=False):
+            if type(target) is not type(source):
+                return
+            if not isinstance(target, Reading) or not isinstance(source, Reading):
+                self.norm(target, source, into)
+                continue
+            if dense_weight(target).shape[1] != len(into):
+                return
+            readers = readers[1:]
+            if readers:
+                out = kept_channels(len(target.weight), input_importance(dense_weight(readers[0])))
+            elif len(target.weight) == len(source.weight):
+                out = every(len(target.weight))
+            else:
+                return
+            if isinstance(target, nn.Conv2d) and isinstance(source, nn.Conv2d):
+                self.conv(target, source, into, out)
+            else:
+                self.parameter(target.weight, source.weight, out, into)
+                if target.bias is not None:
+                    bias = torch.zeros(len(source.weight)) if source.bias is None else source.bias
+                    self.parameter(target.bias, bias, out)
+            into = out
+
     def mlp(self, target: nn.Module, source: nn.Module, channels: Tensor) -> None:
         if not isinstance(target, Residual) or not isinstance(source, Residual):
             return
@@ -350,32 +333,24 @@ class _Inheritance:
         old_norm, old_first, _, old_last = source.main.children()
         assert isinstance(first, nn.Conv2d) and isinstance(old_first, nn.Conv2d)
         assert isinstance(last, nn.Conv2d) and isinstance(old_last, nn.Conv2d)
-        inner = _kept(first.out_channels, _importance(old_last.weight[channels[channels != NEW]]))
+        inner = kept_channels(first.out_channels, input_importance(old_last.weight[channels[channels != NEW]]))
         self.norm(norm, old_norm, channels)
         self.conv(first, old_first, channels, inner)
         self.conv(last, old_last, inner, channels)
 
 
-def _dense(weight: Tensor, groups: int) -> Tensor:
-    """(out, in, k, k) of a convolution in groups, whose weight is (out, in / groups, k, k); zero between groups."""
-    if groups == 1:
-        return weight
-    size_out, size_in = len(weight) // groups, weight.shape[1]
-    dense = weight.new_zeros(len(weight), size_in * groups, *weight.shape[2:])
-    for group in range(groups):
-        rows, columns = (slice(group * size, (group + 1) * size) for size in (size_out, size_in))
-        dense[rows, columns] = weight[rows]
-    return dense
-
-
-def _grouped(dense: Tensor, groups: int) -> Tensor:
-    """The weight (out, in / groups, k, k) of a convolution in groups, cut out of (out, in, k, k)."""
-    size_in = dense.shape[1] // groups
-    parts = dense.chunk(groups)
-    return torch.cat([part[:, group * size_in : (group + 1) * size_in] for group, part in enumerate(parts)])
-
-
 # --- parts of the network --------------------------------------------------------------------------------------------
+
+
+def _head(model: LowFormer) -> list[nn.Module]:
+    """The layers of a network's head, in the order in which they run."""
+    return [layer for name, layer in model.named_children() if name not in ("stem", "stages")]
+
+
+def _weighted(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The convolutions, linear layers and norms in `layers`, in the order in which they run."""
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+    return [module for layer in layers for module in layer.modules() if isinstance(module, kinds)]
 
 
 def _layer(module: nn.Module) -> ConvLayer:

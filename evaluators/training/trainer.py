@@ -1,7 +1,7 @@
-"""The mechanics of a short training: batches, augmentation, optimizer, schedule, evaluation; and its state on disk.
+"""Trains a network briefly and judges it: optimizer, schedule, evaluation, and the state of a training on disk.
 
-What is trained for how long is said in `proxy.py`. The recipe must be fair from 0.2 to 6 GMACs after some thirty steps,
-which plain AdamW is not (at 2e-3 it left LowFormer-B1.5 at chance). So residual branches and the classifier start at
+`proxy.py` says what is trained for how long. The recipe must be fair from 0.2 to 6 GMACs after some thirty steps, which
+plain AdamW is not (at 2e-3 it left LowFormer-B1.5 at chance). So residual branches and the head's last layer start at
 zero, and every network starts as a shallow one; the learning rate of a weight falls with the square root of its fan-in;
 gradients are clipped.
 """
@@ -12,31 +12,27 @@ import contextlib
 import json
 import math
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..data.loading import ImageData
+from .. import tasks
+from .batches import ImageBatches
+from .settings import DEFAULT_TASK, ProxySettings
 
 if TYPE_CHECKING:
-    from .proxy import ProxySettings
+    from ..tasks.base import Augmentation
 
 BATCH_NORM_IMAGES = 512  # training images on which BatchNorm statistics are recomputed before evaluation
-EVALUATION_BATCH = 128
-RESIDENT_SHARE = 0.25
-"""Images stay on a GPU if they take at most this share of its free memory; else a loader brings them batch by batch."""
-LOADER_PROCESSES = 2
+EVALUATION_BATCH = 128  # images
 
-_SCHEMA = "1"
+_SCHEMA = "1"  # of the files in which trainings wait
 
 
 class Diverged(Exception):
@@ -45,6 +41,7 @@ class Diverged(Exception):
 
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
+    """Gives torch this many threads inside, and those it had before outside."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -55,7 +52,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: str) -> Iterator[None]:
-    """Torch's generators seeded inside, as before outside; cuDNN chooses deterministic kernels."""
+    """Seeds torch's generators inside and leaves them as they were outside; cuDNN chooses deterministic kernels."""
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         torch.manual_seed(seed)
@@ -82,101 +79,18 @@ def silence_residual_branches(model: nn.Module) -> int:
     return count
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
-
-
-class Images:
-    """One part of the data: bytes (N, 3, R, R) and labels (N,), and what normalizes them (the training part's pixels).
-
-    On a CPU, or where they fit, they are on the device; else a loader's processes bring batches from pinned memory.
-    """
-
-    def __init__(self, data: ImageData, part: Literal["train", "validation"], device: str) -> None:
-        images, labels = (
-            (data.train_images, data.train_labels)
-            if part == "train"
-            else (data.validation_images, data.validation_labels)
-        )
-        self.device = torch.device(device)
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        self.labels = torch.from_numpy(labels)
-        self.resident = _fits(self.images.numel(), self.device)
-        if self.resident:
-            self.images, self.labels = self.images.to(self.device), self.labels.to(self.device)
-        pixels = data.train_images.reshape(-1, 3)
-        mean, spread = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
-        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self.scale = torch.tensor(1 / np.maximum(spread, 1), dtype=torch.float32, device=device).view(1, 3, 1, 1)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each index tensor its images (n, 3, R, R), normalized and channels-last, and labels (n,)."""
-        if self.resident:
-            for index in parts:
-                index = index.to(self.device)
-                yield self._normalized(self.images[index]), self.labels[index]
-            return
-        loader = torch.utils.data.DataLoader(
-            _Rows(self.images, self.labels),
-            batch_sampler=[part.tolist() for part in parts],
-            collate_fn=_as_it_is,
-            num_workers=min(LOADER_PROCESSES, len(parts)),
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # not the training's
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
-        )
-        for images, labels in loader:
-            images, labels = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
-            yield self._normalized(images), labels
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        return ((images.float() - self.mean) * self.scale).contiguous(memory_format=torch.channels_last)
-
-
-class _Rows(torch.utils.data.Dataset[Any]):
-    """Whole batches at a time (`__getitems__`), which `DataLoader` asks for where it is defined."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __getitems__(self, index: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _fits(size: int, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return size <= RESIDENT_SHARE * free
-
-
-def augmentation(settings: ProxySettings, side: int) -> nn.Module:
-    """Mirrors and shifts each image of (N, 3, side, side) at random, by torch's global generator.
-
-    What a shift uncovers repeats the border.
-    """
-    from kornia.augmentation import RandomCrop, RandomHorizontalFlip  # type: ignore[import-untyped, unused-ignore]
-
-    steps: list[nn.Module] = []
-    if settings.flip:
-        steps.append(RandomHorizontalFlip(p=0.5))
-    if pixels := round(settings.max_shift * side):
-        steps.append(RandomCrop((side, side), padding=pixels, padding_mode="replicate"))
-    return nn.Sequential(*steps)
-
-
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: mean loss and accuracy (0 to 1) over its training batches as they were learned from."""
+    """What one epoch gave.
+
+    Attributes:
+        epoch: its number, from 0.
+        train_loss: mean over its training batches as they were learned from.
+        train_accuracy: mean score of their images, 0 to 1: of a classification the share classified correctly.
+    """
 
     epoch: int
     train_loss: float
@@ -186,16 +100,22 @@ class EpochRecord:
 class Training:
     """A network with its optimizer and schedule, and how far it has got.
 
+    Args:
+        images: how many there are to train on.
+        task: what is learned; None for a classification.
+
     Attributes:
         steps: optimizer steps of the whole training; a batch that an epoch does not fill is left out.
         done: how many of them are done.
-        history: of the epochs that are finished.
-        seconds: that the steps of this process took.
+        history: the epochs that are finished.
     """
 
-    def __init__(self, model: nn.Module, settings: ProxySettings, images: int, device: str) -> None:
+    def __init__(
+        self, model: nn.Module, settings: ProxySettings, images: int, device: str, task: tasks.Task | None = None
+    ) -> None:
         self.model = model.train()
         self.settings = settings
+        self.task = task or tasks.task(DEFAULT_TASK)
         self.batches = max(1, images // settings.batch_size)
         self.steps = settings.epochs * self.batches
         self.warmup = max(1, round(settings.warmup_share * self.steps))
@@ -214,34 +134,37 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, betas=(0.9, settings.second_moment_decay), fused=True
         )
-        # Of the epoch under way: the order of its images, and per step loss and correct answers.
+        # Of the epoch under way: the order of its images, and for each step the loss and the sum of the scores.
         self._order = torch.empty(0, dtype=torch.int64)
         self._losses: list[Tensor] = []
-        self._correct: list[Tensor] = []
+        self._scores: list[Tensor] = []
 
     def rate(self) -> float:
-        """Of the next step, as a share of the peak: linear warm-up, then half a cosine to zero."""
+        """The learning rate of the next step as a share of the peak: a linear warm-up, then half a cosine to zero."""
         if self.done < self.warmup:
             return (self.done + 1) / self.warmup
         return 0.5 * (1 + math.cos(math.pi * (self.done - self.warmup) / max(1, self.steps - self.warmup)))
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step; gives the loss and the logits (N, classes) before it, detached."""
+        """Makes one optimizer step; gives the loss and the outputs (N, ...) before it, detached."""
         rate = self.settings.learning_rate * self.rate()
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = rate * scale
         with autocast(self.device):
-            logits = self.model(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+            outputs = self.model(images).float()
+        loss = self.task.loss(outputs, labels, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.done += 1
-        return loss.detach(), logits.detach()
+        return loss.detach(), outputs.detach()
 
-    def run(self, images: Images, augment: nn.Module, until: int) -> Iterator[EpochRecord]:
-        """Trains on until `until` steps are done; gives each epoch as it ends.
+    def run(self, images: ImageBatches, augment: Augmentation | None, until: int) -> Iterator[EpochRecord]:
+        """Trains until `until` steps are done in all; gives each epoch as it ends.
+
+        Args:
+            augment: what varies the images, and their labels with them (`Task.augmentation`).
 
         Raises Diverged.
         """
@@ -250,12 +173,14 @@ class Training:
         while self.done < until:
             position = self.done % self.batches
             if position == 0:
-                self._order, self._losses, self._correct = torch.randperm(len(images)), [], []
+                self._order, self._losses, self._scores = torch.randperm(len(images)), [], []
             parts = self._order.split(size)[position : min(self.batches, position + until - self.done)]
             for batch, labels in images.batches(parts):
-                loss, logits = self.step(augment(batch).contiguous(memory_format=torch.channels_last), labels)
+                if augment is not None:
+                    batch, labels = augment(batch, labels)
+                loss, outputs = self.step(batch.contiguous(memory_format=torch.channels_last), labels)
                 self._losses.append(loss)
-                self._correct.append((logits.argmax(dim=1) == labels).sum())
+                self._scores.append(self.task.summed_score(outputs, labels))
             # Read now and then only: reading every step would make a GPU wait.
             mean_loss = torch.stack(self._losses).mean().item()
             if not math.isfinite(mean_loss):
@@ -263,20 +188,20 @@ class Training:
                 raise Diverged(f"loss is not finite in epoch {epoch} of {self.settings.epochs}")
             if self.done % self.batches == 0:
                 seen = min(len(images), self.batches * size)
-                accuracy = torch.stack(self._correct).sum().item() / seen
-                self.history.append(EpochRecord(self.done // self.batches - 1, mean_loss, accuracy))
+                score = torch.stack(self._scores).sum().item() / seen
+                self.history.append(EpochRecord(self.done // self.batches - 1, mean_loss, score))
                 yield self.history[-1]
 
     # --- on disk
 
     def save(self, path: Path, identity: str) -> None:
-        """Everything that `load` needs to go on, as safetensors; a file written completely or not at all."""
+        """Writes everything that `load` needs to go on, as safetensors; the file is complete or not there."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{number}.{name}": value for name, value in state.items()})
         tensors |= {"order": self._order, "random": torch.get_rng_state()}
         if self._losses:
-            tensors |= {"losses": torch.stack(self._losses), "correct": torch.stack(self._correct)}
+            tensors |= {"losses": torch.stack(self._losses), "correct": torch.stack(self._scores)}
         facts = {"done": self.done, "history": [vars(record) for record in self.history]}
         metadata = {"schema": _SCHEMA, "identity": identity, "facts": json.dumps(facts)}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -312,7 +237,7 @@ class Training:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self._order = tensors["order"]
         self._losses = [value.to(self.device) for value in tensors.get("losses", torch.empty(0))]
-        self._correct = [value.to(self.device) for value in tensors.get("correct", torch.empty(0))]
+        self._scores = [value.to(self.device) for value in tensors.get("correct", torch.empty(0))]
         self.done = facts["done"]
         self.history = [EpochRecord(**record) for record in facts["history"]]
         torch.set_rng_state(tensors["random"])
@@ -324,7 +249,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 on GPUs that have it; on CPUs it measured no faster at these sizes."""
+    """Computes in bfloat16 on GPUs that have it; on CPUs it measured no faster at these sizes."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
@@ -333,8 +258,8 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
-def recompute_batch_norm(model: nn.Module, train: Images, seed: int) -> None:
-    """BatchNorm statistics as plain averages over training images; after few steps the running ones lag behind."""
+def recompute_batch_norm(model: nn.Module, train: ImageBatches, seed: int) -> None:
+    """Sets BatchNorm's statistics to plain averages over training images, as running ones lag behind in few steps."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
@@ -348,16 +273,20 @@ def recompute_batch_norm(model: nn.Module, train: Images, seed: int) -> None:
             model(images)
 
 
-def evaluate(model: nn.Module, images: Images) -> tuple[float, float]:
-    """Accuracy, 0 to 1, and mean cross-entropy in nats. Raises Diverged if the latter is not finite."""
+def evaluate(model: nn.Module, images: ImageBatches, task: tasks.Task | None = None) -> tuple[float, float]:
+    """Judges a network: the score (0 to 1, of a classification its accuracy) and the mean loss on these images.
+
+    Raises Diverged if the loss is not finite.
+    """
+    task = task or tasks.task(DEFAULT_TASK)
     model.eval()
-    logits, labels = [], []
+    parts, wanted = [], []
     with torch.no_grad(), autocast(images.device):
-        for batch, wanted in images.batches(torch.arange(len(images)).split(EVALUATION_BATCH)):
-            logits.append(model(batch).float())
-            labels.append(wanted)
-    said, truth = torch.cat(logits), torch.cat(labels)
-    loss = F.cross_entropy(said, truth).item()
+        for batch, labels in images.batches(torch.arange(len(images)).split(EVALUATION_BATCH)):
+            parts.append(model(batch).float())
+            wanted.append(labels)
+    outputs, truth = torch.cat(parts), torch.cat(wanted)
+    loss = task.loss(outputs, truth).item()
     if not math.isfinite(loss):
         raise Diverged("the validation loss is not finite")
-    return (said.argmax(dim=1) == truth).float().mean().item(), loss
+    return task.metric.score(task.metric.value(outputs, truth)), loss

@@ -23,12 +23,12 @@ import torch
 from scipy.stats import kendalltau
 
 from lownas.evaluators.data.loading import ImageData, data_identity
+from lownas.evaluators.tasks import task
+from lownas.evaluators.training.batches import ImageBatches
 from lownas.evaluators.training.inherit import Source, inherit, load_source, save_source
 from lownas.evaluators.training.proxy import ProxySettings, load_proxy_data, prepared_model, train_proxy
 from lownas.evaluators.training.trainer import (
-    Images,
     Training,
-    augmentation,
     evaluate,
     recompute_batch_norm,
     seeded,
@@ -70,9 +70,9 @@ def train_source(data: ImageData, settings: ProxySettings, path: Path) -> dict[s
     begin = time.perf_counter()
     with torch_threads(1), seeded(0, "cpu"):
         model = prepared_model(SOURCE, "cpu")
-        train, validation = Images(data, "train", "cpu"), Images(data, "validation", "cpu")
+        train, validation = ImageBatches(data, "train", "cpu"), ImageBatches(data, "validation", "cpu")
         training = Training(model, settings, len(train), "cpu")
-        for record in training.run(train, augmentation(settings, RESOLUTION), training.steps):
+        for record in training.run(train, task("classification").augmentation(settings, RESOLUTION), training.steps):
             print("source", record, flush=True)
         recompute_batch_norm(model, train, 0)
         accuracy, loss = evaluate(model, validation)

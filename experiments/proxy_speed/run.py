@@ -23,8 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lownas.evaluators.data.loading import load_data
+from lownas.evaluators.tasks import task
+from lownas.evaluators.training.batches import ImageBatches
 from lownas.evaluators.training.proxy import ProxySettings, prepared_model
-from lownas.evaluators.training.trainer import Images, Training, augmentation, seeded, torch_threads
+from lownas.evaluators.training.trainer import Training, seeded, torch_threads
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -43,7 +45,7 @@ def networks() -> dict[str, tuple[LowFormerConfig, int]]:
     return chosen
 
 
-def bare_steps(model: nn.Module, images: Images, size: int) -> Callable[[], None]:
+def bare_steps(model: nn.Module, images: ImageBatches, size: int) -> Callable[[], None]:
     """`STEPS` steps of the bare loop a call."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -66,10 +68,10 @@ def bare_steps(model: nn.Module, images: Images, size: int) -> Callable[[], None
     return steps
 
 
-def proxy_steps(model: nn.Module, images: Images, settings: ProxySettings, side: int) -> Callable[[], None]:
+def proxy_steps(model: nn.Module, images: ImageBatches, settings: ProxySettings, side: int) -> Callable[[], None]:
     """`STEPS` steps of the proxy training a call, by its own loop."""
     training = Training(model, settings, len(images), "cpu")
-    augment = augmentation(settings, side)
+    augment = task("classification").augmentation(settings, side)
 
     def steps() -> None:
         list(training.run(images, augment, training.done + STEPS))
@@ -90,7 +92,7 @@ def compare(config: LowFormerConfig, side: int, size: int, rounds: int) -> dict[
     # Long enough that no epoch of the schedule ends it; the rate of the last steps is not measured apart.
     settings = ProxySettings(batch_size=size, epochs=100_000, max_shift=1 / 16)
     with torch_threads(1), seeded(0, "cpu"):
-        images = Images(data, "train", "cpu")
+        images = ImageBatches(data, "train", "cpu")
         config = config.replace(classes=len(data.classes))
         steps = [
             bare_steps(prepared_model(config, "cpu"), images, size),

@@ -1,6 +1,6 @@
 """How the networks of the table are trained: two fixed schedules on Fashion-MNIST, on a CPU or many at once on a GPU.
 
-It stands apart from the proxy training of searches (`lownas.evaluators.proxy`), so that a better proxy leaves the table
+It stands apart from the proxy training of searches (`evaluators.training`), so that a better proxy leaves the table
 as it is. The 60,000 training images of Fashion-MNIST are split once: 10,240 to train on, 5,000 for validation, the
 rest is left out so that an epoch is short; the 10,000 test images are the data set's own. Networks see them at their
 own resolution (bicubic), grey repeated over the three channels.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lownas.evaluators.data.loading import load_data
-from lownas.evaluators.data.sources import FASHION_FOLDER
+from lownas.evaluators.data.sources.fashion_mnist import FASHION_FOLDER
 from lownas.search_space import LowFormerConfig, build_model
 
 SPLIT_SEED = 2026

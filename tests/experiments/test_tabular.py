@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lownas.evaluators.data.sources import FASHION_FOLDER
+from lownas.evaluators.data.sources.fashion_mnist import FASHION_FOLDER
 from lownas.experiments.tabular import Network, Table, Training
 from lownas.experiments.tabular.table import TABLE
 from lownas.experiments.tabular.training import LONG, SHORT, Draws, augmented, rates, train, train_many

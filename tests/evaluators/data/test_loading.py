@@ -1,6 +1,4 @@
-import gzip
 import logging
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +6,6 @@ import pytest
 from PIL import Image
 
 from lownas.evaluators.data.loading import data_identity, linear_baseline, load_data
-from lownas.evaluators.data.sources import FASHION_FOLDER
 
 
 def save(path: Path, colour: tuple[int, ...] | int, size: tuple[int, int] = (20, 30), mode: str = "RGB") -> None:
@@ -20,19 +17,6 @@ def folder_of(root: Path, counts: dict[str, int]) -> Path:
     for number, (name, count) in enumerate(counts.items()):
         for i in range(count):
             save(root / name / f"{i:03d}.png", (60 * number + 20, i, 10))
-    return root
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    content = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def fashion_of(root: Path, suffix: str = "") -> Path:
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 40), ("t10k", 20)):
-        write_idx(root / f"{part}-images-idx3-ubyte{suffix}", rng.integers(0, 256, (count, 28, 28), dtype=np.uint8))
-        write_idx(root / f"{part}-labels-idx1-ubyte{suffix}", (np.arange(count) % 10).astype(np.uint8))
     return root
 
 
@@ -165,63 +149,7 @@ def test_unknown_specifications(spec: str) -> None:
     one_line(error)
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_fashion_mnist(tmp_path: Path, suffix: str) -> None:
-    data = load_data(f"fashion-mnist:{fashion_of(tmp_path, suffix)}", 28)
-    assert data.train_images.shape == (40, 28, 28, 3) and data.validation_images.shape == (20, 28, 28, 3)
-    expected = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
-    assert np.array_equal(data.train_images, np.repeat(expected[..., None], 3, axis=-1))
-    assert data.classes[9] == "Ankle boot"
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_truncated_idx(tmp_path: Path, suffix: str) -> None:
-    path = fashion_of(tmp_path, suffix) / f"train-images-idx3-ubyte{suffix}"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"truncated|cannot be read") as error:
-        load_data(f"fashion-mnist:{tmp_path}", 28)
-    one_line(error)
-
-
-@pytest.mark.parametrize(
-    ("name", "array", "message"),
-    [
-        ("train-labels-idx1-ubyte", np.zeros(39, dtype=np.uint8), "40 images but 39 labels"),
-        ("train-labels-idx1-ubyte", np.full(40, 10, dtype=np.uint8), "label 10"),
-        ("train-images-idx3-ubyte", np.zeros(40, dtype=np.uint8), "not an IDX file"),
-    ],
-)
-def test_idx_files_that_do_not_fit(tmp_path: Path, name: str, array: np.ndarray, message: str) -> None:
-    write_idx(fashion_of(tmp_path) / name, array)
-    with pytest.raises(ValueError, match=message):
-        load_data(f"fashion-mnist:{tmp_path}", 28)
-
-
-@pytest.mark.skipif(not Path(FASHION_FOLDER).is_dir(), reason="needs Debian's dataset-fashion-mnist")
-def test_fashion_mnist_as_debian_ships_it() -> None:
-    data = load_data("fashion-mnist:", 28, train_images=200, validation_images=100)
-    assert np.bincount(data.train_labels).tolist() == [20] * 10
-    assert data.card["available_train_images"] == 60_000
-
-
 def test_digits_and_their_linear_baseline() -> None:
     data = load_data("digits", 16, train_images=300, validation_images=100)
     assert len(data.classes) == 10 and data.train_images.max() == 255
     assert linear_baseline(data) > 0.85
-
-
-def test_formula_counts_and_classes() -> None:
-    data = load_data("formula:4", 16, train_images=10, validation_images=8)
-    assert np.bincount(data.train_labels).tolist() == [3] * 4
-    assert np.bincount(data.validation_labels).tolist() == [2] * 4
-    assert len(load_data("formula", 16, train_images=14, validation_images=7, classes=7).classes) == 7
-    with pytest.raises(ValueError, match="classes"):
-        load_data("formula:4", 16, classes=5)
-    with pytest.raises(ValueError, match="classes"):
-        load_data("digits", 16, classes=5)
-
-
-def test_formula_keeps_its_validation_images_when_it_trains_on_more() -> None:
-    few = load_data("formula:2", 16, train_images=4, validation_images=6)
-    more = load_data("formula:2", 16, train_images=20, validation_images=6)
-    assert np.array_equal(few.validation_images, more.validation_images)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from lownas.evaluators.training.inherit import NEW, Inherited, Source, _kept, _taps, inherit, load_source, save_source
+from lownas.evaluators.training.channels import NEW, kept_channels, kernel_taps
+from lownas.evaluators.training.inherit import Inherited, Source, inherit, load_source, save_source
 from lownas.evaluators.training.proxy import prepared_model
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, build_model, op_graph
 from lownas.search_space.blocks import LowFormerBlock, PaddedConv2d, Residual
@@ -192,7 +193,7 @@ def test_other_classes_start_anew() -> None:
     assert not model.classifier.weight.any() and outputs(model).shape == (2, 5)
 
 
-def test_of_inner_channels_the_important_ones_are_kept() -> None:
+def test_of_inner_channels_the_important_ones_arekept_channels() -> None:
     config = next(c for c in samples(50) if c.stages[0].down_expansion == 4 and c.stages[0].groups == 1)
     source = trained(config)
     layer = source.stages[0][0].main
@@ -226,9 +227,9 @@ def test_all_blocks_of_a_stage_keep_the_channels_that_are_important_to_the_next(
 
 def test_channels_of_a_group_stay_together() -> None:
     importance = torch.tensor([1.0, 4, 3, 2, 8, 5, 6, 7])
-    assert _kept(4, importance).tolist() == [4, 5, 6, 7]
-    assert _kept(4, importance, groups=2).tolist() == [1, 2, 4, 7]
-    assert _kept(12, importance, groups=2).tolist() == [0, 1, 2, 3, NEW, NEW, 4, 5, 6, 7, NEW, NEW]
+    assert kept_channels(4, importance).tolist() == [4, 5, 6, 7]
+    assert kept_channels(4, importance, groups=2).tolist() == [1, 2, 4, 7]
+    assert kept_channels(12, importance, groups=2).tolist() == [0, 1, 2, 3, NEW, NEW, 4, 5, 6, 7, NEW, NEW]
 
 
 def test_attention_that_returns_in_another_way_keeps_its_scores_and_starts_silent() -> None:
@@ -256,7 +257,7 @@ def test_attention_that_returns_in_another_way_keeps_its_scores_and_starts_silen
 def test_kernels_see_the_same_pixels() -> None:
     def taps(new: int, old: int, stride: int = 1) -> list[int]:
         layers = [PaddedConv2d(4, 4, kernel, stride) for kernel in (new, old)]
-        return _taps(*layers).tolist()
+        return kernel_taps(*layers).tolist()
 
     assert taps(5, 3) == [NEW, 0, 1, 2, NEW] and taps(3, 5) == [1, 2, 3]
     assert taps(2, 3) == [0, 1] and taps(3, 2) == [0, 1, NEW], "a 2x2 pads on the top left: its centre is last"
@@ -396,7 +397,7 @@ def test_no_code_of_a_checkpoint_runs_nor_is_torchs_unsafe_loader_used(tmp_path:
     torch.save({"a": Evil(trap)}, tmp_path / "evil.pth")
     code = f"""
 import sys, torch
-from lownas.evaluators.inherit import load_source
+from lownas.evaluators.training.inherit import load_source
 load = torch.load
 def watched(*args, **kwargs):
     assert kwargs.get("weights_only") is True, kwargs

@@ -8,9 +8,10 @@ from torch import nn
 
 from lownas.evaluators.data.loading import linear_baseline, load_data
 from lownas.evaluators.training import proxy
+from lownas.evaluators.training.batches import ImageBatches
 from lownas.evaluators.training.inherit import Source
 from lownas.evaluators.training.proxy import ProxySettings, prepared_model, train_proxy
-from lownas.evaluators.training.trainer import EpochRecord, Images, Training, evaluate, recompute_batch_norm
+from lownas.evaluators.training.trainer import EpochRecord, Training, evaluate, recompute_batch_norm
 from lownas.search_space import Attention, LowFormerConfig, StageConfig
 
 TINY = LowFormerConfig(
@@ -166,11 +167,11 @@ def test_inherited_weights_are_where_it_starts(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = prepared_model(TINY.replace(classes=10), "cpu")
     data = load_data("digits", 32, train_images=512, validation_images=200)
-    images = Images(data, "train", "cpu")
+    images = ImageBatches(data, "train", "cpu")
     training = Training(model, replace(few, epochs=12, flip=False), len(images), "cpu")
-    list(training.run(images, nn.Identity(), training.steps))
+    list(training.run(images, None, training.steps))
     recompute_batch_norm(model, images, 0)
-    accuracy, _ = evaluate(model, Images(data, "validation", "cpu"))
+    accuracy, _ = evaluate(model, ImageBatches(data, "validation", "cpu"))
     source = Source(model, "0123456789ab")
     fresh = train_proxy(TINY, data, few, 0, until=1e-6)
     inherited = train_proxy(TINY, data, few, 0, until=1e-6, source=source, state=tmp_path / "s")

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lownas.evaluators.data.cifar import LARGEST_FILE, MOST_INSTRUCTIONS, plain_pickle, read_cifar
 from lownas.evaluators.data.loading import load_data
+from lownas.evaluators.data.plain_pickle import MOST_INSTRUCTIONS, plain_pickle
+from lownas.evaluators.data.sources.cifar import LARGEST_FILE, read_cifar
 
-from ..conftest import Evil
+from ...conftest import Evil
 
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -165,7 +166,7 @@ def test_no_name_of_a_pickle_is_ever_looked_up(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from lownas.evaluators.cifar import read_cifar
+from lownas.evaluators.data.sources.cifar import read_cifar
 def watch(event, arguments):
     if event.startswith("pickle."):
         raise SystemExit(f"{{event}} {{arguments}}")

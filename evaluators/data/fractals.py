@@ -19,7 +19,7 @@ _STEPS = 16  # points taken from each walker
 _POINTS_PER_PIXEL = 2.0
 _TABLE = 256  # entries of the table that turns a random byte into a map
 _CHUNK = 128  # images rendered together, so that the walkers stay in cache
-_TRIES = 400  # draws of a class before the best one seen is taken
+_TRIES = 400  # draws of a class, after which the best one seen is taken
 _FILL = (0.10, 0.45)  # share of the frame that a class's attractor covers
 _COARSE = 32  # grid on which classes are judged, pixels
 
@@ -32,7 +32,7 @@ _DARK_SHARE = 0.5  # of the images: their shape is darker than its ground, so th
 _NOISE = 8.0  # standard deviation of the pixel noise, levels
 
 
-def formula_images(
+def fractal_images(
     classes: int, per_class: int, resolution: int, seed: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Renders a labelled set of fractals.

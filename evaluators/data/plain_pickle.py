@@ -1,122 +1,26 @@
-"""CIFAR-10 and CIFAR-100 from their python archives, read without unpickling.
+"""Reads pickles of plain data without unpickling them.
 
-The archives (cs.toronto.edu/~kriz/cifar.html) hold dictionaries of arrays and lists, pickled. A pickle is a program;
-here its instructions are read one by one, and the few that build dictionaries, lists, numbers, strings and numpy arrays
-are followed. Whatever else stands there is refused, so that no code of the file can run, and neither can it make the
-reader hang or grow: sizes and the number of instructions are bounded, and nothing nested is ever hashed or printed.
+A pickle is a program. Here its instructions are read one by one, and the few that build dictionaries, lists, numbers,
+strings and numpy arrays are followed. Any other instruction is refused, so no code of the file can run. Nor can a file
+make the reader hang or grow: sizes and the number of instructions are bounded, and nothing nested is ever hashed or
+printed.
 """
 
 from __future__ import annotations
 
-import lzma
 import pickletools
 import re
-import tarfile
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_FILE = 256 * 2**20
-"""Bytes of one file of an archive, unpacked; those of CIFAR have at most 155 MB."""
-
 MOST_INSTRUCTIONS = 1_000_000
-"""Of one pickle. CIFAR's have a few for each label and file name, of which none holds more than 150,000."""
+"""Instructions of one pickle. CIFAR's have a few for each label and file name, and none holds more than 150,000."""
 
 _DTYPE = re.compile(r"[|<>]?[uif][1248]")
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
-
-
-@dataclass(frozen=True)
-class Cifar:
-    """Images (N, 32, 32, 3) and labels (N,) of both parts, and the names of the classes."""
-
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-
-
-def read_cifar(path: Path, classes: int) -> Cifar:
-    """CIFAR-`classes` (10 or 100) from the archive `path`, its folder, or the folder around that.
-
-    Raises ValueError, in one line: nothing there, cut short, not CIFAR, or something in it that is no plain data.
-    """
-    folder, parts, label_key, meta, names_key = {
-        10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "labels", "batches.meta", "label_names"),
-        100: ("cifar-100-python", ["train"], "fine_labels", "meta", "fine_label_names"),
-    }[classes]
-    test = "test_batch" if classes == 10 else "test"
-    files = _files(path, folder, [*parts, test, meta])
-    images, labels = [], []
-    for part in (*parts, test):
-        x, y = _part(files[part], f"{path}: {part}", label_key, classes)
-        images.append(x)
-        labels.append(y)
-    names = plain_pickle(files[meta], f"{path}: {meta}").get(names_key)
-    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: {meta} does not name {classes} classes")
-    return Cifar(np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1], tuple(names))
-
-
-def _part(content: bytes, what: str, label_key: str, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    batch = plain_pickle(content, what)
-    data, given = batch.get("data"), batch.get(label_key)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-        raise ValueError(f"{what}: no images of 32 x 32 pixels")
-    if not isinstance(given, list) or not all(isinstance(label, int) and label.bit_length() < 63 for label in given):
-        raise ValueError(f"{what}: no {label_key!r}")
-    labels = np.array(given, dtype=np.int64)
-    if len(labels) != len(data):
-        raise ValueError(f"{what}: {len(data)} images but {len(labels)} labels")
-    if len(wrong := labels[(labels < 0) | (labels >= classes)]):
-        raise ValueError(f"{what}: label {wrong[0]}, allowed are 0 to {classes - 1}")
-    return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
-
-
-def _files(path: Path, folder: str, wanted: list[str]) -> dict[str, bytes]:
-    """The content of the wanted files, from the archive or the folder."""
-    if path.is_dir():
-        inside = path / folder if (path / folder).is_dir() else path
-        if missing := [name for name in wanted if not (inside / name).is_file()]:
-            raise ValueError(f"{path}: no {missing[0]} there (expected: {folder}/ with {', '.join(wanted)})")
-        try:
-            for name in wanted:
-                _check_size((inside / name).stat().st_size, name, path)
-            return {name: (inside / name).read_bytes() for name in wanted}
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file or folder (the python archive of CIFAR, or the folder in it)")
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                _check_size(member.size, member.name, path)  # also of others: they are unpacked to be skipped
-                name = member.name.removeprefix("./").removeprefix(f"{folder}/")
-                if name in wanted and member.isfile() and (content := archive.extractfile(member)):
-                    found[name] = content.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{path}: cut short, or no archive: {_one_line(error)}") from None
-    if missing := [name for name in wanted if name not in found]:
-        raise ValueError(f"{path}: no {missing[0]} in it (expected: {folder}/ with {', '.join(wanted)})")
-    return found
-
-
-def _one_line(error: Exception) -> str:
-    return f"{' '.join(str(error).split()):.120}"
-
-
-def _check_size(size: int, name: str, path: Path) -> None:
-    if size > LARGEST_FILE:
-        raise ValueError(f"{path}: {name} is said to have {size} bytes, allowed are {LARGEST_FILE}")
-
-
-# --- pickles as data -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -146,7 +50,7 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def plain_pickle(content: bytes, what: str) -> dict[str, Any]:
-    """The dictionary in a pickle of plain data: text keys; numbers, text, bytes, lists and arrays as values.
+    """Reads the dictionary in a pickle of plain data: text keys; numbers, text, bytes, lists and arrays as values.
 
     Raises ValueError, in one line that begins with `what`, for anything else.
     """
@@ -154,18 +58,20 @@ def plain_pickle(content: bytes, what: str) -> dict[str, Any]:
         value = _followed(content)
     # What an interpreter stumbles over in a malformed program: an empty stack, a wrong operand, a number too large.
     except (ValueError, IndexError, KeyError, TypeError, StopIteration, OverflowError) as error:
-        raise ValueError(f"{what}: not plain data, or cut short: {_one_line(error)}") from None
+        raise ValueError(f"{what}: not plain data, or cut short: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what}: a dictionary is expected, not {type(value).__name__}")
     return {_text(key): _finished(entry) for key, entry in value.items()}
 
 
 def _text(value: Any) -> str:
+    """A text, also where an old pickle holds it as bytes."""
     text: str = value.decode("latin-1") if isinstance(value, bytes) else _of(value, str)
     return text
 
 
 def _finished(value: Any) -> Any:
+    """A value without what only the reader needs: arrays as such, texts as such."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, list):
@@ -174,6 +80,7 @@ def _finished(value: Any) -> Any:
 
 
 def _followed(content: bytes) -> Any:
+    """The value that a pickle's instructions build, step by step on a stack as an unpickler does."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     room = len(content)  # for bytes made of text: only text that is used again and again gives more than the file has
@@ -242,6 +149,7 @@ def _followed(content: bytes) -> Any:
 
 
 def _of(value: Any, kind: type) -> Any:
+    """The value, if it is of this kind; else a ValueError."""
     if not isinstance(value, kind):
         raise ValueError(f"{kind.__name__} expected, found {type(value).__name__}")
     return value
@@ -255,7 +163,7 @@ def _pairs(flat: list[Any]) -> dict[str | bytes, Any]:
 
 
 def _called(function: Any, arguments: tuple[Any, ...]) -> Any:
-    """What numpy's own few functions would give for these arguments; nothing is called by its name."""
+    """The result that numpy's own few functions would give for these arguments; nothing is called by its name."""
     wanted = _of(function, _Global)
     if wanted.module in _NUMPY and wanted.name == "_reconstruct":
         return _Array()
@@ -286,3 +194,8 @@ def _shaped(data: bytes, dtype: Any, shape: tuple[int, ...], layout: Any) -> NDA
         raise ValueError("an array whose entries stand in neither C's nor Fortran's order")
     flat: NDArray[Any] = np.frombuffer(data, _of(dtype, np.dtype))
     return flat.reshape(shape, order="F" if layout == "F" else "C")
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error in one line of at most 120 characters."""
+    return f"{' '.join(str(error).split()):.120}"

@@ -1,0 +1,119 @@
+"""The records in which labelled images travel from a data source to a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+"""Images as bytes, (N, H, W) or (N, H, W, 3) in RGB."""
+
+Labels = NDArray[Any]
+"""One label for each image, (N,) or (N, ...); what they mean is the task's concern (`evaluators.tasks`)."""
+
+
+class EncodedImages(Protocol):
+    """Image files that are fetched one by one, each as a path or as the bytes of a file."""
+
+    def __getitem__(self, index: int, /) -> Path | bytes: ...
+
+    def take(self, index: NDArray[np.intp], /) -> EncodedImages: ...
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files that are known by their paths."""
+
+    paths: Sequence[Path]
+
+    def __getitem__(self, index: int) -> Path:
+        return self.paths[index]
+
+    def take(self, index: NDArray[np.intp]) -> ImageFiles:
+        return ImageFiles([self.paths[i] for i in index])
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """One part of a data set before any image is decoded or resized.
+
+    Attributes:
+        images: arrays (N, H, W) or (N, H, W, 3) of bytes, or files.
+        labels: (N,) or (N, ...), one for each image.
+    """
+
+    images: Pixels | EncodedImages
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: NDArray[np.intp]) -> LabelledImages:
+        images = self.images[index] if isinstance(self.images, np.ndarray) else self.images.take(index)
+        return LabelledImages(images, self.labels[index])
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What a training asks of a data source. Most sources give all they have and need not look at it.
+
+    Attributes:
+        resolution: side of the images in pixels.
+        seed: for whatever the source draws at random.
+        train_images, validation_images: how many of each part are used at most; None for all.
+        classes: how many classes there should be; None leaves it to the source.
+    """
+
+    resolution: int
+    seed: int
+    train_images: int | None = None
+    validation_images: int | None = None
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class FoundData:
+    """What a data source found.
+
+    Attributes:
+        train: the images to train on.
+        validation: those to judge by; None if the source has no such part, and one is to be split off.
+        classes: their names in the order of the labels, which are then indices into them; None if the labels are values
+            as they stand in the source, which the task gives a meaning.
+        card: what there is to say of the source, as plain JSON values.
+    """
+
+    train: LabelledImages
+    validation: LabelledImages | None
+    classes: tuple[str, ...] | None
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images of one size with their labels, in two parts, ready for training.
+
+    Attributes:
+        train_images, validation_images: (N, R, R, 3) RGB.
+        train_labels, validation_labels: (N,) or (N, ...); of a classification indices into `classes`.
+        classes: names; empty where the labels are no classes.
+        spec: the specification that they were loaded from.
+        card: origin, counts, sizes as found, images skipped and what the labels are, as plain JSON values.
+    """
+
+    train_images: Pixels
+    train_labels: Labels
+    validation_images: Pixels
+    validation_labels: Labels
+    classes: tuple[str, ...]
+    spec: str
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def resolution(self) -> int:
+        return int(self.train_images.shape[1])
