@@ -597,7 +597,7 @@ def predict(
         raise ValueError(f"--coverage: between 0 and 1, given {coverage}")
     items: list[tuple[str, LowFormerConfig | OpGraph | Path]] = [*_given(config, preset, onnx)]
     # PyTorch in eager mode executes copies that compilers remove.
-    items += [(name, _timm_graph(name, copies=full.kernels == "torch-amp")) for name in timm or ()]
+    items += [(name, _timm_graph(name, copies=full.fusion == "torch-amp")) for name in timm or ()]
     if not items:
         raise ValueError("nothing to do: name models with --preset, --config, --onnx or --timm")
     predictor = _predictor(full, profiles)
@@ -802,7 +802,8 @@ def doctor(profiles: Profiles = None, as_json: Json = False) -> None:
     import psutil
 
     from lownas.predictors import Target, list_profiles
-    from lownas.predictors.latency.target import ALIASES, cpu_name
+    from lownas.predictors.latency.machine import cpu_name
+    from lownas.predictors.latency.target import ALIASES
     from lownas.search.trials.run_folder import versions
 
     measurable: dict[str, str] = {}

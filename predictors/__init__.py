@@ -1,7 +1,9 @@
-"""What an architecture will cost: targets and their profiles, kernel fusion, the latency model and its calibration; the
-accuracy prior. Calibration: `predictors.calibrate.calibrate`.
+"""What an architecture will cost and reach, predicted: latency on a target, peak memory, ImageNet accuracy.
 
-Importing this and predicting needs numpy and pydantic alone: neither torch, nor ray, nor optuna.
+`latency.calibration.calibrate` makes a profile of another target, `latency.runtimes` says how to add a runtime.
+
+Importing this and predicting latency needs numpy, pydantic and platformdirs; reading a target from YAML needs PyYAML,
+and an ONNX file needs onnx. Calibrating and the accuracy surrogate need scipy. Nothing here needs torch, ray or optuna.
 """
 
 from __future__ import annotations

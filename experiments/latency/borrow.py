@@ -25,8 +25,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lownas.evaluators.device.measure import measure_latency
 from lownas.predictors import LatencyPredictor, Target
-from lownas.predictors.latency.calibration import borrow, spread_sample
-from lownas.predictors.latency.fit import Sample, blocked_channels, fit_samples, merged
+from lownas.predictors.latency.fitting.cross_validation import fit_samples
+from lownas.predictors.latency.fitting.known_devices import stack_with_known
+from lownas.predictors.latency.fitting.samples import Sample, block_size, merged
+from lownas.predictors.latency.sampling import spread_sample
 from lownas.predictors.latency.target import shipped_profiles
 from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
@@ -90,7 +92,7 @@ def measure(path: Path) -> None:
 
 
 def sample_of(config: LowFormerConfig, rows: list[dict]) -> Sample:
-    """The looks at a configuration, merged as a calibration does."""
+    """The measurements of a configuration, merged as a calibration does."""
     return merged(
         [
             Sample(config, r["undisturbed_ms"], max(0.0, r["median_ms"] / r["undisturbed_ms"] - 1), r["kernel_ms"])
@@ -109,20 +111,19 @@ def errors(
 ) -> dict[str, object]:
     """Errors on `test` (configurations and their median ms) of a fit alone, and of what a calibration would save."""
     target = Target.parse(name)
-    block = blocked_channels(train) if target.kernels == "onnxruntime" else 0
-    fit = fit_samples(train, target.kernels, block)
-    borrowed = borrow(fit, train, name, known)
+    block = block_size(train, target.fusion)
+    fit = fit_samples(train, target.fusion, block)
+    stacked_fit = stack_with_known(fit, train, name, known)
     configs, measured = [config for config, _ in test], np.array([ms for _, ms in test])
     alone = LatencyPredictor(target, fit.model, LogErrors.from_errors(fit.log_errors), {})
     result: dict[str, object] = {"measurements": len(train), "test": len(test)}
     result["alone"] = summary(alone, configs, measured)
-    if borrowed is None:
+    if stacked_fit is None:
         result["as_calibrated"], result["leans_on"] = result["alone"], {}
         return result
-    model, log_errors, _ = borrowed
-    stacked = LatencyPredictor(target, model, LogErrors.from_errors(log_errors), {})
+    stacked = LatencyPredictor(target, stacked_fit.model, LogErrors.from_errors(stacked_fit.log_errors), {})
     result["as_calibrated"] = summary(stacked, configs, measured)
-    result["leans_on"] = {part.name: round(part.share, 3) for part in model.parts if part.name != name}
+    result["leans_on"] = {part.name: round(part.share, 3) for part in stacked_fit.model.parts if part.name != name}
     return result
 
 
@@ -151,7 +152,7 @@ def report(path: Path) -> dict[str, object]:
             looks.setdefault((row["target"], row["role"]), []).append(row)
         spread = [role for role in roles if role.startswith("spread")]
         neighbour = [sample_of(roles[role], looks[KNOWN, role]) for role in spread]
-        fit = fit_samples(neighbour, "onnxruntime", blocked_channels(neighbour))
+        fit = fit_samples(neighbour, "onnxruntime", block_size(neighbour))
         own = LatencyPredictor(Target.parse(KNOWN), fit.model, LogErrors.from_errors(fit.log_errors), {})
         train = [sample_of(roles[role], looks[NEW, role]) for role in spread]
         test = [

@@ -22,9 +22,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lownas.evaluators.device.measure import measure_for_calibration
 from lownas.predictors import Target
-from lownas.predictors.latency.calibration import spread_sample
-from lownas.predictors.latency.fit import FOLDS, Sample, fit_samples, merged
+from lownas.predictors.latency.fitting.cross_validation import FOLDS, fit_samples
+from lownas.predictors.latency.fitting.samples import Sample, merged
 from lownas.predictors.latency.fusion import fuse
+from lownas.predictors.latency.sampling import spread_sample
 from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 
@@ -96,7 +97,7 @@ def samples_of(rows: list[dict], setting: str, roles: dict[str, LowFormerConfig]
 
 def held_out(setting: str, samples: dict[str, Sample]) -> dict[str, object]:
     """Fits the calibration configurations, and compares with the random ones."""
-    kernels = Target.parse(setting).kernels
+    kernels = Target.parse(setting).fusion
     block = 16 if kernels == "onnxruntime" else 0
     train = [sample for role, sample in samples.items() if role.startswith("spread")]
     test = [sample for role, sample in samples.items() if role.startswith("random")]

@@ -26,9 +26,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lownas.evaluators.device.measure import measure_for_calibration
 from lownas.predictors import Target
-from lownas.predictors.latency.calibration import spread_sample
-from lownas.predictors.latency.fit import Sample, fit_samples, merged
+from lownas.predictors.latency.fitting.cross_validation import fit_samples
+from lownas.predictors.latency.fitting.samples import Sample, merged
 from lownas.predictors.latency.fusion import fuse_config
+from lownas.predictors.latency.sampling import spread_sample
 from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 

@@ -194,7 +194,7 @@ def measure(models: Path, rows_file: Path, rounds: int = 2) -> list[dict]:
     """
     from lownas.evaluators.device.measure import measure_latency
     from lownas.predictors import Target
-    from lownas.predictors.latency.calibration import spread_sample
+    from lownas.predictors.latency.sampling import spread_sample
     from lownas.search_space import SearchSpace
     from lownas.search_space.probes import probe_graphs
 
@@ -242,8 +242,9 @@ def compare(models: Path, rows: list[dict]) -> dict[str, object]:
     from scipy.stats import binomtest
 
     from lownas.predictors import LatencyPredictor, Target
-    from lownas.predictors.latency.calibration import spread_sample
-    from lownas.predictors.latency.fit import Probe, Sample, blocked_channels, fit_samples, merged
+    from lownas.predictors.latency.fitting.cross_validation import fit_samples
+    from lownas.predictors.latency.fitting.samples import Probe, Sample, block_size, merged
+    from lownas.predictors.latency.sampling import spread_sample
     from lownas.predictors.latency.uncertainty import LogErrors
     from lownas.search_space import SearchSpace, op_graph, op_graph_from_onnx
     from lownas.search_space.probes import probe_graphs
@@ -272,7 +273,7 @@ def compare(models: Path, rows: list[dict]) -> dict[str, object]:
         tables = [look["kernel_ms"] for look in looks[f"probe:{name}"]]
         times = {key: float(np.exp(np.mean(np.log([t[key] for t in tables])))) for key in tables[0]}
         probes.append(Probe(graph, times))
-    block = blocked_channels(samples)
+    block = block_size(samples)
     host = rows[0]["host"]
 
     def predictor(known: list[Probe]) -> LatencyPredictor:

@@ -1,4 +1,4 @@
-"""A new device from 20 measurements: the transfer of `lownas.predictors.transfer` beside a ridge stack and others.
+"""A new device from 20 measurements: `lownas.predictors.latency.fitting.transfer` beside a ridge stack and others.
 
     python few_shot.py --data FOLDER [--results few_shot.json] [--seeds 20]
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
-from lownas.predictors.latency.transfer import PENALTIES, fit_transfer, leave_one_out
+from lownas.predictors.latency.fitting.transfer import PENALTIES, fit_transfer, leave_one_out
 from lownas.predictors.latency.uncertainty import LogErrors
 
 Array = NDArray[np.float64]
@@ -143,7 +143,10 @@ def line_in_macs(macs: Array, rows: Index, latency: Array) -> Array:
 
 def transfer(sources: dict[str, Array], rows: Index, latency: Array, penalty: float | None = None) -> Array:
     fitted = fit_transfer({k: v[rows] for k, v in sources.items()}, latency, penalty=penalty)
-    return fitted.latency_ms(sources)
+    latencies = np.full(len(next(iter(sources.values()))), fitted.overhead_ms)
+    for name, weight in fitted.weights.items():
+        latencies += weight * sources[name]
+    return latencies
 
 
 def d_optimal(sources: Array, count: int) -> list[int]:

@@ -23,7 +23,7 @@ from lownas.evaluators.data.loading import linear_baseline
 from lownas.evaluators.training.proxy import ProxySettings, load_proxy_data
 from lownas.predictors import LatencyPredictor
 from lownas.predictors.accuracy.prior import AccuracyPrior
-from lownas.predictors.latency.target import cpu_name
+from lownas.predictors.latency.machine import cpu_name
 from lownas.search.settings import SearchSettings
 from lownas.search.trials.run_folder import read_about, read_results
 from lownas.search_space import SearchSpace

@@ -4,8 +4,9 @@
 
 FOLDER holds timm's result files and the batch-1 measurements (see README.md), CACHE what `timm_graphs.py` traced.
 
-1. timm's benchmarks: a roofline per kernel class, the physical part of `lownas.predictors.kernel_model`, on all models
-   of a file, with physical priors. On GPUs PyTorch under autocast at large batch, on CPUs torch.compile at batch 1.
+1. timm's benchmarks: a roofline per kernel class, the physical part of `lownas.predictors.latency.kernel_model`, on all
+   models of a file, with physical priors. On GPUs PyTorch under autocast at large batch, on CPUs torch.compile at
+   batch 1.
 2. `rtx3090` (TensorRT, FP16, batch 1): few numbers on top of the RTX 3090's roofline, fitted on 47 measurements of five
    families. Whole families are held out, from the roofline's fit too, and what is chosen is chosen again inside, by
    folds over the other families.
@@ -30,8 +31,10 @@ from scipy.optimize import least_squares, minimize
 from scipy.stats import binomtest, spearmanr
 from timm_graphs import ANCHORS, BENCHMARKS, anchor_rows, benchmark_rows, load_graph
 
+from lownas.predictors.latency.fitting.kernel_times import with_ranges
 from lownas.predictors.latency.fusion import fuse
-from lownas.predictors.latency.kernel_model import COEFFICIENTS, KernelModel, physical_terms, with_ranges
+from lownas.predictors.latency.kernel_model import KernelModel
+from lownas.predictors.latency.kernel_terms import COEFFICIENTS, physical_terms
 from lownas.predictors.latency.kernels import KERNEL_CLASS, KERNEL_CLASSES, KERNEL_COLUMN, Kernels
 from lownas.predictors.latency.predictor import LatencyPredictor
 from lownas.predictors.latency.target import Target
@@ -665,7 +668,7 @@ def with_priors(model: Batch1, anchors: Anchors) -> KernelModel:
 def predict_presets(model: KernelModel) -> dict[str, dict[str, Any]]:
     result = {}
     for name, config in PRESETS.items():
-        kernels = fuse(op_graph(config), model.runtime)
+        kernels = fuse(op_graph(config), model.fusion)
         times = model.scale * model.kernel_ms(kernels)
         total = model.graph_ms(kernels)
         shares = np.bincount(kernels.column("class"), times, minlength=len(KERNEL_CLASSES)) / total
@@ -731,7 +734,7 @@ def unanchored_spread(model: KernelModel) -> float:
     """Log standard deviation that the priors leave in a preset's latency, the largest one."""
     spreads = []
     for config in PRESETS.values():
-        kernels = fuse(op_graph(config), model.runtime)
+        kernels = fuse(op_graph(config), model.fusion)
         shares = np.bincount(kernels.column("class"), model.kernel_ms(kernels), minlength=len(KERNEL_CLASSES))
         shares *= model.scale / model.graph_ms(kernels)
         outside = {name.partition(" ")[0] for name in model.outside(kernels)}

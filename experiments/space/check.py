@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lownas.predictors.latency.target import cpu_name
+from lownas.predictors.latency.machine import cpu_name
 from lownas.search_space import SearchSpace, build_model, op_graph
 
 CONFIGS = 200

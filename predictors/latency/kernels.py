@@ -1,4 +1,4 @@
-"""What a runtime executes, as a table of kernels, and what the fusion rules of all runtimes share."""
+"""The kernels that a runtime executes, as a table, and what the fusion rules of all runtimes share."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ KERNEL_CLASSES: tuple[str, ...] = (
     "reorder_in",
     "reorder_out",
     "other",
-    # onnxruntime tells these apart from their likes above:
+    # Told apart from similar classes above for onnxruntime:
     "linear_tokens",  # one weight for many tokens, where "linear" has a single one
     "transpose",  # between maps and tokens
     "silu",
     "sigmoid",
     "broadcast",  # sums and products of operands that differ in size
     "pool_local",  # over windows, where "pool" is over the whole map
-    # torch under autocast and compiled:
+    # For torch under autocast and compiled:
     "attention",  # both products and the softmax between them
     "conv_depthwise_5",  # by size of the kernel, where "conv_depthwise" is up to 3x3
     "conv_depthwise_7",
@@ -71,15 +71,10 @@ KERNEL_COLUMNS: tuple[str, ...] = (
 )
 KERNEL_COLUMN: dict[str, int] = {name: index for index, name in enumerate(KERNEL_COLUMNS)}
 
-PLAIN, BLOCKED, LAST, EITHER = 0, 1, 2, 3
-"""Layouts of a tensor: NCHW, and onnxruntime's own of convolutions: NCHWc, of int8 ones NHWC; tokens, whose channels
-come last; and what an attention gives, whose own transposition serves maps and tokens alike."""
-FULL, HALF = 0, 1
-"""Of a tensor under autocast, in the place of a layout: fp32 and fp16."""
+PLAIN = 0
+"""The layout of a network's input: NCHW. Runtimes with other layouts number those themselves."""
 
 ACTIVATIONS = frozenset({"hardswish", "gelu", "relu", "sigmoid", "silu", "hardsigmoid", "tanh"})
-_MERGED_ACTIVATIONS = frozenset({"hardswish", "relu", "sigmoid", "hardsigmoid", "tanh"})
-_MERGED_UNBLOCKED = frozenset({"relu", "sigmoid", "hardsigmoid", "tanh"})
 POINTWISE = ACTIVATIONS | {"add", "mul", "batch_norm"}
 CLASS_OF_KIND = {
     "linear": "linear",
@@ -106,12 +101,12 @@ CLASS_OF_KIND = {
 
 @dataclass(frozen=True, eq=False)
 class Kernels:
-    """What a runtime executes, as a table.
+    """The kernels that a runtime executes for a graph, one row each.
 
     Attributes:
         table: (kernels, len(KERNEL_COLUMNS)) int64. Columns:
             class: index into `KERNEL_CLASSES`.
-            row: row of the operator graph that the kernel computes (its first operator); of a reorder, the row whose
+            row: row of the operator graph that the kernel computes (its first operator); for a reorder, the row whose
                 output it rearranges (-1: the graph's input).
             cin to groups: as in `OpGraph`, of the first operator.
             macs: multiply-accumulates.
@@ -125,21 +120,24 @@ class Kernels:
         return len(self.table)
 
     def column(self, name: str) -> NDArray[np.int64]:
+        """(kernels,) the values of one of `KERNEL_COLUMNS`."""
         return self.table[:, KERNEL_COLUMN[name]]
 
     @property
     def classes(self) -> list[str]:
+        """The class of each kernel, by name."""
         return [KERNEL_CLASSES[code] for code in self.column("class")]
 
     @property
     def keys(self) -> list[tuple[int, str]]:
-        """One name per kernel, (row, "op" | "reorder_in" | "reorder_out" | "transpose")."""
+        """One name per kernel: (row, "op" | "reorder_in" | "reorder_out" | "transpose" | "cast")."""
         roles = {KERNEL_CLASS[name]: name for name in ("reorder_in", "reorder_out", "transpose", "cast")}
         codes, rows = self.column("class").tolist(), self.column("row").tolist()
         return [(row, roles.get(code, "op")) for code, row in zip(codes, rows, strict=True)]
 
 
 def conv_class(op: list[int]) -> str:
+    """The kernel class of a convolution, given as a row of the operator graph; "conv_first" aside."""
     cin, cout, groups = op[COLUMN["cin"]], op[COLUMN["cout"]], op[COLUMN["groups"]]
     if groups == 1:
         return "conv_pointwise" if op[COLUMN["kh"]] == op[COLUMN["kw"]] == 1 else "conv_dense"
@@ -147,13 +145,18 @@ def conv_class(op: list[int]) -> str:
 
 
 def class_of(op: list[int]) -> str:
+    """The kernel class of an operator, given as a row of the operator graph, where nothing more is known of it."""
     kind = KINDS[op[0]]
     if kind == "conv":
-        return "conv_first" if op[COLUMN["groups"]] == 1 and op[COLUMN["cin"]] <= 4 else conv_class(op)
+        is_first = op[COLUMN["groups"]] == 1 and op[COLUMN["cin"]] <= MOST_IMAGE_CHANNELS
+        return "conv_first" if is_first else conv_class(op)
     if kind == "conv_transpose":
         return "conv_transpose" if op[COLUMN["groups"]] == 1 else "conv_transpose_grouped"
     return CLASS_OF_KIND[kind]
 
+
+MOST_IMAGE_CHANNELS = 4
+"""Channels that an image may have: a dense convolution of at most so many is taken for a network's first."""
 
 _COPIED = [COLUMN[name] for name in ("cin", "hin", "win", "cout", "hout", "wout", "kh", "kw", "stride", "groups")]
 _COUNTED = [COLUMN[name] for name in ("macs", "inputs", "outputs", "weights")]
@@ -163,7 +166,15 @@ INPUTS, WRITTEN, WEIGHTS, TAIL = (KERNEL_COLUMN[name] for name in ("inputs", "ou
 
 
 class Fuser:
-    """What all rules share: the graph's rows, their sources and consumers, and the kernels so far."""
+    """Collects the kernels of a graph row by row: what the fusion rules of all runtimes start from.
+
+    Attributes:
+        ops: rows of the operator graph.
+        sources: for each row the rows that feed it, `GRAPH_INPUT` for the graph's input.
+        uses: for each row how many inputs of other rows read it.
+        rows: rows of the kernels' table so far.
+        kernel_of: by row of the graph, the row of the kernel that computes it.
+    """
 
     def __init__(self, graph: OpGraph) -> None:
         self.ops: list[list[int]] = graph.table.tolist()
@@ -174,16 +185,17 @@ class Fuser:
                 if source != GRAPH_INPUT:
                     self.uses[source] += 1
         self.rows: list[list[int]] = []
-        self.kernel_of: dict[int, int] = {}  # row of the graph -> its kernel
+        self.kernel_of: dict[int, int] = {}
 
     def emit(self, row: int, class_name: str) -> int:
+        """Adds a kernel that computes operator `row`, and returns the kernel's row."""
         op = self.ops[row]
         self.rows.append([KERNEL_CLASS[class_name], row, *(op[i] for i in _COPIED), *(op[i] for i in _COUNTED), 0])
         self.kernel_of[row] = len(self.rows) - 1
         return len(self.rows) - 1
 
     def merge(self, row: int, kernel: int) -> None:
-        """Makes the pointwise operator `row` part of `kernel`, which then also reads what else the operator reads."""
+        """Makes pointwise operator `row` part of `kernel`, which then reads the operator's other inputs as well."""
         op, into = self.ops[row], self.rows[kernel]
         into[TAIL] += 1
         into[INPUTS] += max(0, op[COLUMN["inputs"]] - op[COLUMN["outputs"]])
@@ -191,11 +203,12 @@ class Fuser:
         self.kernel_of[row] = kernel
 
     def kernels(self) -> Kernels:
+        """The table of all kernels added."""
         return Kernels(np.array(self.rows, dtype=np.int64).reshape(-1, len(KERNEL_COLUMNS)))
 
 
 def is_normed(op: list[int]) -> bool:
-    """Whether an operator is a convolution that was trained with BatchNorm."""
+    """Whether an operator, given as a row of the operator graph, is a convolution that was trained with BatchNorm."""
     return KINDS[op[0]] == "conv" and op[COLUMN["params"]] > op[COLUMN["weights"]]
 
 

@@ -1,15 +1,11 @@
-"""What latency refers to: a device and a setting, and where the profile of each is kept."""
+"""Targets: the device and the setting that a latency refers to, and where the profile of each is kept."""
 
 from __future__ import annotations
 
 import difflib
-import platform
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Self
@@ -17,7 +13,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...search_space.config import one_line
-from .fusion import RUNTIMES
+from .machine import cpu_name, gpu_name, library_version
+from .runtimes import runtime
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
@@ -35,12 +32,10 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "i9-10940x": "i9-10940x/torch-compile/fp32/b1/t14",
     }
 )
-"""Short names. "bmax" is the largest batch that fits: ms per image."""
+"""Short names of targets, with their full names. "bmax" is the largest batch that fits: ms per image."""
 
-_BY_PRECISION = {("onnxruntime", "int8"): "onnxruntime-int8", ("torch", "amp"): "torch-amp"}
-TARGET_RUNTIMES: tuple[str, ...] = tuple(name for name in RUNTIMES if name not in _BY_PRECISION.values())
-PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16", "amp", "int8")
 LOCAL_DEVICES: tuple[str, ...] = ("cpu", "cuda")
+"""Devices of this machine; every other name is that of a device elsewhere."""
 
 _FORM = "device/runtime/precision/bBATCH/tTHREADS (cpu/onnxruntime/fp32/b1/t1)"
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -52,13 +47,13 @@ _MAX_FILE_BYTES = 10_000
 
 @dataclass(frozen=True)
 class Box:
-    """The machine that a target is measured on over SSH.
+    """A machine that is reached over SSH, for a target that is measured there.
 
     Attributes:
         host: "user@box", or a name from the user's SSH configuration.
         python: interpreter there, with numpy and onnxruntime; a relative path begins in the home folder there.
         file: the YAML file that names it.
-        fingerprint: what a profile of it belongs to, once the box was asked.
+        fingerprint: device model and runtime version there, once the box was asked.
     """
 
     host: str
@@ -79,9 +74,9 @@ class Target:
 
     Attributes:
         device: "cpu" and "cuda" are this machine's; anything else names one that profiles know.
-        runtime: one of `TARGET_RUNTIMES`.
-        precision: one of `PRECISIONS`.
-        batch: images at a time; None is "max", the largest batch that fits, and means ms per image.
+        runtime: one of `runtimes.RUNTIMES`.
+        precision: one of that runtime's `precisions`.
+        batch: images at a time; None is "max", the largest batch that fits, and latencies are ms per image.
         threads: computation threads.
         box: where it is measured, if that is over SSH; no part of the name.
     """
@@ -96,10 +91,9 @@ class Target:
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
             raise ValueError(f"target device: lower-case letters, digits, '.', '_' and '-', given {self.device!r}")
-        if self.runtime not in TARGET_RUNTIMES:
-            raise ValueError(f"target runtime: known are {', '.join(TARGET_RUNTIMES)}, given {self.runtime!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"target precision: known are {', '.join(PRECISIONS)}, given {self.precision!r}")
+        precisions = runtime(self.runtime).precisions
+        if self.precision not in precisions:
+            raise ValueError(f"target precision: known are {', '.join(precisions)}, given {self.precision!r}")
         if (self.batch is not None and self.batch < 1) or self.threads < 1:
             raise ValueError(f"target batch and threads are at least 1, given {self.batch} and {self.threads}")
         if self.box is not None and self.is_local:
@@ -168,39 +162,40 @@ class Target:
 
     @property
     def alias(self) -> str | None:
-        """Its short name, if it has one."""
+        """The short name of the target, or None."""
         return next((alias for alias, name in ALIASES.items() if name == str(self)), None)
 
     @property
-    def kernels(self) -> str:
-        """As whose kernels a network runs there, one of `fusion.RUNTIMES`."""
-        return _BY_PRECISION.get((self.runtime, self.precision), self.runtime)
+    def fusion(self) -> str:
+        """The name of the fusion rules by which networks run there, for `fusion.fuse`: "onnxruntime-int8"."""
+        return runtime(self.runtime).fusion(self.precision)
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a device of this machine; its profiles belong to that device model and runtime version."""
+        """Whether it is a device of this machine. Its profiles belong to that device model and runtime version."""
         return self.device in LOCAL_DEVICES
 
     @property
     def can_be_measured(self) -> bool:
-        """Whether it is at hand: a device of this machine, or one on a box that is reached over SSH."""
+        """Whether it is a device of this machine, or one on a box that is reached over SSH."""
         return self.is_local or self.box is not None
 
     @property
     def file_name(self) -> str:
+        """The name of its profile's file."""
         return str(self).replace("/", "__") + ".json"
 
     def fingerprint(self) -> dict[str, str]:
-        """What a profile of a device at hand belongs to: device model and runtime version; empty for other devices."""
+        """The device model and runtime version that a profile belongs to; empty if it cannot be measured."""
         if not self.is_local:
             return {} if self.box is None else dict(self.box.fingerprint)
         device = {"cpu": cpu_name()} if self.device == "cpu" else {"gpu": gpu_name()}
-        library = "torch" if self.runtime.startswith("torch") else "onnxruntime"
+        library = runtime(self.runtime).library
         return {**device, library: library_version(library)}
 
 
 class TargetFile(BaseModel):
-    """What the YAML file of a target holds; see `Target` and `Box`. Only "device" must be there."""
+    """The keys of a target's YAML file, as in `Target` and `Box`. Only "device" must be given."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -213,64 +208,18 @@ class TargetFile(BaseModel):
     python: str = "python3"
 
 
-@cache
-def cpu_name() -> str:
-    """Model of this machine's CPU, its vector extension included, which a virtual machine may hide in one of many."""
-    said = {name: "" for name in ("/proc/cpuinfo", "/proc/device-tree/model")}
-    for name in said:
-        with suppress(OSError):
-            said[name] = Path(name).read_text(errors="replace")
-    return describe_cpu(*said.values())
-
-
-def describe_cpu(cpuinfo: str, board: str) -> str:
-    """The CPU's name, from what Linux says of it and, on ARM, of the board that it is on."""
-    fields: dict[str, str] = {}
-    for line in cpuinfo.splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name") or board.strip("\0 \n") or platform.processor() or platform.machine() or "unknown"
-    if "CPU part" in fields:
-        name += f" (implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']})"
-    if "model" in fields:
-        name += f" (family {fields.get('cpu family', '?')} model {fields['model']})"
-    flags = fields.get("flags", "").split()
-    vectors = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "")
-    return f"{name} {vectors}".strip()
-
-
-@cache
-def gpu_name() -> str:
-    """Model of this machine's first NVIDIA GPU, "none" without one."""
-    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in file.read_text(errors="replace").splitlines():
-            if line.startswith("Model:"):
-                return line.partition(":")[2].strip()
-    return "none"
-
-
-@cache
-def library_version(name: str) -> str:
-    """Installed version of a runtime library, without importing it."""
-    for distribution in (name, f"{name}-gpu"):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return "none"
-
-
 def user_profiles() -> Path:
-    """Where the user's own profiles are kept."""
+    """The folder of the user's own profiles."""
     import platformdirs
 
     return platformdirs.user_data_path("lownas", appauthor=False) / "profiles"
 
 
 def shipped_profiles() -> Path:
+    """The folder of the profiles that come with the package."""
     return Path(__file__).parent / "profiles"
 
 
 def profile_folders(profiles: str | Path | None = None) -> list[Path]:
-    """Folders searched for profiles, in order: `profiles` (or else the user's own), then the shipped ones."""
+    """The folders searched for profiles, in order: `profiles` (or else the user's own), then the shipped ones."""
     return [Path(profiles) if profiles is not None else user_profiles(), shipped_profiles()]

@@ -1,8 +1,8 @@
-"""How far predictions are off: a predictive distribution on a log scale, from errors on graphs held out of fitting.
+"""The predictive distribution of latency on a log scale, from errors on networks that were held out of fitting.
 
 Conformal: with n held-out errors, the q-quantile of a new one is the error of rank q * (n + 1) (CV+ with the errors
-of all folds pooled; Barber et al. 2021). Ranks beyond the errors at hand, which small n asks for, come from Student's
-tails with their robust spread, so that 90 % may be asked of ten errors.
+of all folds pooled; Barber et al. 2021). Ranks below the first and above the last error come from Student's tails with
+a robust spread, so that ten errors suffice for a 90 % interval.
 """
 
 from __future__ import annotations
@@ -17,12 +17,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 SMALLEST_SPREAD = 0.005
-"""Log spread below which no set of errors is believed: measuring alone is no better."""
+"""Least log spread of errors: measurements of one network differ by as much."""
+MAD_TO_SIGMA = 1.4826
+"""Standard deviation over the median absolute deviation, of normal errors."""
+_FARTHEST_SIGMAS = 6.0
+_TAIL_STEP_SIGMAS = 0.25
+"""The tails are tabulated up to so many standard deviations, in such steps."""
+_VECTORIZE_FROM = 64
+"""Values from which on the normal distribution function is approximated for all at once."""
 
 
 @dataclass(frozen=True)
 class LogErrors:
-    """Distribution of log(measured / predicted).
+    """The distribution of log(measured / predicted) on networks that were not fitted on.
 
     Attributes:
         errors: held-out log errors.
@@ -45,10 +52,10 @@ class LogErrors:
     @cached_property
     def _spread(self) -> float:
         mad = float(np.median(np.abs(self._sorted - self._center)))
-        return max(1.4826 * mad, float(np.std(self._sorted)), SMALLEST_SPREAD)
+        return max(MAD_TO_SIGMA * mad, float(np.std(self._sorted)), SMALLEST_SPREAD)
 
     def quantile(self, q: ArrayLike) -> NDArray[np.float64]:
-        """Log error that a share `q` (0-1) of new graphs stays below."""
+        """The log error that a share `q` (0-1) of new networks stays below."""
         q = np.asarray(q, dtype=np.float64)
         if ((q <= 0) | (q >= 1)).any():
             raise ValueError(f"quantiles are between 0 and 1, given {q.tolist()}")
@@ -56,20 +63,26 @@ class LogErrors:
         return np.interp(self._stretch(q), self._stretch(levels), values)
 
     def cdf(self, log_error: ArrayLike) -> NDArray[np.float64]:
-        """Share of new graphs whose log error stays below `log_error`."""
+        """The share of new networks whose log error stays below `log_error`."""
         levels, values = self._steps
         scores = np.interp(np.asarray(log_error, dtype=np.float64), values, self._stretch(levels))
         normal = NormalDist()
         flat = np.atleast_1d(scores).ravel()
-        return np.array([normal.cdf(z) for z in flat]).reshape(np.shape(scores)) if flat.size <= 64 else _phi(scores)
+        return (
+            np.array([normal.cdf(z) for z in flat]).reshape(np.shape(scores))
+            if flat.size <= _VECTORIZE_FROM
+            else _phi(scores)
+        )
 
     @cached_property
     def _steps(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(levels, values): the errors at their ranks, and Student's tails outside of them."""
+        """Levels and values of the quantile function: errors at their ranks, Student's tails outside of them."""
         n = len(self._sorted)
         levels = np.arange(1, n + 1) / (n + 1)
         normal = NormalDist()
-        far = np.array([z for z in np.arange(0.0, 6.01, 0.25) if z > normal.inv_cdf(levels[-1])])
+        far = np.array(
+            [z for z in np.arange(0.0, _FARTHEST_SIGMAS + 0.01, _TAIL_STEP_SIGMAS) if z > normal.inv_cdf(levels[-1])]
+        )
         # Quantiles of Student's t from normal ones (first term of Cornish and Fisher), and of a new observation.
         reach = (far + (far**3 + far) / (4 * (n - 1))) * np.sqrt(1 + 1 / n) * self._spread
         upper = np.maximum(self._center + reach, self._sorted[-1])
@@ -83,27 +96,29 @@ class LogErrors:
 
     @staticmethod
     def _stretch(levels: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Levels as normal scores, on which interpolation between errors is close to straight."""
+        """Levels as normal scores, in which the quantile function is close to a straight line."""
         normal = NormalDist()
         return np.array([normal.inv_cdf(level) for level in np.atleast_1d(levels)]).reshape(np.shape(levels))
 
     def interval(self, coverage: float) -> tuple[float, float]:
-        """Log errors between which a share `coverage` of new graphs lies, the same share outside on either side."""
+        """The log errors between which a share `coverage` of new networks lies, as many below as above."""
         if not 0 < coverage < 1:
             raise ValueError(f"coverage is between 0 and 1, given {coverage}")
         low, high = self.quantile([(1 - coverage) / 2, (1 + coverage) / 2])
         return float(low), float(high)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
         return {"log_errors": [round(e, 6) for e in self.errors]}
 
     @classmethod
     def from_errors(cls, errors: Sequence[float] | NDArray[np.float64]) -> LogErrors:
+        """The distribution of any sequence of log errors."""
         return cls(tuple(float(e) for e in errors))
 
 
 def _phi(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Normal distribution function, on arrays (Abramowitz and Stegun 7.1.26; error below 1e-7)."""
+    """The normal distribution function on arrays (Abramowitz and Stegun 7.1.26; error below 1e-7)."""
     x = np.abs(z) / np.sqrt(2)
     t = 1 / (1 + 0.3275911 * x)
     poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))

@@ -88,7 +88,7 @@ def test_measuring_int8_gives_kernels_of_the_graph():
     measurement = measure_for_calibration(config, INT8)
     assert measurement.target == "cpu/onnxruntime/int8/b1/t1"
     assert measurement.kernel_ms is not None
-    named = {f"{row}:{role}" for row, role in fuse(op_graph(config), INT8.kernels).keys}
+    named = {f"{row}:{role}" for row, role in fuse(op_graph(config), INT8.fusion).keys}
     assert set(measurement.kernel_ms) == named
     assert (
         0.7 < sum(measurement.kernel_ms.values()) / measurement.undisturbed_ms < 5
@@ -164,8 +164,8 @@ def test_int8_is_calibrated_on_its_kernels(tmp_path):
 
 
 def test_kernels_of_a_setting():
-    assert Target.parse("cpu:int8").kernels == "onnxruntime-int8"
-    assert Target.parse("cpu").kernels == "onnxruntime"
-    assert Target.parse("cuda:tensorrt").kernels == "onnxruntime-tensorrt"
+    assert Target.parse("cpu:int8").fusion == "onnxruntime-int8"
+    assert Target.parse("cpu").fusion == "onnxruntime"
+    assert Target.parse("cuda:tensorrt").fusion == "onnxruntime-tensorrt"
     with pytest.raises(ValueError, match="target runtime"):
         Target.parse("cpu/onnxruntime-int8/int8/b1/t1")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lownas.predictors.accuracy.prior import AccuracyPrior, macs_and_shape, total_macs
-from lownas.search_space.presets import PRESETS, PUBLISHED
 from lownas.search_space.graph.from_config import op_graph
+from lownas.search_space.presets import PRESETS, PUBLISHED
 
 
 def test_macs_equal_those_of_the_operator_graph() -> None:

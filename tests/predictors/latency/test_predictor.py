@@ -10,10 +10,12 @@ import onnx
 import pytest
 
 from lownas.predictors import LatencyPredictor, Target, list_profiles
+from lownas.predictors.latency.fitting.kernel_times import with_ranges
 from lownas.predictors.latency.fusion import fuse
-from lownas.predictors.latency.kernel_model import COEFFICIENTS, KernelModel, with_ranges
+from lownas.predictors.latency.kernel_model import KernelModel
+from lownas.predictors.latency.kernel_terms import COEFFICIENTS
 from lownas.predictors.latency.kernels import KERNEL_CLASSES
-from lownas.predictors.latency.predictor import SCHEMA
+from lownas.predictors.latency.profile_files import SCHEMA
 from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph.onnx_reader import op_graph_from_onnx
@@ -169,6 +171,18 @@ assert not heavy, heavy
     assert result.returncode == 0, result.stderr
 
 
+def test_predicting_needs_no_yaml():
+    code = """
+import sys
+sys.modules["yaml"] = None  # importing it fails
+from lownas.predictors import LatencyPredictor
+from lownas.search_space import PRESETS
+assert LatencyPredictor.load("rtx3090").predict([PRESETS["lowformer_b1"]])[0].latency_ms > 0
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
 def rewrite(path, change):
     data = json.loads(path.read_text())
     change(data)
@@ -200,7 +214,7 @@ def test_broken_profiles_end_in_one_line(folder, damage, says):
 
 @pytest.mark.parametrize("key", ["target", "model", "uncertainty", "provenance", "fingerprint"])
 def test_incomplete_profiles_end_in_one_line(predictor, folder, key, monkeypatch):
-    monkeypatch.setattr("lownas.predictors.latency.predictor._checksum", lambda body: "same")
+    monkeypatch.setattr("lownas.predictors.latency.profile_files.checksum", lambda body: "same")
     predictor.save(folder)
     rewrite(profile_of(folder), lambda d: d.pop(key))
     with pytest.raises(ValueError, match=f"'{key}' is missing"):

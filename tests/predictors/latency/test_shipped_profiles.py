@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 
 from lownas.predictors import LatencyPredictor
-from lownas.predictors.latency.fusion import fuse
-from lownas.predictors.latency.kernel_model import COMPUTE_TERMS, physical_terms
-from lownas.predictors.latency.kernels import KERNEL_CLASSES
 from lownas.predictors.latency.target import Target, shipped_profiles
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph import GraphBuilder
@@ -156,28 +153,3 @@ def test_bulk_prediction_reuses_what_units_cost(predictor: LatencyPredictor) -> 
         return (time.process_time() - start) / (repeats * count)
 
     assert cpu_seconds(5, 300, bulk=True) < 0.2 * cpu_seconds(1, 50, bulk=False)
-
-
-def test_macs_per_output_counts_only_where_a_tile_is_given() -> None:
-    kernels = fuse(op_graph(PRESETS["lowformer_b0"]), "tensorrt")
-    without, _ = physical_terms(kernels)
-    with_tile, _ = physical_terms(kernels, tile=1024)
-    column = COMPUTE_TERMS.index("macs_per_output")
-    assert (without[:, column] == 0).all()
-    macs, outputs = kernels.column("macs"), kernels.column("outputs")
-    np.testing.assert_allclose(with_tile[:, column] * 1e6, macs / np.maximum(outputs, 1024))
-    others = np.arange(len(COMPUTE_TERMS)) != column
-    np.testing.assert_array_equal(without[:, others], with_tile[:, others])
-
-
-def test_a_channel_gate_is_no_tail_of_the_layer_that_computes_it() -> None:
-    build = GraphBuilder()
-    first, shape = build.conv(-1, (16, 32, 32), 16, 3, norm=True)
-    pooled = build.add_op("global_pool", [first], shape_in=shape, shape_out=(16, 1, 1))
-    gate, small = build.conv(pooled, (16, 1, 1), 16, bias=True)
-    gate = build.pointwise("sigmoid", [gate], small)
-    build.add_op("mul", [first, gate], shape_in=shape, shape_out=shape, inputs=16 * 32 * 32 + 16)
-    kernels = fuse(build.build(), "tensorrt")
-    assert kernels.classes == ["conv_dense", "pool", "conv_pointwise", "add"]
-    assert kernels.column("outputs").tolist() == [16 * 32 * 32, 16, 16, 16 * 32 * 32]
-    assert set(kernels.classes) <= set(KERNEL_CLASSES)

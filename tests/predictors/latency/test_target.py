@@ -1,6 +1,7 @@
 import pytest
 
-from lownas.predictors.latency.target import ALIASES, Target, cpu_name, describe_cpu, library_version, profile_folders
+from lownas.predictors.latency.machine import cpu_name, library_version
+from lownas.predictors.latency.target import ALIASES, Target, profile_folders
 
 
 @pytest.mark.parametrize("alias", ALIASES)
@@ -55,16 +56,3 @@ def test_given_folder_comes_before_the_shipped_profiles(tmp_path):
     folders = profile_folders(tmp_path)
     assert folders[0] == tmp_path
     assert folders[-1].name == "profiles"
-
-
-def test_cpus_of_one_architecture_have_different_names() -> None:
-    arm = "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n"
-    names = {
-        describe_cpu(arm, "Raspberry Pi 4 Model B Rev 1.4\0"),
-        describe_cpu(arm, ""),
-        describe_cpu(arm.replace("0xd08", "0xd0c"), ""),
-    }
-    assert len(names) == 3
-    assert "Raspberry Pi 4 Model B Rev 1.4 (implementer 0x41 part 0xd08)" in names
-    x86 = "model name\t: Some CPU\ncpu family\t: 6\nmodel\t: 85\nflags\t: fpu avx avx2\n"
-    assert describe_cpu(x86, "") == "Some CPU (family 6 model 85) avx2"

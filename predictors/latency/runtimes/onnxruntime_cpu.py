@@ -1,29 +1,33 @@
-"""What onnxruntime executes: its CPU provider in fp32 and int8, and its CUDA provider."""
+"""What onnxruntime's CPU provider executes for models in float.
+
+Convolutions run in a blocked layout (NCHWc) where their channels allow it, with activation and residual addition
+merged, and reorders stand wherever the layout changes: as `SessionOptions.optimized_model_filepath` shows for
+onnxruntime 1.32, and tests compare.
+"""
 
 from __future__ import annotations
 
-from ...search_space.graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph
-from .kernels import (
+from ....search_space.graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph
+from ..kernels import (
     ACTIVATIONS,
-    BLOCKED,
     CLASS_OF_KIND,
-    EITHER,
     KERNEL_CLASS,
     KERNEL_COLUMN,
-    LAST,
     OUTPUTS,
     PLAIN,
     POINTWISE,
-    ROW,
-    TAIL,
     Fuser,
     Kernels,
     class_of,
     conv_class,
 )
 
-_MERGED_ACTIVATIONS = frozenset({"hardswish", "relu", "sigmoid", "hardsigmoid", "tanh"})
-_MERGED_UNBLOCKED = frozenset({"relu", "sigmoid", "hardsigmoid", "tanh"})
+BLOCKED, CHANNELS_LAST, EITHER = 1, 2, 3
+"""Layouts beside `PLAIN`: NCHWc; tokens, whose channels come last; and the output of an attention product, whose own
+transposition gives maps and tokens alike. The end of a unit has one of the first two."""
+
+_MERGED_INTO_BLOCKED = frozenset({"hardswish", "relu", "sigmoid", "hardsigmoid", "tanh"})
+_MERGED_INTO_UNBLOCKED = frozenset({"relu", "sigmoid", "hardsigmoid", "tanh"})
 _CPU_CLASSES = CLASS_OF_KIND | {
     "silu": "silu",
     "sigmoid": "sigmoid",
@@ -33,24 +37,25 @@ _CPU_CLASSES = CLASS_OF_KIND | {
 }
 
 
-class OnnxRuntime(Fuser):
-    """The CPU provider's layout transformation (nchwc_transformer.cc) and fusions, replayed in the graph's order.
+class CpuFuser(Fuser):
+    """Replays the CPU provider's layout transformation (nchwc_transformer.cc) and fusions in the graph's order.
 
     Graphs leave out the transpositions between maps and tokens, so these follow from what each operator works on:
-    convolutions, pooling and GroupNorm on maps, matrix products and LayerNorm on tokens, the others on what they get.
+    convolutions, pooling and GroupNorm on maps, matrix products and LayerNorm on tokens, the others on either.
     """
 
     def __init__(self, graph: OpGraph, block: int, layout: int) -> None:
         super().__init__(graph)
         self.block = block
-        self.layouts: dict[int, set[int]] = {GRAPH_INPUT: {layout}}  # tensor (by producing row) -> where it exists
-        self.native: dict[int, int] = {GRAPH_INPUT: layout}
+        # Tensors go by the row that computes them.
+        self.layouts: dict[int, set[int]] = {GRAPH_INPUT: {layout}}  # tensor -> the layouts in which it exists
+        self.native: dict[int, int] = {GRAPH_INPUT: layout}  # tensor -> the layout in which it was computed
         self.sizes: dict[int, tuple[int, int]] = {}  # tensor -> (channels, pixels or tokens)
-        self.open: dict[int, int] = {}  # tensor -> the convolution that gives it and can take an activation
-        self.summed: set[int] = set()  # those that already take a sum
+        self.open: dict[int, int] = {}  # tensor -> the convolution that computes it and can merge an activation
+        self.summed: set[int] = set()  # convolutions that have merged a sum
 
     def need(self, source: int, layout: int, consumer: int) -> None:
-        """Makes sure that the output of `source` exists in `layout`, by a reorder or transposition if it does not."""
+        """Emits a reorder or transposition unless the output of `source` exists in `layout`."""
         known = self.layouts[source]
         if layout in known:
             return
@@ -64,7 +69,7 @@ class OnnxRuntime(Fuser):
         if BLOCKED in known and len(known) == 1:
             # Straight to channels-last, unless height and width become one dimension in between.
             names = ["reorder_out"]
-            if layout == LAST and shape[2] > 1 and self.ops[consumer][COLUMN["win"]] == 1:
+            if layout == CHANNELS_LAST and shape[2] > 1 and self.ops[consumer][COLUMN["win"]] == 1:
                 names.append("transpose")
                 known.add(PLAIN)
         elif layout == BLOCKED:
@@ -80,15 +85,17 @@ class OnnxRuntime(Fuser):
         return self.native[source] == BLOCKED
 
     def run(self) -> tuple[Kernels, int]:
+        """The kernels, and the layout of the graph's output."""
         for row, op in enumerate(self.ops):
             layout = self.operator(row, op)
-            self.layouts[row] = {PLAIN, LAST} if layout == EITHER else {layout}
+            self.layouts[row] = {PLAIN, CHANNELS_LAST} if layout == EITHER else {layout}
             self.native[row] = layout
             if row not in self.sizes:
                 self.sizes[row] = self._size(row, op)
         return self.kernels(), self.native[len(self.ops) - 1]
 
     def _size(self, row: int, op: list[int]) -> tuple[int, int]:
+        """(channels, pixels or tokens) of the output of `row`."""
         size = (op[COLUMN["cout"]], op[COLUMN["hout"]] * op[COLUMN["wout"]])
         if KINDS[op[0]] in POINTWISE:  # tables do not say which dimension of a pointwise operator the channels are
             for source in self.sources[row]:
@@ -122,9 +129,9 @@ class OnnxRuntime(Fuser):
         if kind == "linear":
             return self.linear(row, op)
         if kind == "layer_norm" and op[COLUMN["hin"]] * op[COLUMN["win"]] > 1:
-            self.need(self.sources[row][0], LAST, row)
+            self.need(self.sources[row][0], CHANNELS_LAST, row)
             self.emit(row, kind)
-            return LAST
+            return CHANNELS_LAST
         if kind in ("matmul", "softmax"):
             return self.settled(row, kind)
         if kind == "concat":
@@ -140,33 +147,34 @@ class OnnxRuntime(Fuser):
         return self.plain(row, class_of(op))
 
     def plain(self, row: int, class_name: str) -> int:
+        """An operator that reads and writes the plain layout."""
         for source in dict.fromkeys(self.sources[row]):
             self.need(source, PLAIN, row)
         self.emit(row, class_name)
         return PLAIN
 
     def follow(self, row: int, class_name: str) -> int:
-        """An operator that runs in whatever layout its first input has."""
+        """An operator that runs in the layout of its first input."""
         if self.is_blocked(self.sources[row][0]):
             self.emit(row, class_name)
             return BLOCKED
         return self.tokens_or_plain(row, class_name)
 
     def tokens_or_plain(self, row: int, class_name: str) -> int:
-        """An operator on tokens if its inputs are tokens or it makes such of a map, and on plain maps otherwise."""
+        """An operator on tokens if it reads tokens or turns a map into them, and on plain maps otherwise."""
         if self.makes_tokens(row):
             for source in dict.fromkeys(self.sources[row]):
-                self.need(source, LAST, row)
+                self.need(source, CHANNELS_LAST, row)
             self.emit(row, class_name)
-            return LAST
+            return CHANNELS_LAST
         natives = {self.native[source] for source in self.sources[row]}
-        if not natives or natives - {LAST, EITHER}:
+        if not natives or natives - {CHANNELS_LAST, EITHER}:
             return self.plain(row, class_name)
         self.emit(row, class_name)
-        return LAST if LAST in natives else EITHER
+        return CHANNELS_LAST if CHANNELS_LAST in natives else EITHER
 
     def makes_tokens(self, row: int) -> bool:
-        """Whether some input is a map and the output one row of its pixels, with the same channels."""
+        """Whether an input is a map, and the output its pixels in one row with the same channels."""
         op = self.ops[row]
         if op[COLUMN["wout"]] > 1 or op[COLUMN["hout"]] == 1:
             return False
@@ -177,7 +185,7 @@ class OnnxRuntime(Fuser):
         return False
 
     def move(self, row: int, op: list[int]) -> int:
-        """A rearrangement: slices keep the layout, and permutations give what is asked for next."""
+        """A rearrangement: slices keep the layout, permutations give whichever layout is read next."""
         source = self.sources[row][0]
         self.settled(row, "move")
         before, after = op[COLUMN["cin"] : COLUMN["win"] + 1], op[COLUMN["cout"] : COLUMN["wout"] + 1]
@@ -186,7 +194,7 @@ class OnnxRuntime(Fuser):
         return PLAIN if self.is_blocked(source) else self.native[source]
 
     def settled(self, row: int, class_name: str) -> int:
-        """An operator whose inputs only must not be blocked."""
+        """An operator that reads any layout but the blocked one."""
         for source in dict.fromkeys(self.sources[row]):
             if self.is_blocked(source):
                 self.need(source, PLAIN, row)
@@ -194,6 +202,7 @@ class OnnxRuntime(Fuser):
         return EITHER
 
     def linear(self, row: int, op: list[int]) -> int:
+        """A linear layer: on a vector, on the channels of tokens, or across tokens."""
         cin, tokens = op[COLUMN["cin"]] // op[COLUMN["groups"]], op[COLUMN["hin"]] * op[COLUMN["win"]]
         source = self.sources[row][0]
         if tokens == 1:
@@ -206,9 +215,9 @@ class OnnxRuntime(Fuser):
             self.sizes[row] = (tokens, op[COLUMN["cout"]])
             return PLAIN
         if channels != pixels or self.native[source] == BLOCKED:
-            self.need(source, LAST, row)
+            self.need(source, CHANNELS_LAST, row)
         self.emit(row, "linear_tokens")
-        return LAST
+        return CHANNELS_LAST
 
     def pool(self, row: int, op: list[int], kind: str) -> int:
         """Pooling over windows: blocked wherever the channels allow it."""
@@ -219,6 +228,7 @@ class OnnxRuntime(Fuser):
         return BLOCKED if blocked else PLAIN
 
     def conv(self, row: int, op: list[int]) -> int:
+        """A convolution: blocked where its channels allow it; the first one reads the plain layout."""
         source = self.sources[row][0]
         cin, cout, groups = op[COLUMN["cin"]], op[COLUMN["cout"]], op[COLUMN["groups"]]
         per_group = cin // groups
@@ -241,19 +251,21 @@ class OnnxRuntime(Fuser):
         return BLOCKED
 
     def merges_into(self, source: int) -> int | None:
-        """The convolution whose output `source` is, for one consumer alone and without an activation yet, or None."""
+        """The kernel of the convolution that computes `source`, if it can merge the only reader of it; else None."""
         return self.open.get(source) if source != GRAPH_INPUT and self.uses[source] == 1 else None
 
     def activation(self, row: int, kind: str) -> int:
+        """An activation: merged into the convolution before it where the provider does so."""
         source = self.sources[row][0]
         kernel = self.merges_into(source)
         blocked = self.is_blocked(source)
-        if kernel is not None and kind in (_MERGED_ACTIVATIONS if blocked else _MERGED_UNBLOCKED):
+        if kernel is not None and kind in (_MERGED_INTO_BLOCKED if blocked else _MERGED_INTO_UNBLOCKED):
             self.merge(row, kernel)
             return BLOCKED if blocked else PLAIN
         return self.follow(row, _CPU_CLASSES[kind])
 
     def binary(self, row: int, kind: str) -> int:
+        """A sum or product of two tensors, or of a tensor and a constant."""
         sources, op = self.sources[row], self.ops[row]
         same_shape = op[COLUMN["inputs"]] == len(sources) * op[OUTPUTS]
         kernels = {source: self.merges_into(source) for source in sources}
@@ -269,7 +281,7 @@ class OnnxRuntime(Fuser):
                 self.open[row] = self.emit(row, "batch_norm")  # as above
                 return BLOCKED
             return self.tokens_or_plain(row, "broadcast")
-        if not same_shape or self.native[sources[0]] in (LAST, EITHER) or len(sources) != 2:
+        if not same_shape or self.native[sources[0]] in (CHANNELS_LAST, EITHER) or len(sources) != 2:
             return self.tokens_or_plain(row, "add" if same_shape else "broadcast")
         if kind == "add":
             for kernel in kernels.values():
@@ -289,102 +301,8 @@ class OnnxRuntime(Fuser):
         return BLOCKED
 
     def add_into(self, row: int, kernel: int, layout: int) -> int:
+        """Merges sum `row` into a convolution, which can merge an activation afterwards."""
         self.merge(row, kernel)
         self.summed.add(kernel)
         self.open[row] = kernel
         return layout
-
-
-_INTEGER = frozenset(
-    {
-        "conv",
-        "linear",
-        "matmul",
-        "add",
-        "relu",
-        "global_pool",
-        "max_pool",
-        "avg_pool",
-        "resize",
-        "concat",
-        "crop",
-        "move",
-    }
-)
-"""What int8 models compute in integers, or move as such."""
-_FOLLOWING = POINTWISE | {"resize", "max_pool", "avg_pool", "concat", "crop"}
-
-
-class OnnxRuntimeInt8(Fuser):
-    """Integer convolutions are channels-last (`BLOCKED` here), and so is what lies between them; the rest is plain.
-
-    Operators in float count the conversions of what they read and write as their tail. A ReLU is no operator: it is
-    the range of the tensor before it.
-    """
-
-    def __init__(self, graph: OpGraph, layout: int) -> None:
-        super().__init__(graph)
-        self.layouts: dict[int, set[int]] = {GRAPH_INPUT: {layout}}
-        self.native: dict[int, int] = {GRAPH_INPUT: layout}
-        self.integer = [KINDS[op[0]] in _INTEGER for op in self.ops] + [True]  # the last is the graph's input, -1
-        self.consumers: list[list[int]] = [[] for _ in self.ops]
-        for row, sources in enumerate(self.sources):
-            for source in sources:
-                if source != GRAPH_INPUT:
-                    self.consumers[source].append(row)
-
-    def run(self) -> tuple[Kernels, int]:
-        for row, op in enumerate(self.ops):
-            kind, sources = KINDS[op[0]], self.sources[row]
-            if kind == "relu" and sources[0] in self.kernel_of and self.integer[sources[0]]:
-                self.kernel_of[row] = self.kernel_of[sources[0]]
-                self.layouts[row], self.native[row] = self.layouts[sources[0]], self.native[sources[0]]
-                continue
-            last = kind == "conv" or (kind in _FOLLOWING and self.stays_last(row))
-            self.native[row] = BLOCKED if last else PLAIN
-            self.layouts[row] = {self.native[row]}
-            for source in dict.fromkeys(sources):
-                self.need(source, self.native[row], row)
-            kernel = self.emit(row, class_of(op))
-            if not self.integer[row]:
-                read = sum(self.integer[source] for source in set(sources))
-                readers = self.consumers[row]  # none at the end of a unit, which a convolution follows
-                self.rows[kernel][TAIL] = read + (not readers or any(self.integer[reader] for reader in readers))
-        return self.kernels(), self.native[len(self.ops) - 1]
-
-    def stays_last(self, row: int) -> bool:
-        """Whether all inputs are channels-last, and not nothing but pooling to one pixel reads the output."""
-        readers = {KINDS[self.ops[consumer][0]] for consumer in self.consumers[row]}
-        return all(self.native[source] == BLOCKED for source in self.sources[row]) and readers != {"global_pool"}
-
-    def need(self, source: int, layout: int, consumer: int) -> None:
-        """Makes sure that the output of `source` exists in `layout`, by a transposition if it does not."""
-        if layout in self.layouts[source]:
-            return
-        self.layouts[source].add(layout)
-        op = self.ops[consumer if source == GRAPH_INPUT else source]
-        names = ("cin", "hin", "win") if source == GRAPH_INPUT else ("cout", "hout", "wout")
-        shape = [op[COLUMN[name]] for name in names]
-        elements = shape[0] * shape[1] * shape[2]
-        name = "reorder_in" if layout == BLOCKED else "reorder_out"
-        self.rows.append([KERNEL_CLASS[name], source, *shape, *shape, 1, 1, 1, 1, 0, elements, elements, 0, 0])
-
-
-def onnxruntime_cuda(graph: OpGraph) -> Kernels:
-    """The CUDA provider (conv_activation_fusion.cc): a ReLU, alone or after a sum, joins the convolution before it."""
-    fuser = Fuser(graph)
-    kinds = graph.kinds
-    summed = {sources[0] for row, sources in enumerate(fuser.sources) if kinds[row] == "relu"}
-    for row, op in enumerate(fuser.ops):
-        if kinds[row] == "relu":  # after a convolution, or after a sum that one has taken
-            alone = [s for s in fuser.sources[row] if s != GRAPH_INPUT and fuser.uses[s] == 1]
-            heads = [s for s in alone if kinds[fuser.rows[fuser.kernel_of[s]][ROW]] == "conv"]
-        elif kinds[row] == "add" and row in summed and fuser.uses[row] == 1:
-            heads = [s for s in fuser.sources[row] if s != GRAPH_INPUT and fuser.uses[s] == 1 and kinds[s] == "conv"]
-        else:
-            heads = []
-        if heads:
-            fuser.merge(row, fuser.kernel_of[heads[0]])
-        else:
-            fuser.emit(row, class_of(op))
-    return fuser.kernels()

@@ -1,0 +1,151 @@
+"""Fits a latency model to samples and estimates, on samples left out, the errors that it makes on other networks.
+
+Where the runtime tells the times of single kernels, every kernel class is fitted to them, and the whole networks' times
+set overhead and scale; without, all classes are fitted to the whole networks' times at once. Whether the learned
+corrections are kept is decided on folds of the samples fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernel_model import KernelModel
+from ..kernel_terms import Array
+from .measured_networks import MeasuredNetworks
+from .samples import QUIET_DISTURBANCE, Probe, Sample
+
+FOLDS = 8
+CORRECTION_MUST_REDUCE_ERROR_TO = 0.97
+"""Error with corrections over that without, on folds left out, up to which corrections are kept."""
+BOUND_CONFIDENCE = 0.9
+"""Probability with which the held-out error is below `held_out_bound`."""
+QUIET_LEVELS = ((0.03, 0.3), (0.5, 0.15))
+"""Disturbance of the machine, and the quantile of the errors at which the undisturbed time is taken to lie; in between
+linearly."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model, with its errors on samples that it was not fitted on.
+
+    Attributes:
+        model: fitted on all samples.
+        log_errors: (samples,) log of measured over predicted time, each by a model fitted without that sample.
+        held_out_error: mean absolute relative error of the same predictions.
+        macs_only_error: the same error of a line in log MACs.
+        corrected: whether the model has learned corrections.
+        quiet_factor: as `quiet_factor` gives it.
+        typical: the times that the model predicts, medians on a quiet machine, over those that it was fitted on.
+    """
+
+    model: KernelModel
+    log_errors: Array
+    held_out_error: float
+    macs_only_error: float
+    corrected: bool
+    quiet_factor: float
+    typical: float
+
+
+def fit_samples(
+    samples: Sequence[Sample], fusion: str, block: int, folds: int = FOLDS, probes: Sequence[Probe] = ()
+) -> Fit:
+    """Fits a model to samples, and cross-validates it; the choice for or against corrections is nested in the folds.
+
+    Args:
+        samples: measured networks.
+        fusion: the fusion rules by which they ran (`Target.fusion`).
+        block: channels of the blocked layout on the device (`samples.block_size`).
+        folds: into which the samples are parted.
+        probes: measured small graphs; every fold is fitted on all of them.
+    """
+    data = MeasuredNetworks.of(samples, fusion, block, probes)
+    everything = np.arange(len(samples))
+    predicted, line = held_out_ms(data, folds, choose=True)
+    model, corrected = _fit_with_choice(data, everything, folds)
+    log_errors = np.log(data.times_ms / predicted)
+    factor = quiet_factor(log_errors, data.disturbances)
+    if factor < 1:
+        log_errors = log_errors - np.median(log_errors)
+    # What is predicted is the median of a quiet machine's runs, a little above their undisturbed time.
+    typical = factor * (1 + float(np.minimum(data.disturbances, QUIET_DISTURBANCE).mean()))
+    model = replace(model, overhead_ms=typical * model.overhead_ms, scale=typical * model.scale)
+    return Fit(
+        model=model,
+        log_errors=log_errors,
+        held_out_error=float(np.mean(np.abs(predicted / data.times_ms - 1))),
+        macs_only_error=float(np.mean(np.abs(line / data.times_ms - 1))),
+        corrected=corrected,
+        quiet_factor=factor,
+        typical=typical,
+    )
+
+
+def held_out_bound(samples: Sequence[Sample], fusion: str, block: int, probes: Sequence[Probe] = ()) -> float:
+    """The mean relative error on held-out samples that is not exceeded with `BOUND_CONFIDENCE` (Student's t)."""
+    from scipy.stats import t
+
+    data = MeasuredNetworks.of(samples, fusion, block, probes)
+    errors = np.abs(held_out_ms(data, FOLDS, choose=False)[0] / data.times_ms - 1)
+    n = len(errors)
+    return float(errors.mean() + t.ppf(BOUND_CONFIDENCE, n - 1) * errors.std(ddof=1) / np.sqrt(n))
+
+
+def held_out_ms(data: MeasuredNetworks, folds: int, *, choose: bool) -> tuple[Array, Array]:
+    """(n,) times of the networks by models fitted on the other folds, and (n,) by lines in log MACs fitted on those.
+
+    Args:
+        data: n networks.
+        folds: how many.
+        choose: whether each fold decides for or against corrections; without, there are none.
+    """
+    n = len(data.times_ms)
+    macs = np.array([float(graph.column("macs").sum()) for graph in data.graphs[:n]])
+    everything = np.arange(n)
+    predicted, line = np.empty(n), np.empty(n)
+    for k in range(min(folds, n)):
+        train, test = everything[everything % folds != k], everything[everything % folds == k]
+        model = _fit_with_choice(data, train, folds)[0] if choose else data.fit(train, corrected=False)
+        predicted[test] = [model.graph_ms(data.graphs[i]) for i in test]
+        slope = np.polyfit(np.log(macs[train]), np.log(data.times_ms[train]), 1)
+        line[test] = np.exp(np.polyval(slope, np.log(macs[test])))
+    return predicted, line
+
+
+def quiet_factor(log_errors: Array, disturbances: Array) -> float:
+    """The factor from a typical measured time to that of a quiet machine, at most 1.
+
+    Other work on the machine only ever lengthens a measurement (its caches and memory are shared even where its cores
+    are not). On a quiet machine the errors about the model are its own, and their middle is right; the more disturbed
+    the measurements, the closer to their lower edge the undisturbed time lies.
+
+    Args:
+        log_errors: (samples,) log of measured over predicted.
+        disturbances: (samples,) as in `Sample`.
+    """
+    disturbance = float(np.median(disturbances))
+    level = float(np.interp(disturbance, QUIET_LEVELS[0], QUIET_LEVELS[1]))
+    if level >= 0.5:
+        return 1.0
+    return float(min(1.0, np.exp(np.quantile(log_errors, level))))
+
+
+def _fit_with_choice(data: MeasuredNetworks, train: NDArray[np.int64], folds: int) -> tuple[KernelModel, bool]:
+    """A model of the networks `train`, and whether it has corrections: if these help on folds of the networks."""
+    if data.kernel_times is None:
+        return data.fit(train, corrected=False), False
+    inner = max(2, folds // 2)
+    part = np.arange(len(train)) % inner
+    errors = {False: 0.0, True: 0.0}
+    for k in range(inner):
+        kept, left = train[part != k], train[part == k]
+        plain = data.fit(kept, corrected=False)
+        learned = data.fit(kept, corrected=True)
+        for corrected, model in ((False, plain), (True, learned)):
+            errors[corrected] += sum(abs(np.log(model.graph_ms(data.graphs[i]) / data.times_ms[i])) for i in left)
+    corrected = bool(errors[True] < CORRECTION_MUST_REDUCE_ERROR_TO * errors[False])
+    return data.fit(train, corrected=corrected), corrected

@@ -1,0 +1,94 @@
+"""Bulk prediction of configurations: what their units cost is kept between calls."""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...search_space.config import LowFormerConfig
+from ...search_space.graph.from_config import units
+from ...search_space.units import Unit
+from .fusion import fuse_unit
+from .kernel_model import KernelModel
+from .kernels import KERNEL_CLASSES, PLAIN, Kernels
+
+
+class UnitCosts:
+    """Predicts whole configurations by one model from the cached costs of their units, tens of thousands a second.
+
+    Attributes:
+        model: the latency model.
+        allowed: as in `LatencyPredictor`; other kernels that were not fitted on mark a configuration as outside.
+    """
+
+    def __init__(self, model: KernelModel, allowed: frozenset[str]) -> None:
+        self.model = model
+        self.allowed = allowed
+        # By layout of the input: unit -> (its place in the arrays below, layout of its output).
+        self._known: defaultdict[int, dict[Unit, tuple[int, int]]] = defaultdict(dict)
+        self._ms = np.empty(0)
+        self._outside = np.empty(0, dtype=np.bool_)
+        self._new: list[Kernels] = []
+
+    def graphs(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """(n,) times of whole networks, and whether each is outside of what the model was fitted on."""
+        if not configs:
+            return np.empty(0), np.empty(0, dtype=np.bool_)
+        known = self._known
+        rows: list[int] = []
+        starts: list[int] = []
+        with _garbage_collector_paused():
+            for config in configs:
+                layout = PLAIN
+                starts.append(len(rows))
+                for unit in units(config):
+                    entry = known[layout].get(unit)
+                    if entry is None:
+                        entry = self._add(unit, layout)
+                    row, layout = entry
+                    rows.append(row)
+        self._cost_new()
+        sums = np.add.reduceat(self._ms[rows], starts)
+        outside = np.logical_or.reduceat(self._outside[rows], starts)
+        return self.model.overhead_ms + self.model.scale * sums, outside
+
+    def _add(self, unit: Unit, layout: int) -> tuple[int, int]:
+        """Adds a unit whose input arrives in `layout`. Returns its place and the layout of its output."""
+        kernels, after = fuse_unit(unit, self.model.fusion, self.model.block, layout)
+        entry = len(self._ms) + len(self._new), after
+        self._known[layout][unit] = entry
+        self._new.append(kernels)
+        return entry
+
+    def _cost_new(self) -> None:
+        """Computes the costs of all units added since the last call, at once."""
+        if not self._new:
+            return
+        new, self._new = self._new, []
+        kernels = Kernels(np.concatenate([unit.table for unit in new]))
+        owner = np.repeat(np.arange(len(new)), [len(unit) for unit in new])
+        codes = kernels.column("class")
+        unseen, shape = self.model.extrapolated(kernels)
+        allowed = np.array([name in self.allowed for name in KERNEL_CLASSES])
+        allowed_shape = np.array([f"{name} (shape)" in self.allowed for name in KERNEL_CLASSES])
+        flagged = (unseen & ~allowed[codes]) | (shape & ~allowed_shape[codes])
+        times = np.bincount(owner, self.model.kernel_ms(kernels), minlength=len(new))
+        self._ms = np.append(self._ms, times)
+        self._outside = np.append(self._outside, np.bincount(owner, flagged, minlength=len(new)) > 0)
+
+
+@contextmanager
+def _garbage_collector_paused() -> Iterator[None]:
+    """Pauses the garbage collector, which would search again and again what bulk prediction allocates and keeps."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

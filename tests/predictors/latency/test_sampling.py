@@ -1,0 +1,17 @@
+import numpy as np
+
+from lownas.predictors.latency.sampling import spread_sample
+from lownas.search_space import SearchSpace, op_graph
+
+
+def test_spread_sample_spreads():
+    space = SearchSpace.load("default")
+    chosen = spread_sample(space, 20, seed=0)
+    assert len({config.id for config in chosen}) == 20
+    assert [c.id for c in chosen] == [c.id for c in spread_sample(space, 20, seed=0)]
+    assert [c.id for c in chosen] != [c.id for c in spread_sample(space, 20, seed=1)]
+    macs = np.array([op_graph(config).macs for config in chosen])
+    assert macs.max() / macs.min() > 8
+    assert len({config.resolution for config in chosen}) >= 4
+    limited = spread_sample(space, 20, seed=0, limit_macs=2e9)
+    assert max(op_graph(config).macs for config in limited) <= 2e9
