@@ -1,7 +1,8 @@
-"""What an architecture is: configurations, the published ones, models, operator graphs and the space itself.
+"""What an architecture is: configurations, published ones among them, the search space, operator graphs and models.
 
-Everything here works without torch, except `build_model`, `load_checkpoint` and what they return, which import it on
-first use.
+Everything here works without torch, except `build_model`, `load_checkpoint`, `export_state_dict`, `op_graph_from_torch`
+and what they return: those import it on first use. YAML files are read, and ONNX files read and written, by libraries
+that are imported on first use as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .config import Attention, LowFormerConfig, StageConfig
 from .graph.from_config import op_graph
 from .graph.operators import OpGraph
+from .heads import Head, register_head
 from .presets import PRESETS, PUBLISHED
 from .space import SearchSpace
 
@@ -25,6 +27,7 @@ __all__ = [
     "PRESETS",
     "PUBLISHED",
     "Attention",
+    "Head",
     "LowFormer",
     "LowFormerConfig",
     "OpGraph",
@@ -36,6 +39,7 @@ __all__ = [
     "op_graph",
     "op_graph_from_onnx",
     "op_graph_from_torch",
+    "register_head",
     "write_onnx",
 ]
 

@@ -1,6 +1,7 @@
-"""State dicts of the published models: the authors' format, timm's two (`lowformer_*`, `cpubone_*`), and ours.
+"""Reads and writes weights in four formats: the authors', timm's two (`lowformer_*`, `cpubone_*`), and lownas's own.
 
-Ours has timm's `lowformer_*` names, which reach every point of the space; the others are renamed to it, key by key.
+lownas uses timm's `lowformer_*` names, which can name the weights of every configuration. The other formats are renamed
+to it, key by key.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .config import Attention, LowFormerConfig, StageConfig, blocks_after_downsampler
+from .config import DEFAULT_HEAD, Attention, LowFormerConfig, StageConfig, blocks_after_downsampler
 from .model import LowFormer, build_model
 from .units import attention_heads
 
-# (pattern, replacement) in the order in which they are applied.
+# Tables of (pattern, replacement), in the order in which they are applied.
 _FROM_AUTHORS = (
     (r"^backbone\.input_stem\.", "stem."),
     (r"^backbone\.stages\.", "stages."),
@@ -59,8 +60,8 @@ _TO_CPUBONE = (
     (r"\.o_proj\.", ".upsampling.0."),
 )
 
-# Whatever broken bytes do to torch's unpickler, which checks little, comes out as one of these.
-_UNREADABLE = (
+# What torch's unpickler, which checks little, raises for broken files.
+_UNPICKLING_ERRORS = (
     *(pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError),
     *(TypeError, AttributeError, AssertionError, OverflowError, OSError),
 )
@@ -73,9 +74,9 @@ def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file: safetensors, or torch's format, of which only tensors are read (no code runs).
+    """Reads the tensors of a checkpoint file: safetensors, or torch's format, of which only tensors are read.
 
-    Raises ValueError for a file that is neither, or that holds something other than tensors.
+    No code in the file runs. Raises ValueError for a file that is neither, or that holds something other than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,11 +90,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from None
     with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickle protocols, beside the error that follows
+        warnings.simplefilter("ignore")  # warnings about pickle protocols would stand beside the error that follows
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except _UNREADABLE as error:
-            # torch's own message advises to load it unsafely.
+        except _UNPICKLING_ERRORS as error:
+            # torch's own message is not passed on, because it advises to load the file unsafely.
             code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
             reason = f"it names {code[1]}; save state_dict() alone" if code else "damaged or of another format"
             raise ValueError(f"{path} is not a checkpoint of plain tensors: {reason}") from None
@@ -104,7 +105,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
-    """The state dict inside what training code saved: as it is, or under "state_dict" or "model"."""
+    """Takes the state dict out of what training code saved: as it is, or under "state_dict" or "model"."""
     for name in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -119,9 +120,9 @@ def unwrap(content: Any) -> dict[str, Tensor]:
 
 
 def to_native_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under our names; the format is detected from the names.
+    """Gives the same tensors under lownas's names; the format is detected from the names.
 
-    Raises ValueError if it is none of the known ones, or if two names become one.
+    Raises ValueError if the format is unknown, or if two names become the same.
     """
     names = [name.removeprefix("module.") for name in state_dict]
     rules: tuple[tuple[str, str], ...]
@@ -146,14 +147,15 @@ def to_native_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_checkpoint(config: LowFormerConfig, state_dict: Mapping[str, Any]) -> LowFormer:
-    """The model of `config` with these weights.
+    """Builds the model of a configuration with the weights of a checkpoint.
 
     Args:
         config: the architecture that the weights belong to.
-        state_dict: names to tensors, in the authors' format, one of timm's or ours, possibly wrapped in "state_dict".
+        state_dict: names to tensors, in the authors' format, one of timm's or lownas's, possibly wrapped in
+            "state_dict".
 
     Raises:
-        ValueError: naming the first entries that are missing, unknown or of another shape; nothing is skipped, except
+        ValueError: names the first entries that are missing, unknown or of another shape; nothing is skipped, except
             that `num_batches_tracked` may be absent.
     """
     native = to_native_keys(unwrap(state_dict))
@@ -178,14 +180,16 @@ def load_checkpoint(config: LowFormerConfig, state_dict: Mapping[str, Any]) -> L
 
 
 def timm_arguments(config: LowFormerConfig) -> tuple[str, dict[str, Any]]:
-    """How timm (>= 1.0.31) builds `config`: the class, "LowFormer" or "CPUBone", and its arguments.
+    """Tells how timm (>= 1.0.31) builds a configuration: the class, "LowFormer" or "CPUBone", and its arguments.
 
-    Raises ValueError, with the reason, where timm cannot express it.
+    Raises ValueError, with the reason, if timm cannot express the configuration.
     """
 
     def refuse(reason: str) -> ValueError:
         return ValueError(f"timm cannot express config {config.id}: {reason}")
 
+    if config.head != DEFAULT_HEAD:
+        raise refuse(f"it has head {config.head!r}")
     stages = config.stages
     with_blocks = [(n, stage) for n, stage in enumerate(stages, start=1) if blocks_after_downsampler(n, stage)]
     late = [(n, stage) for n, stage in with_blocks if n >= 3]
@@ -247,7 +251,7 @@ def timm_arguments(config: LowFormerConfig) -> tuple[str, dict[str, Any]]:
 
 
 def export_state_dict(model: LowFormer, format: str = "timm") -> dict[str, Tensor]:
-    """The weights of `model` under the names of `format`: "timm" (see `timm_arguments`) or "lownas"."""
+    """Gives the weights of a model under the names of `format`: "timm" (see `timm_arguments`) or "lownas"."""
     if format not in ("timm", "lownas"):
         raise ValueError(f"format: allowed are 'timm' and 'lownas', not {format!r}")
     native = cast(dict[str, Tensor], model.state_dict())
@@ -270,12 +274,13 @@ def _to_cpubone(name: str, config: LowFormerConfig) -> str:
 
 
 def infer_config(state_dict: Mapping[str, Any], resolution: int = 224) -> LowFormerConfig:
-    """The architecture that a checkpoint's names and shapes tell, in any of the formats of `load_checkpoint`.
+    """Infers the architecture from a checkpoint's names and shapes, in any of the formats of `load_checkpoint`.
 
-    They do not tell the resolution, nor all of the stride of an attention that upsamples by "nearest": with a 2x2
-    reduction it is taken for that of the published models (1 in stage 4, else 2), with a 5x5 for 2.
+    These do not tell the resolution. They do not always tell the stride of an attention that upsamples by "nearest":
+    if the attention reduces the map by a 2x2 convolution, the stride of the published models is assumed (1 in stage 4,
+    else 2), if by a 5x5 convolution, 2.
 
-    Raises ValueError for what is no LowFormer.
+    Raises ValueError for anything that is no LowFormer with a classification head.
     """
     shapes = {name: tuple(value.shape) for name, value in to_native_keys(unwrap(state_dict)).items()}
     try:
@@ -328,6 +333,7 @@ def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], resolution: int) ->
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    """Counts the numbered modules right below `prefix`."""
     numbers = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
     return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
@@ -335,7 +341,7 @@ def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
 def _attention_of_shapes(
     shapes: Mapping[str, tuple[int, ...]], prefix: str, blocks: int, width: int, index: int
 ) -> dict[str, Any] | None:
-    """The attention of stage `index` (0-3), whose blocks are 1 to `blocks` - 1; None if none of them attends."""
+    """Infers the attention of stage `index` (0-3) with blocks 0 to `blocks` - 1; None if none of them has any."""
     found = {}
     for block in range(1, blocks):
         for main in (f"{prefix}{block}.attn.main.", f"{prefix}{block}.attn.main.1."):
@@ -353,7 +359,7 @@ def _attention_of_shapes(
     reduction = next((r for r in (0.5, 1.0, 0.25) if math.prod(attention_heads(width, r)) == inner), None)
     if reduction is None:
         raise ValueError(f"stage {index + 1} attends with {inner} of {width} channels")
-    reducing = shapes[f"{main}conv_proj.conv.weight"][-1]  # a 2x2 fits every stride
+    reducing = shapes[f"{main}conv_proj.conv.weight"][-1]  # a 2x2 kernel goes with every stride
     upsampling, stride = "nearest", 1 if reducing == 3 or (reducing == 2 and index == 3) else 2
     if f"{main}upsampling.weight" in shapes:
         kernel = shapes[f"{main}upsampling.weight"][-1]

@@ -23,6 +23,9 @@ class Head(Protocol):
     To write another head, give it a name and say the same thing twice: as units, from which costs and ONNX files
     follow, and as torch modules. Then register it. A head that averages the map and ends in one linear layer:
 
+        from lownas.search_space import PRESETS, register_head
+        from lownas.search_space.graph import GRAPH_INPUT
+
         class PooledUnit(NamedTuple):
             channels: int
             size: int

@@ -1,4 +1,4 @@
-"""The published models as points of the space, and what was published about them.
+"""The published models as configurations (`PRESETS`), and what was published about them (`PUBLISHED`).
 
 Sources: LowFormer (arXiv 2409.03460), "Beyond MACs" (arXiv 2603.26551), CPUBone (arXiv 2603.26425), their repositories
 (altair199797/LowFormer, altair199797/CPUBone), and timm's model cards for the test resolutions 256 and 288.
@@ -100,7 +100,7 @@ PRESETS: Mapping[str, LowFormerConfig] = MappingProxyType(
 )
 
 
-# Published without a matching checkpoint; these shapes have the published parameters and MACs.
+# Published without a checkpoint that matches; these configurations have the published parameters and MACs.
 _CPUBONE_B0 = _cpubone((16, 32, 64, 128, 256), (0, 1, 1, 3, 4), down_expansion=4)
 _CPUBONE_B1 = _cpubone((16, 32, 64, 128, 256), (0, 1, 1, 5, 5))
 _CPUBONE_B2 = _cpubone((20, 40, 80, 160, 320), (0, 1, 1, 6, 6), head_widths=_LARGE_HEAD)
@@ -108,11 +108,11 @@ _CPUBONE_B2 = _cpubone((20, 40, 80, 160, 320), (0, 1, 1, 6, 6), head_widths=_LAR
 
 @dataclass(frozen=True)
 class Published:
-    """What was published of one trained model.
+    """What was published about one trained model.
 
     Attributes:
-        macs: multiply-accumulates at 224 x 224 (torch's count where there is a preset).
-        params: parameters.
+        macs: multiply-accumulates at 224 x 224 pixels; torch's count for models that are presets.
+        params: number of parameters.
         top1: ImageNet-1k top-1 accuracy in percent by test resolution in pixels.
         config: its architecture, at 224 pixels.
     """

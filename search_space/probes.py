@@ -1,9 +1,10 @@
-"""Small graphs of what LowFormer lacks, for a calibration to measure beside configurations.
+"""Probes: small networks with operators that LowFormers lack, measured by a calibration beside configurations.
 
-Squeeze-excitation, large depthwise kernels, grouped and unaligned convolutions, LayerNorm on maps and tokens, attention
-over many tokens, pooling, gates, concatenations and slices: with their kernels' times, networks far from the LowFormer
-space can be predicted too. Each probe is one or two blocks as published networks have them, takes a few milliseconds at
-most, and ends in a global mean, so that all its kernels but the last one are inner ones.
+They have squeeze-excitation, large depthwise kernels, grouped and unaligned convolutions, LayerNorm on maps and tokens,
+attention over many tokens, pooling, gates, concatenations and slices. Once the times of these kernels are known, the
+latency of networks far from the LowFormer space can be predicted too. Each probe is one or two blocks as published
+networks have them, takes a few milliseconds at most, and ends in a global mean, so that all its kernels but the last
+one stand inside the network.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Shape = tuple[int, int, int]
 
 
 def probe_graphs() -> dict[str, OpGraph]:
-    """The probes by name; all can be written by `write_onnx`."""
+    """Gives the operator graphs of all probes by name; `write_onnx` can write all of them."""
     probes: dict[str, OpGraph] = {}
     for width, size, kernel, stride, act, gate, reduced in (
         (16, 112, 3, 2, "silu", "sigmoid", 4),
@@ -68,6 +69,7 @@ def probe_graphs() -> dict[str, OpGraph]:
 
 
 def _end(build: GraphBuilder, row: int, shape: Shape) -> OpGraph:
+    """Adds the global mean and finishes the graph."""
     build.add_op("global_pool", [row], shape_in=shape, shape_out=(shape[0], 1, 1))
     return build.build()
 
@@ -77,7 +79,7 @@ def _act(build: GraphBuilder, kind: str, row: int, shape: Shape) -> int:
 
 
 def _gate(build: GraphBuilder, row: int, shape: Shape, reduced: int, gate: str) -> int:
-    """Squeeze-excitation."""
+    """Adds squeeze-excitation with `reduced` inner channels."""
     width = shape[0]
     pooled = build.add_op("global_pool", [row], shape_in=shape, shape_out=(width, 1, 1))
     inner, small = build.conv(pooled, (width, 1, 1), reduced, bias=True)
@@ -91,7 +93,7 @@ def _gate(build: GraphBuilder, row: int, shape: Shape, reduced: int, gate: str) 
 def _inverted(
     width: int, size: int, kernel: int, stride: int, expansion: int, act: str, gate: str | None, reduced: int
 ) -> OpGraph:
-    """MBConv: pointwise, depthwise, gate, pointwise; after it a second one with a residual sum."""
+    """MBConv (pointwise, depthwise, gate, pointwise) with a residual sum, after one with a stride if `stride` > 1."""
     build = GraphBuilder()
     row, shape = build.conv(GRAPH_INPUT, (width, size, size), width)
     for step in (stride, 1):
@@ -111,7 +113,7 @@ def _inverted(
 
 
 def _scale(build: GraphBuilder, row: int, shape: Shape) -> int:
-    """A learned factor per channel."""
+    """Adds a learned factor for each channel."""
     return build.add_op("mul", [row], shape_in=shape, shape_out=shape, weights=shape[0], params=shape[0])
 
 
@@ -131,7 +133,7 @@ def _large_kernel(width: int, size: int, kernel: int) -> OpGraph:
 
 
 def _map_norm(width: int, size: int) -> OpGraph:
-    """The same with 1x1 convolutions, and LayerNorm spelled out on the map, as older files have it."""
+    """ConvNeXt's block with 1x1 convolutions, and LayerNorm spelled out on the map, as older files have it."""
     build = GraphBuilder()
     shape = (width, size, size)
     elements, pixels = width * size * size, size * size
@@ -153,7 +155,7 @@ def _map_norm(width: int, size: int) -> OpGraph:
 
 
 def _transformer(width: int, heads: int, size: int, act: str) -> OpGraph:
-    """Patch embedding, a block of a vision transformer, and the way back to a map."""
+    """Patch embedding, a block of a vision transformer, and a convolution of the tokens as a map again."""
     build = GraphBuilder()
     tokens, map_shape = size * size, (width, size, size)
     shape = (width, tokens, 1)
@@ -228,7 +230,7 @@ def _pooled(width: int, size: int) -> OpGraph:
 
 
 def _ghost(width: int, size: int) -> OpGraph:
-    """GhostNet's module: half of the channels by a cheap depthwise convolution; then half of all, by a slice."""
+    """GhostNet's module: a depthwise convolution makes half of the channels; then a slice takes half of all."""
     build = GraphBuilder()
     shape = (width, size, size)
     elements = width * size * size
@@ -295,7 +297,7 @@ def _patches(width: int) -> OpGraph:
 
 
 def _classifier(width: int) -> OpGraph:
-    """What a network's last map goes through."""
+    """A classifier: pointwise convolution, global pooling and a linear layer on a network's last map."""
     build = GraphBuilder()
     row, shape = build.conv(GRAPH_INPUT, (width // 4, 7, 7), width, norm=True)
     row = _act(build, "relu", row, shape)

@@ -1,4 +1,4 @@
-"""A network as canonical operators: the table itself, ONNX files read and written, torch modules traced."""
+"""Operator graphs: from configurations, from ONNX files, from torch modules; and ONNX files written from them."""
 
 from .operators import COLUMN, COLUMNS, GRAPH_INPUT, KIND, KINDS, GraphBuilder, OpGraph
 

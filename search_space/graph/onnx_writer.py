@@ -1,8 +1,8 @@
-"""Operator graphs to ONNX files (and back: `onnx_reader`).
+"""Writes operator graphs as ONNX files, directly and without torch.
 
-`write_onnx` turns an operator graph straight into an ONNX file: milliseconds instead of the seconds that tracing a
-torch module takes, and without torch, so that a bare device can be calibrated. What is measured and what is shipped
-come from this one writer. `op_graph_from_onnx` reads a file of any exporter into the same canonical operators.
+That takes milliseconds instead of the seconds that exporting a torch module takes, and a device without torch can be
+calibrated. Files that are measured and files that are shipped come from this one writer. `onnx_reader` reads files of
+any exporter.
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ from ..config import LowFormerConfig
 from .from_config import op_graph
 from .operators import COLUMN, GRAPH_INPUT, KINDS, OpGraph
 
-OPSET = 20  # the first with Gelu; onnxruntime >= 1.17 and TensorRT >= 10 read it
+OPSET = 20
+"""The first operator set with Gelu; onnxruntime >= 1.17 and TensorRT >= 10 read it."""
 IR_VERSION = 10
-EPSILON = 1e-5
+NORM_EPSILON = 1e-5
+"""torch's default for all normalizations."""
+RANDOM_NUMBERS = 1 << 16
+"""Random weights repeat after so many numbers."""
 
 Weights = Sequence[Sequence[NDArray[np.float32]]]
 """For each operator of a graph its constants: weight and bias, or a norm's scale and bias."""
 
 
 def random_weights(graph: OpGraph, seed: int = 0) -> list[list[NDArray[np.float32]]]:
-    """Constants of the right shapes that keep activations in the range of a trained network's."""
-    pool = np.random.default_rng(seed).standard_normal(1 << 16, dtype=np.float32)
+    """Draws constants of the right shapes that keep activations in the range of a trained network's."""
+    pool = np.random.default_rng(seed).standard_normal(RANDOM_NUMBERS, dtype=np.float32)
     result: list[list[NDArray[np.float32]]] = []
     for op in graph.table.tolist():
         kind = KINDS[op[COLUMN["kind"]]]
@@ -61,7 +65,7 @@ def random_weights(graph: OpGraph, seed: int = 0) -> list[list[NDArray[np.float3
 
 
 MAP, TOKENS, PIXELS, VECTOR = "map", "tokens", "pixels", "vector"
-"""What a value is while it is written: (N, C, H, W), (N, T, C), (N, H, W, C) or (N, C)."""
+"""Layouts that a value can have while it is written: (N, C, H, W), (N, T, C), (N, H, W, C) or (N, C)."""
 
 _SIMPLE = {
     "hardswish": "HardSwish",
@@ -73,10 +77,21 @@ _SIMPLE = {
     "mul": "Mul",
 }
 _MERGED = {"relu", "sigmoid", "hardsigmoid", "tanh"}
+"""Operators that onnxruntime merges with a convolution before them."""
 
 
 class _Writer:
-    """Turns canonical operators into ONNX nodes, adding the reshapes and transposes that canonical graphs leave out."""
+    """Turns canonical operators into ONNX nodes, adding the reshapes and transposes that operator graphs leave out.
+
+    Attributes:
+        graph, weights, batch: what is written.
+        nodes, constants: what has been written so far.
+        values: row of the table -> name of its output.
+        layouts: row of the table -> layout of its output.
+        converted: (row of the table, layout) -> name of its output in that layout.
+        attention_inputs: row of an operator that makes q, k and v -> the names of these.
+        sources: for each row those that it reads.
+    """
 
     def __init__(self, graph: OpGraph, weights: Weights, batch: int | str) -> None:
         self.graph = graph
@@ -84,10 +99,10 @@ class _Writer:
         self.batch = batch
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
-        self.values: dict[int, str] = {}  # row of the table -> its output
-        self.forms: dict[int, str] = {GRAPH_INPUT: MAP}  # row of the table -> what its output is
-        self.turned: dict[tuple[int, str], str] = {}  # the same as something else
-        self.heads: dict[int, list[str]] = {}  # row of what makes q, k and v -> these
+        self.values: dict[int, str] = {}
+        self.layouts: dict[int, str] = {GRAPH_INPUT: MAP}
+        self.converted: dict[tuple[int, str], str] = {}
+        self.attention_inputs: dict[int, list[str]] = {}
         self.sources = graph.inputs_of()
 
     def node(self, kind: str, inputs: Sequence[str], name: str, count: int = 1, **attributes: Any) -> list[str]:
@@ -105,7 +120,7 @@ class _Writer:
         self.values[GRAPH_INPUT] = "input"
         for row, sources in enumerate(self.sources):
             self.values[row] = self.operator(row, sources)
-        rank = {MAP: 4, PIXELS: 4, TOKENS: 3, VECTOR: 2}[self.forms[len(self.graph) - 1]]
+        rank = {MAP: 4, PIXELS: 4, TOKENS: 3, VECTOR: 2}[self.layouts[len(self.graph) - 1]]
         output = [self.batch, int(self.graph.table[-1][COLUMN["cout"]])] if rank == 2 else [None] * rank
         self.nodes[-1].output[0] = "output"
         return helper.make_model(
@@ -121,17 +136,17 @@ class _Writer:
             producer_name="lownas",
         )
 
-    def given(self, source: int, form: str, op: dict[str, int]) -> str:
-        """The output of `source` as the operator `op` needs it, by reshapes and a transposition if it is not so."""
-        have = self.forms[source]
-        if have == form or VECTOR in (have, form):
+    def in_layout(self, source: int, layout: str, op: dict[str, int]) -> str:
+        """Gives the output of `source` in the layout that the operator `op` needs, by reshapes and a transposition."""
+        have = self.layouts[source]
+        if have == layout or VECTOR in (have, layout):
             return self.values[source]
-        if (source, form) in self.turned:
-            return self.turned[source, form]
+        if (source, layout) in self.converted:
+            return self.converted[source, layout]
         name, value = f"op{source}_transpose", self.values[source]
-        if have == MAP and form == PIXELS:
+        if have == MAP and layout == PIXELS:
             value = self.node("Transpose", [value], name, perm=[0, 2, 3, 1])[0]
-        elif have == PIXELS and form == MAP:
+        elif have == PIXELS and layout == MAP:
             value = self.node("Transpose", [value], name, perm=[0, 3, 1, 2])[0]
         elif have == MAP:
             flat = self.constant(f"{name}.flat", np.array([0, int(op["cin"]), -1], np.int64))
@@ -141,7 +156,7 @@ class _Writer:
             value = self.node("Transpose", [value], name, perm=[0, 2, 1])[0]
             back = self.constant(f"{name}.back", np.array([0, op["cin"], op["hin"], op["win"]], np.int64))
             value = self.node("Reshape", [value, back], f"op{source}_back")[0]
-        self.turned[source, form] = value
+        self.converted[source, layout] = value
         return value
 
     def operator(self, row: int, sources: list[int]) -> str:
@@ -151,18 +166,18 @@ class _Writer:
         if kind in _MERGED and sources[0] != GRAPH_INPUT and KINDS[self.graph.table[sources[0], 0]] == "conv":
             # onnxruntime makes one operator of the two, which gets the name of the second.
             name += f"_of{sources[0]}"
-        form = self.form(kind, op, sources)
-        self.forms[row] = form
+        layout = self.layout_of(kind, op, sources)
+        self.layouts[row] = layout
         if kind == "matmul":
             return self.matmul(row, op, sources, name)
-        inputs = [self.values[s] if kind == "softmax" else self.given(s, form, op) for s in sources]
+        inputs = [self.values[s] if kind == "softmax" else self.in_layout(s, layout, op) for s in sources]
         if kind == "group_norm":
             return self.group_norm(row, op, inputs[0], name)
-        if kind == "linear" and form != VECTOR:
+        if kind == "linear" and layout != VECTOR:
             return self.linear_tokens(row, op, inputs[0], name)
         weights = self.weights[row]
         if kind in ("add", "mul") and weights:
-            weights = [weights[0].reshape(self.operand_shape(op, form))]
+            weights = [weights[0].reshape(self.operand_shape(op, layout))]
         constants = [self.constant(f"{name}.{i}", value) for i, value in enumerate(weights)]
         if kind in ("conv", "conv_transpose"):
             onnx_kind = "Conv" if kind == "conv" else "ConvTranspose"
@@ -174,18 +189,18 @@ class _Writer:
         if kind == "softmax":
             return self.node("Softmax", inputs, name, axis=-1)[0]
         if kind == "layer_norm":
-            return self.node("LayerNormalization", [*inputs, *constants], name, axis=-1, epsilon=EPSILON)[0]
+            return self.node("LayerNormalization", [*inputs, *constants], name, axis=-1, epsilon=NORM_EPSILON)[0]
         if kind == "batch_norm":
-            return self.node("BatchNormalization", [*inputs, *constants], name, epsilon=EPSILON)[0]
+            return self.node("BatchNormalization", [*inputs, *constants], name, epsilon=NORM_EPSILON)[0]
         if kind == "hardsigmoid":
             return self.node("HardSigmoid", inputs, name, alpha=1 / 6)[0]
         if kind == "silu":
             gate = self.node("Sigmoid", inputs, f"{name}_gate")[0]
             return self.node("Mul", [*inputs, gate], name)[0]
         if kind == "concat":
-            return self.node("Concat", inputs, name, axis=1 if form == MAP else -1)[0]
+            return self.node("Concat", inputs, name, axis=1 if layout == MAP else -1)[0]
         if kind in ("global_pool", "reduce"):
-            return self.mean(op, kind, inputs[0], name, form)
+            return self.mean(op, kind, inputs[0], name, layout)
         if kind == "resize":
             scales = self.constant(f"{name}.scales", np.array([1, 1, op["stride"], op["stride"]], np.float32))
             modes: dict[str, Any] = {
@@ -202,9 +217,9 @@ class _Writer:
             return self.node(_SIMPLE[kind], [*inputs, *constants], name)[0]
         raise ValueError(f"write_onnx does not write {kind!r}")
 
-    def form(self, kind: str, op: dict[str, int], sources: list[int]) -> str:
-        """What an operator's output is, and with few exceptions its inputs."""
-        before = self.forms[sources[0]]
+    def layout_of(self, kind: str, op: dict[str, int], sources: list[int]) -> str:
+        """Gives the layout of an operator's output, which is with few exceptions that of its inputs."""
+        before = self.layouts[sources[0]]
         if kind in ("linear", "layer_norm"):
             if op["hin"] * op["win"] == 1 and before == VECTOR:
                 return VECTOR
@@ -217,20 +232,20 @@ class _Writer:
             return MAP
         if kind == "matmul":
             return MAP if KINDS[self.graph.table[sources[1], 0]] == "conv" else TOKENS
-        forms = {self.forms[source] for source in sources}
-        if len(forms) > 1:
+        layouts = {self.layouts[source] for source in sources}
+        if len(layouts) > 1:
             return MAP
         flattens = before == MAP and sources[0] != GRAPH_INPUT and op["wout"] == 1 < op["hout"]
         return TOKENS if flattens and self.graph.table[sources[0], COLUMN["wout"]] > 1 else before
 
     def is_gate(self, source: int) -> bool:
-        """Whether something else reads `source` too: the product that its pooled channels will gate."""
+        """Tells whether something else reads `source` too, as in squeeze-excitation the product with the gate does."""
         return sum(source in sources for sources in self.sources) > 1
 
-    def operand_shape(self, op: dict[str, int], form: str) -> tuple[int, ...]:
-        """Of the constant that an operator adds to or multiplies with its input: one number per channel, or all."""
+    def operand_shape(self, op: dict[str, int], layout: str) -> tuple[int, ...]:
+        """Gives the shape of a constant that is added or multiplied: a number for each channel, or for each element."""
         per_channel = op["weights"] == op["cout"]
-        if form == MAP:
+        if layout == MAP:
             return (op["cout"], 1, 1) if per_channel else (op["cout"], op["hout"], op["wout"])
         return (op["cout"],) if per_channel else (op["hout"], op["cout"])
 
@@ -248,13 +263,13 @@ class _Writer:
         ]
         return self.node("Slice", [source, *bounds], name)[0]
 
-    def mean(self, op: dict[str, int], kind: str, source: str, name: str, form: str) -> str:
-        """Global pooling (of a gate it keeps its two dimensions), the mean over channels, or the one over tokens."""
-        if kind == "global_pool" and form == VECTOR:
+    def mean(self, op: dict[str, int], kind: str, source: str, name: str, layout: str) -> str:
+        """Writes global pooling (that of a gate keeps height and width), a mean over channels, or one over tokens."""
+        if kind == "global_pool" and layout == VECTOR:
             pooled = self.node("GlobalAveragePool", [source], name)[0]
             return self.node("Flatten", [pooled], f"{name}_flatten", axis=1)[0]
         axes = self.constant(f"{name}.axes", np.array([2, 3] if kind == "global_pool" else [1], np.int64))
-        return self.node("ReduceMean", [source, axes], name, keepdims=int(form == MAP))[0]
+        return self.node("ReduceMean", [source, axes], name, keepdims=int(layout == MAP))[0]
 
     def linear_tokens(self, row: int, op: dict[str, int], source: str, name: str) -> str:
         weight, *bias = self.weights[row]
@@ -264,7 +279,7 @@ class _Writer:
         return out[0]
 
     def group_norm(self, row: int, op: dict[str, int], source: str, name: str) -> str:
-        """One group over C, H and W, as InstanceNormalization of a flat view, then scale and bias per channel."""
+        """Writes a GroupNorm of one group as InstanceNormalization of a flat view, then scale and bias per channel."""
         channels = op["cout"]
         flat = self.constant(f"{name}.flat", np.array([0, 1, -1], np.int64))
         back = self.constant(f"{name}.back", np.array([0, channels, op["hout"], op["wout"]], np.int64))
@@ -272,23 +287,26 @@ class _Writer:
             self.constant(f"{name}.{what}", np.array([value], np.float32)) for what, value in (("one", 1), ("zero", 0))
         )
         x = self.node("Reshape", [source, flat], f"{name}_flat")[0]
-        x = self.node("InstanceNormalization", [x, one, zero], name, epsilon=EPSILON)[0]
+        x = self.node("InstanceNormalization", [x, one, zero], name, epsilon=NORM_EPSILON)[0]
         x = self.node("Reshape", [x, back], f"{name}_back")[0]
         scale, bias = (value.reshape(channels, 1, 1) for value in self.weights[row])
         x = self.node("Mul", [x, self.constant(f"{name}.scale", scale)], f"{name}_scale")[0]
         return self.node("Add", [x, self.constant(f"{name}.bias", bias)], f"{name}_bias")[0]
 
     def matmul(self, row: int, op: dict[str, int], sources: list[int], name: str) -> str:
-        """Scores (q k^T) or values (weights v) of an attention; q is scaled in the weights (see `scale_queries`)."""
+        """Writes one of an attention's two products: the scores q k^T, or the weighted sum of v.
+
+        The queries are not scaled here, because their weights are (see `scale_queries`).
+        """
         left, right = sources
         heads = op["groups"]
-        tokens = self.forms[row] == TOKENS
-        if left == right:  # scores: both factors come from the operator that makes q, k and v
+        tokens = self.layouts[row] == TOKENS
+        if left == right:  # the scores: both factors come from the operator that makes q, k and v
             split = self.split_tokens if tokens else self.split_heads
             q, k, v = split(left, heads, op["cin"], name)
-            self.heads[left] = [q, k, v]
+            self.attention_inputs[left] = [q, k, v]
             return self.node("MatMul", [q, k], name)[0]
-        out = self.node("MatMul", [self.values[left], self.heads[right][2]], name)[0]
+        out = self.node("MatMul", [self.values[left], self.attention_inputs[right][2]], name)[0]
         if tokens:
             out = self.node("Transpose", [out], f"{name}_transpose", perm=[0, 2, 1, 3])[0]
             shape = np.array([0, op["hout"], heads * op["wout"]], np.int64)
@@ -299,6 +317,7 @@ class _Writer:
         return self.node("Reshape", [out, self.constant(f"{name}.map", shape)], f"{name}_map")[0]
 
     def split_heads(self, qkv: int, heads: int, head_dim: int, name: str) -> tuple[str, str, str]:
+        """Splits a map (N, heads * 3 * head_dim, H, W) into q, k and v."""
         shape = self.constant(f"{name}.heads", np.array([0, heads, 3 * head_dim, -1], np.int64))
         x = self.node("Reshape", [self.values[qkv], shape], f"{name}_heads")[0]
         q, k, v = self.node("Split", [x], f"{name}_split", count=3, axis=2, num_outputs=3)
@@ -306,6 +325,7 @@ class _Writer:
         return q, k, v
 
     def split_tokens(self, qkv: int, heads: int, head_dim: int, name: str) -> tuple[str, str, str]:
+        """Splits tokens (N, T, 3 * heads * head_dim) into q, k and v."""
         shape = self.constant(f"{name}.heads", np.array([0, 0, 3, heads, head_dim], np.int64))
         x = self.node("Reshape", [self.values[qkv], shape], f"{name}_heads")[0]
         x = self.node("Transpose", [x], f"{name}_order", perm=[2, 0, 3, 1, 4])[0]
@@ -316,7 +336,7 @@ class _Writer:
 
 
 def scale_queries(graph: OpGraph, weights: Weights) -> list[list[NDArray[np.float32]]]:
-    """Attention's factor 1 / sqrt(head_dim), moved into the convolution that makes the queries."""
+    """Moves attention's factor 1 / sqrt(head_dim) into the weights of the convolution that makes the queries."""
     scaled = [list(constants) for constants in weights]
     for row, sources in enumerate(graph.inputs_of()):
         op = graph.table[row]
@@ -332,7 +352,7 @@ def scale_queries(graph: OpGraph, weights: Weights) -> list[list[NDArray[np.floa
 def onnx_model(
     network: LowFormerConfig | OpGraph, weights: Weights | None = None, *, batch: int | str = 1, seed: int = 0
 ) -> onnx.ModelProto:
-    """`network` as an ONNX model; see `write_onnx`."""
+    """Gives a network as an ONNX model in memory; see `write_onnx`."""
     graph = op_graph(network) if isinstance(network, LowFormerConfig) else network
     if weights is None:
         weights = random_weights(graph, seed)
@@ -347,13 +367,15 @@ def write_onnx(
     batch: int | str = 1,
     seed: int = 0,
 ) -> None:
-    """Writes `network` as an ONNX file with input "input" (batch, 3, R, R) and output "output" (batch, classes), fp32.
+    """Writes a network as an ONNX file in fp32.
+
+    Its input is "input" (batch, 3, R, R); its output is "output", of a classification head (batch, classes).
 
     Args:
         network: a configuration, or the operator graph of one.
-        path: where to; appears only once complete.
-        weights: constants for each operator, BatchNorm folded (`lowformer.folded_weights(model)`); random ones if None,
-            which is what measuring needs.
+        path: where to write; the file appears only once it is complete.
+        weights: constants for each operator, BatchNorm folded (`model.folded_weights`); if None random ones, with which
+            latency can be measured.
         batch: a fixed batch size, or a name for a symbolic one.
         seed: of the random weights.
     """

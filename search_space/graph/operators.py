@@ -1,9 +1,10 @@
-"""The network as canonical operators: what a configuration costs, without a forward pass and without torch.
+"""Operator graphs: networks as tables of canonical operators, from which everything that they cost is computed.
 
-An `OpGraph` holds one row per operator that computes something; BatchNorm is folded into the convolution before it, and
-operators that only rearrange data (reshape, transpose, split, casts, scaling by a constant beside a matrix product) are
-left out, their edges joined. So the same network gives the same graph whether it comes from a configuration
-(`search_space.units.op_graph`), an ONNX file (`op_graph_from_onnx`) or a torch module (`op_graph_from_torch`).
+An `OpGraph` holds one row for each operator that computes something. BatchNorm is folded into the convolution before
+it. Operators that only rearrange data (reshape, transpose, split, casts, scaling by a constant beside a matrix product)
+are left out, and the operators around them are joined. So the same network gives the same graph, whether it comes from
+a configuration (`from_config.op_graph`), an ONNX file (`onnx_reader.op_graph_from_onnx`) or a torch module
+(`torch_tracer.op_graph_from_torch`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ KINDS: tuple[str, ...] = (
     "global_pool",
     "resize",
     "crop",
-    # What networks outside the space bring along:
+    # These occur only in networks outside the LowFormer space.
     "batch_norm",
     "relu",
     "sigmoid",
@@ -70,6 +71,8 @@ COLUMNS: tuple[str, ...] = (
 )
 COLUMN: dict[str, int] = {name: index for index, name in enumerate(COLUMNS)}
 GRAPH_INPUT = -1
+"""The network's input, where a row of the table would give the producer of a tensor."""
+FP32_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +89,11 @@ class OpGraph:
             bias: 1 if the operator adds a bias once BatchNorm is folded into it.
             macs: multiply-accumulates of convolutions and matrix products (torch's FlopCounterMode / 2).
             inputs, outputs, weights: elements read as activations, written, and read as constants (BatchNorm folded).
-            params: parameters as trained, those of a folded BatchNorm included.
+            params: parameters of the network as trained, those of a folded BatchNorm included.
         edges: (edges, 2) int32, (producer, consumer) rows of the table in the order of the consumer's inputs; producer
             -1 is the network's input.
-        unmodelled: operators of kind "other", as their file or module calls them.
-        precision: "fp16" or "int8" where a file computes in it, else "fp32".
+        unmodelled: names of the operators of kind "other" in their file or module.
+        precision: "fp16" or "int8" if a file computes in it, else "fp32".
     """
 
     table: NDArray[np.int64]
@@ -102,10 +105,12 @@ class OpGraph:
         return len(self.table)
 
     def column(self, name: str) -> NDArray[np.int64]:
+        """Gives one of `COLUMNS`, (operators,)."""
         return self.table[:, COLUMN[name]]
 
     @property
     def kinds(self) -> list[str]:
+        """The name of each operator's kind."""
         return [KINDS[code] for code in self.column("kind")]
 
     @cached_property
@@ -115,16 +120,16 @@ class OpGraph:
 
     @cached_property
     def params(self) -> int:
-        """Parameters as trained, BatchNorm included."""
+        """Parameters of the network as trained, BatchNorm included."""
         return int(self.column("params").sum())
 
     @cached_property
     def bytes(self) -> int:
-        """Bytes that all operators read and write in fp32 for one image, each on its own (no fusion)."""
-        return 4 * int(self.table[:, [COLUMN["inputs"], COLUMN["outputs"], COLUMN["weights"]]].sum())
+        """Bytes that all operators read and write in fp32 for one image, none of them fused."""
+        return FP32_BYTES * int(self.table[:, [COLUMN["inputs"], COLUMN["outputs"], COLUMN["weights"]]].sum())
 
     def inputs_of(self) -> list[list[int]]:
-        """For each operator the rows that feed it, in order."""
+        """Gives for each operator the rows that it reads, in the order of its inputs."""
         sources: list[list[int]] = [[] for _ in range(len(self))]
         for source, consumer in self.edges.tolist():
             sources[consumer].append(source)
@@ -132,7 +137,10 @@ class OpGraph:
 
 
 class GraphBuilder:
-    """Collects operators row by row; every method returns the row of the operator that it added."""
+    """Builds an operator graph row by row; the methods that add an operator give its row.
+
+    Shapes are (channels, height, width). Kernel, stride, groups and padding are those of convolutions and pooling.
+    """
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, ...]] = []
@@ -157,6 +165,7 @@ class GraphBuilder:
         weights: int = 0,
         params: int = 0,
     ) -> int:
+        """Adds any operator, as `OpGraph` describes them. By default it reads all of an input for each source."""
         row = len(self.rows)
         elements_in = shape_in[0] * shape_in[1] * shape_in[2]
         elements_out = shape_out[0] * shape_out[1] * shape_out[2]
@@ -198,7 +207,7 @@ class GraphBuilder:
         norm: bool = False,
         bias: bool = False,
     ) -> tuple[int, tuple[int, int, int]]:
-        """A convolution, with `norm` followed by a BatchNorm that is folded into it."""
+        """Adds a convolution, with `norm` one into which a BatchNorm is folded. Gives its row and output shape."""
         cin, h, w = shape
         begin, end = pad if pad is not None else same_padding(kernel)
         out = (cout, (h + begin + end - kernel) // stride + 1, (w + begin + end - kernel) // stride + 1)
@@ -230,7 +239,7 @@ class GraphBuilder:
         pad: int,
         groups: int = 1,
     ) -> tuple[int, tuple[int, int, int]]:
-        """A transposed convolution with bias."""
+        """Adds a transposed convolution with bias. Gives its row and output shape."""
         cin, h, w = shape
         out = (cout, (h - 1) * stride - 2 * pad + kernel, (w - 1) * stride - 2 * pad + kernel)
         weight = cin * (cout // groups) * kernel * kernel
@@ -251,6 +260,7 @@ class GraphBuilder:
         return row, out
 
     def linear(self, source: int, fan_in: int, fan_out: int, *, bias: bool, tokens: int = 1) -> int:
+        """Adds a linear layer that is applied to each token."""
         weight = fan_in * fan_out
         return self.add_op(
             "linear",
@@ -264,6 +274,7 @@ class GraphBuilder:
         )
 
     def matmul(self, left: int, right: int, heads: int, rows: int, contracted: int, columns: int) -> int:
+        """Adds a product of two activations, (heads, rows, contracted) x (heads, contracted, columns)."""
         return self.add_op(
             "matmul",
             [left, right],
@@ -275,12 +286,15 @@ class GraphBuilder:
         )
 
     def pointwise(self, kind: str, sources: Sequence[int], shape: tuple[int, int, int], *, params: int = 0) -> int:
-        """An operator whose output has the shape of its inputs; normalizations carry `params`."""
+        """Adds an operator whose output has the shape of its inputs; normalizations have `params`."""
         return self.add_op(
             kind, sources, shape_in=shape, shape_out=shape, weights=params, params=params, bias=params > 0
         )
 
 
 def same_padding(kernel: int) -> tuple[int, int]:
-    """Padding (top and left, bottom and right) that keeps the map's size at stride 1; a 2x2 pads top and left."""
+    """Gives the padding (top and left, bottom and right) that keeps a map's size at stride 1.
+
+    A 2x2 kernel pads the top and left alone.
+    """
     return kernel // 2, (kernel - 1) // 2

@@ -1,15 +1,14 @@
 """Operator graphs of torch modules, traced on the meta device: no weights are touched and nothing is computed.
 
 A dispatch mode sees every aten operator of one forward pass with its shapes. What depends on parameters only is a
-constant; operators that only rearrange data pass on the value they were given; the rest become rows of an `OpGraph`.
-Afterwards BatchNorm, zero padding and separate bias additions are folded into the convolution or linear layer that they
-belong to, and what does not reach an output is dropped.
+constant; operators that only rearrange data pass on the value they were given; the rest become nodes, which
+`torch_nodes` turns into an operator graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -18,11 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .operators import GRAPH_INPUT, GraphBuilder, OpGraph
+from .operators import GRAPH_INPUT, OpGraph
+from .torch_nodes import Shape, TracedNode, graph_of_nodes
 
-Shape = tuple[int, int, int]
-
-_LAYOUT = frozenset(
+_REARRANGEMENTS = frozenset(
     {
         "_reshape_alias",
         "_reshape_copy",
@@ -63,7 +61,7 @@ _LAYOUT = frozenset(
 _COPIES = frozenset(
     {"_reshape_copy", "channel_shuffle", "clone", "contiguous", "pixel_shuffle", "pixel_unshuffle", "repeat"}
 )
-"""Of these layouts, those that move data."""
+"""Those of these operators that move data."""
 _POINTWISE = {
     "hardswish": "hardswish",
     "gelu": "gelu",
@@ -85,7 +83,6 @@ _MOVES = frozenset({"flip", "gather", "im2col", "index", "index_put", "index_sel
 _REDUCTIONS = frozenset(
     {"amax", "amin", "linalg_vector_norm", "max", "mean", "min", "norm", "std", "sum", "var", "var_mean"}
 )
-_FOLDS_NORM = frozenset({"conv", "conv_transpose", "linear"})
 
 
 @dataclass(frozen=True)
@@ -99,42 +96,21 @@ _Value = int | _Constant
 """What a tensor holds: a constant, the network's input (-1) or the output of a node."""
 
 
-@dataclass
-class _Node:
-    kind: str
-    sources: list[int]
-    shape_in: Shape
-    shape_out: Shape
-    inputs: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: int = 1
-    groups: int = 1
-    pad: tuple[int, int] = (0, 0)
-    bias: bool = False
-    macs: int = 0
-    weights: int = 0
-    names: frozenset[str] = field(default_factory=frozenset)
-    label: str = ""
-    """Of an "other", as torch calls it."""
-    spatial_pad: tuple[int, int] | None = None
-    """Of a "pad" that a convolution can take over: pixels before and after, alike in both directions."""
-
-
 def op_graph_from_torch(
     module: nn.Module, input_size: tuple[int, int, int], *, copies: bool = False, channels_last: bool = False
 ) -> OpGraph:
-    """The operator graph of `module` in inference mode for one image of `input_size` (channels, height, width).
+    """Gives the operator graph of a module in inference mode, for one image of `input_size` (channels, height, width).
 
-    MACs are those of torch's FlopCounterMode / 2, but for what is computed from parameters alone (position tables, for
-    example), which a runtime does once. The module is left as it was; its weights may be on any device, the meta device
-    included.
+    MACs are those of torch's FlopCounterMode / 2, without what is computed from parameters alone (position tables, for
+    example), because a runtime does that once. The module is left as it was; its weights may be on any device, the meta
+    device included.
 
     Args:
         module: any module that takes one image.
         input_size: (channels, height, width).
-        copies: whether what only an eager runtime executes is in the graph as well: copies that rearrange data
-            ("move") and products with one number ("mul").
-        channels_last: the memory format that convolutions give, on which the copies depend.
+        copies: whether the graph also has what only an eager runtime executes: copies that rearrange data ("move") and
+            products with one number ("mul").
+        channels_last: whether convolutions give their output in that memory format, on which the copies depend.
 
     Raises:
         ValueError: the forward pass cannot be traced without data (for example because it branches on values).
@@ -166,7 +142,7 @@ def op_graph_from_torch(
         for child in training:
             child.training = True
     ends = [recorder.value(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    return _finish(recorder.nodes, [end for end in ends if isinstance(end, int)], sizes)
+    return graph_of_nodes(recorder.nodes, [end for end in ends if isinstance(end, int)], sizes)
 
 
 class _Recorder(TorchDispatchMode):
@@ -176,7 +152,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.copies = copies
         self.channels_last = channels_last
-        self.nodes: list[_Node] = []
+        self.nodes: list[TracedNode] = []
         self._values = values
         # Tensors are told apart by id, so none may be freed, and its id used again, while tracing.
         self._alive: list[Tensor] = []
@@ -195,7 +171,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.channels_last and func._schema.name == "aten::convolution" and result.dim() == 4:
-            # Meta tensors have no device, so that torch leaves their format open.
+            # On the meta device torch does not choose the format that a device would.
             result = result.contiguous(memory_format=torch.channels_last)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if not outputs:
@@ -213,7 +189,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _write(self, part: Tensor, value: _Value) -> None:
-        """Lets the tensor that `part` is a view of, under all its shapes, depend on what was written into the view."""
+        """Makes the tensor of which `part` is a view, in all its shapes, depend on what was written into the view."""
         sharing = self._sharing[part.untyped_storage()._cdata]
         whole = sharing[0]
         if part.numel() == whole.numel() or isinstance(value, _Constant):
@@ -221,7 +197,7 @@ class _Recorder(TorchDispatchMode):
         before = self.value(whole)
         if isinstance(before, int):
             shape = _map_shape(whole)
-            self.nodes.append(_Node("move", [before, value], shape, shape, whole.numel() + part.numel()))
+            self.nodes.append(TracedNode("move", [before, value], shape, shape, whole.numel() + part.numel()))
             value = len(self.nodes) - 1
         for tensor in sharing:
             if tensor.numel() == whole.numel():
@@ -234,7 +210,7 @@ class _Recorder(TorchDispatchMode):
         if not any(isinstance(value, int) for value in values) or name.endswith("_like") or name.startswith("new_"):
             return _Constant(_names(values))
         first = next(index for index, value in enumerate(values) if isinstance(value, int))
-        if name in _LAYOUT:
+        if name in _REARRANGEMENTS:
             if name == "slice" and _crops(inputs[0], output):
                 return self._crop(values[first], inputs[0], output)
             return self._add("move", inputs, output) if self.copies and name in _COPIES else values[first]
@@ -294,13 +270,13 @@ class _Recorder(TorchDispatchMode):
         shape_out: Shape | None = None,
         **fields: Any,
     ) -> int:
-        """Adds a node that reads `inputs`: activations as sources, constants as weights."""
+        """Adds a node that reads `inputs`: activations become its sources, constants its weights."""
         tensors = list(inputs)
         values = [self.value(tensor) for tensor in tensors]
         pairs = list(zip(tensors, values, strict=True))
         active = [(tensor, value) for tensor, value in pairs if isinstance(value, int)]
         self.nodes.append(
-            _Node(
+            TracedNode(
                 kind,
                 [value for _, value in active],
                 shape_in or _map_shape(active[0][0]),
@@ -332,7 +308,7 @@ class _Recorder(TorchDispatchMode):
         )
 
     def _product(self, name: str, args: tuple[Any, ...], output: Tensor) -> int:
-        """mm, addmm, bmm, baddbmm: a linear layer if one factor is a constant, otherwise a product of activations."""
+        """Records a matrix product: a linear layer if one factor is a constant, otherwise a product of activations."""
         addend: Tensor | None = args[0] if name.startswith(("add", "badd")) else None
         left, right = args[1:3] if addend is not None else args[:2]
         batch = left.shape[0] if left.dim() == 3 else 1
@@ -378,7 +354,7 @@ class _Recorder(TorchDispatchMode):
         return self._add("add", [output, addend], output)
 
     def _attention(self, args: tuple[Any, ...], output: Tensor) -> int:
-        """Fused attention, spelled out as product, softmax, product."""
+        """Records fused attention as product, softmax, product."""
         query, key, value = args[:3]
         heads, (rows, width), columns = prod(query.shape[:-2]), query.shape[-2:], key.shape[-2]
         scores = self._add(
@@ -391,10 +367,10 @@ class _Recorder(TorchDispatchMode):
             macs=heads * rows * width * columns,
         )
         shape = (heads, rows, columns)
-        self.nodes.append(_Node("softmax", [scores], shape, shape, inputs=prod(shape)))
+        self.nodes.append(TracedNode("softmax", [scores], shape, shape, inputs=prod(shape)))
         source = self.value(value)
         self.nodes.append(
-            _Node(
+            TracedNode(
                 "matmul",
                 [len(self.nodes) - 1, *([source] if isinstance(source, int) else [])],
                 (columns, rows, value.shape[-1]),
@@ -450,7 +426,9 @@ class _Recorder(TorchDispatchMode):
         if source >= 0 and self.nodes[source].kind == "crop":
             # Rows first, then columns: one crop. The first half of it has no other reader.
             before = self.nodes[source]
-            self.nodes.append(_Node("crop", list(before.sources), before.shape_in, _map_shape(output), before.inputs))
+            self.nodes.append(
+                TracedNode("crop", list(before.sources), before.shape_in, _map_shape(output), before.inputs)
+            )
             return len(self.nodes) - 1
         return self._add("crop", [tensor], output)
 
@@ -460,14 +438,17 @@ def _names(values: Iterable[_Value]) -> frozenset[str]:
 
 
 def _crops(tensor: Tensor, output: Tensor) -> bool:
-    """Whether a slice cuts pixels off a map (a slice of channels or tokens, or a strided one, only rearranges)."""
+    """Tells whether a slice cuts pixels off a map; a slice of channels or tokens, or a strided one, only rearranges."""
     if tensor.dim() != 4 or tensor.shape[1] != output.shape[1] or tensor.shape == output.shape:
         return False
     return output.stride() == tensor.stride() and 2 * output.numel() > tensor.numel()
 
 
 def _map_shape(tensor: Tensor) -> Shape:
-    """(channels, height, width) of (N, C, H, W), (N, tokens, C), (N, C) or anything else, batch included if above 1."""
+    """Gives (channels, height, width) of a tensor (N, C, H, W), (N, tokens, C), (N, C) or of any other rank.
+
+    A batch above 1 counts into the channels, or into the tokens.
+    """
     shape = tuple(tensor.shape)
     if len(shape) == 4:
         return shape[0] * shape[1], shape[2], shape[3]
@@ -477,13 +458,13 @@ def _map_shape(tensor: Tensor) -> Shape:
 
 
 def _channels_first(tensor: Tensor) -> Shape:
-    """(channels, height, width) of a tensor whose second dimension is its channels, of any rank from 2 on."""
+    """Gives (channels, height, width) of a tensor of rank 2 or more whose second dimension is its channels."""
     shape = (*tensor.shape, 1, 1)
     return shape[0] * shape[1], shape[2], prod(shape[3:])
 
 
 def _last_shape(tensor: Tensor, channels: int) -> Shape:
-    """The shape of a tensor whose channels come last: (N, C), (N, tokens, C) or (N, H, W, C)."""
+    """Gives (channels, height, width) of a tensor whose channels come last: (N, C), (N, tokens, C) or (N, H, W, C)."""
     if tensor.dim() == 4 and tensor.shape[-1] == channels:
         return channels, tensor.shape[0] * tensor.shape[1], tensor.shape[2]
     return channels, tensor.numel() // channels, 1
@@ -493,92 +474,3 @@ def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
     return int(value[0]), int(value[-1])
-
-
-def _finish(nodes: list[_Node], ends: list[int], sizes: dict[str, int]) -> OpGraph:
-    """Folds norms, padding and biases, drops what no output needs, and writes the rest as a table."""
-    readers: list[list[int]] = [[] for _ in nodes]
-    for row, node in enumerate(nodes):
-        for source in node.sources:
-            if source >= 0:
-                readers[source].append(row)
-    needed = _reachable(nodes, ends)
-    stands_for = list(range(len(nodes)))
-
-    def only_reader(row: int) -> bool:
-        return row >= 0 and row not in ends and len({reader for reader in readers[row] if needed[reader]}) == 1
-
-    for row, node in enumerate(nodes):
-        if not needed[row] or not node.sources:
-            continue
-        original = node.sources[0]
-        before = nodes[stands_for[original]] if original >= 0 else None
-        if before is None or not only_reader(original) or len(node.sources) != 1:
-            continue
-        if _folds(before, node):
-            before.bias = True
-            before.weights += 0 if before.weights > _kernel_weights(before) else before.shape_out[0]
-            before.names |= node.names
-            stands_for[row] = stands_for[original]
-        elif node.kind == "conv" and before.spatial_pad is not None:
-            node.pad = (node.pad[0] + before.spatial_pad[0], node.pad[1] + before.spatial_pad[1])
-            node.shape_in, node.inputs, node.sources = before.shape_in, before.inputs, list(before.sources)
-            stands_for[stands_for[original]] = -2
-    return _table(nodes, needed, stands_for, sizes)
-
-
-def _folds(before: _Node, node: _Node) -> bool:
-    if before.kind not in _FOLDS_NORM or len(before.sources) != 1:
-        return False
-    if node.kind == "batch_norm":
-        return True
-    return node.kind == "add" and before.kind == "linear" and not before.bias and node.weights == before.shape_out[0]
-
-
-def _kernel_weights(node: _Node) -> int:
-    """Elements of the weight itself, without its bias."""
-    if node.kind == "linear":
-        return node.shape_in[0] * node.shape_out[0] // node.groups
-    return node.shape_in[0] * node.shape_out[0] // node.groups * node.kernel[0] * node.kernel[1]
-
-
-def _reachable(nodes: list[_Node], ends: list[int]) -> list[bool]:
-    needed = [False] * len(nodes)
-    for end in ends:
-        if end >= 0:
-            needed[end] = True
-    for row in range(len(nodes) - 1, -1, -1):
-        if needed[row]:
-            for source in nodes[row].sources:
-                if source >= 0:
-                    needed[source] = True
-    return needed
-
-
-def _table(nodes: list[_Node], needed: list[bool], stands_for: list[int], sizes: dict[str, int]) -> OpGraph:
-    build = GraphBuilder()
-    rows: dict[int, int] = {}
-    counted: set[str] = set()
-    for row, node in enumerate(nodes):
-        if not needed[row] or stands_for[row] != row:
-            continue
-        names = node.names - counted
-        counted |= names
-        if node.kind == "other":
-            build.unmodelled.add(node.label)
-        rows[row] = build.add_op(
-            node.kind,
-            [source if source < 0 else rows[stands_for[source]] for source in node.sources],
-            shape_in=node.shape_in,
-            shape_out=node.shape_out,
-            kernel=node.kernel,
-            stride=node.stride,
-            groups=node.groups,
-            pad=node.pad,
-            bias=node.bias,
-            macs=node.macs,
-            inputs=node.inputs,
-            weights=node.weights,
-            params=sum(sizes.get(name, 0) for name in names),
-        )
-    return build.build()

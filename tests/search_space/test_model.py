@@ -4,24 +4,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from torch import nn
 
 from lownas.search_space import PRESETS, SearchSpace, build_model
 from lownas.search_space.graph.onnx_writer import onnx_model
 from lownas.search_space.model import folded_weights
 
-
-def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Norms with random statistics, scales and biases, so that nothing hides behind ones and zeros."""
-    torch.manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
-            nn.init.normal_(module.weight, 1, 0.2)
-            nn.init.normal_(module.bias, 0, 0.2)
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    return model.eval()
+from .conftest import randomized
 
 
 def test_reset_classifier_and_timms_conventions() -> None:

@@ -28,7 +28,7 @@ def test_presets_cost_what_was_published(name: str) -> None:
 
 @pytest.mark.parametrize("space", ["default", "tiny"])
 def test_costs_equal_torchs_own_counts(space: str) -> None:
-    """200 configurations were compared by experiments/space/counts.py; here a few, because torch takes its time."""
+    """200 configurations were compared by experiments/space/check.py; here a few, because torch takes its time."""
     rng = np.random.default_rng(1)
     choices = SearchSpace.load(space)
     for _ in range(12):
