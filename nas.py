@@ -33,7 +33,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lownas.evaluators.device.measure import LatencyMeasurement
+    from lownas.evaluators.device.measurement import LatencyMeasurement
     from lownas.predictors import LatencyPredictor, Target
     from lownas.search.settings import SearchSettings
     from lownas.search_space import LowFormerConfig, OpGraph

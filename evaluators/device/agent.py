@@ -1,6 +1,6 @@
-"""Times ONNX models through onnxruntime, beside the device: in this process, or sent to another machine and run there.
+"""Times ONNX models through onnxruntime on the machine that runs them: this one, or another that this file is sent to.
 
-It needs Python 3.8, numpy and onnxruntime, and nothing else of lownas: `measure.py` imports it, `remote.py` sends this
+It needs Python 3.8, numpy and onnxruntime, and nothing else of lownas: `runtimes/` imports it, `remote.py` sends this
 very file over SSH. There it answers requests on its standard input, each a line of JSON and a compressed ONNX model, by
 lines of JSON, until the input ends.
 """
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 MARK = "lownas-agent-1"
-"""What the first line of an agent's answers begins with; a shell may have printed others before."""
+"""Begins the first line of an agent's answers; a shell may have printed others before."""
 PROFILED_RUNS = 10
 WAIT_S = 120.0
 """How long to wait for another measurement on this machine to end."""
@@ -87,7 +87,7 @@ class Job(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """Times in ms, in order; see `measure.LatencyMeasurement`."""
+    """Times in ms, in order; see `measurement.LatencyMeasurement`."""
 
     times_ms: list[float]
     cpu_times_ms: list[float]
@@ -480,6 +480,19 @@ def _gpu_name() -> str:
     return _board() or "none"
 
 
+def _answer_to(job: dict[str, Any], model: bytes, say: Callable[[str], None]) -> dict[str, Any]:
+    """The last answer to a request: what was timed, or why that cannot be done."""
+    try:
+        timed, nodes = time_model(zlib.decompress(model), Job(**job), say)
+    except ValueError as error:
+        return {"refused": str(error)}
+    except RuntimeError as error:
+        return {"failed": str(error)}
+    except Exception as error:  # whatever it is, whoever asked must learn of it
+        return {"failed": f"{type(error).__name__}: {error}"}
+    return {"timed": timed._asdict(), "nodes": nodes}
+
+
 def serve() -> None:
     """Answers requests until the input ends: then whoever asked is gone, and a measurement under way is given up."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -538,16 +551,7 @@ def serve() -> None:
             with alarm:
                 measuring.set()
                 signal.alarm(SILENCE_S)
-            try:
-                timed, nodes = time_model(zlib.decompress(model), Job(**job), lambda text: answer(waiting=text))
-            except ValueError as error:
-                last: dict[str, Any] = {"refused": str(error)}
-            except RuntimeError as error:
-                last = {"failed": str(error)}
-            except Exception as error:  # whatever it is, whoever asked must learn of it
-                last = {"failed": f"{type(error).__name__}: {error}"}
-            else:
-                last = {"timed": timed._asdict(), "nodes": nodes}
+            last = _answer_to(job, model, lambda text: answer(waiting=text))
             with alarm:
                 measuring.clear()
                 signal.alarm(0)

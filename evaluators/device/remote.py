@@ -1,9 +1,10 @@
-"""Measuring on another machine over SSH, with the system's OpenSSH client and the user's own configuration of it.
+"""Measures on another machine over SSH, with the system's OpenSSH client and the user's own configuration of it.
 
-The box needs Python 3.8, numpy and onnxruntime. It is sent `agent.py`, which runs there without being written to a
-file, ends with the connection, and holds a lock while it measures; then ONNX models, one for each measurement. When the
-connection is lost, it is made again and the measurement that was under way is repeated. An agent that hears nothing for
-a minute ends by itself, so that no measurement goes on unseen behind a connection that broke in silence.
+That machine, the box, needs Python 3.8, numpy and onnxruntime. It is sent `agent.py`, which runs there without being
+written to a file, ends with the connection, and holds a lock while it measures; then ONNX models, one for each
+measurement. When the connection is lost, it is made again and the measurement that was under way is repeated. An agent
+that hears nothing for a minute ends by itself, so that no measurement goes on unseen behind a connection that broke in
+silence.
 
 `LOWNAS_SSH` may name another client or options of it (`LOWNAS_SSH="ssh -F file"`), as `GIT_SSH_COMMAND` does for git.
 """
@@ -30,13 +31,14 @@ import numpy as np
 from ...search_space import LowFormerConfig, OpGraph, op_graph
 from . import agent
 from .agent import Job, Node, Timed
-from .measure import (
-    LatencyMeasurement,
-    Setting,
+from .measure import measure_for_calibration
+from .measurement import LatencyMeasurement, Setting, latency_measurement
+from .runtimes import Network
+from .runtimes.onnxruntime import (
+    CPU_PROVIDER,
+    ONNX_RUNTIMES,
     check_onnx_provider,
     check_onnx_setting,
-    latency_measurement,
-    measure_for_calibration,
     onnx_job,
     onnx_source,
 )
@@ -50,10 +52,11 @@ LOSSES = 3
 SEND_S = 3600.0
 """How long sending a model may take."""
 LONGEST_LINE = 2**26
+"""Bytes of one answer: the times and nodes of the largest models take a few MB."""
 START_S = 120.0
 """How long connecting and starting the agent may take; slow storage needs a while for onnxruntime."""
 PERIOD = 2048
-"""Random weights repeat after so many, so that models travel compressed to a fiftieth."""
+"""Random weights repeat after so many numbers, so that models travel compressed to a fiftieth."""
 
 _OPTIONS = (
     "-T",
@@ -78,7 +81,7 @@ _START = (
 
 
 class Host(Protocol):
-    """How a box is reached (`predictors.target.Box` has it)."""
+    """How a machine is reached over SSH (`predictors.latency.target.Box` has it)."""
 
     @property
     def host(self) -> str: ...
@@ -87,7 +90,9 @@ class Host(Protocol):
 
 
 class RemoteBox:
-    """A machine that measures for this one, for one thread here. A context manager; connects when first needed.
+    """Another machine that measures for this one; it connects when it is first needed. A context manager.
+
+    To be used by one thread at a time.
 
     Attributes:
         host: as the SSH client takes it.
@@ -115,7 +120,7 @@ class RemoteBox:
             self._connection = None
 
     def fingerprint(self, target: Setting) -> dict[str, str]:
-        """What a profile of `target` belongs to: device model and runtime version of the box.
+        """Asks the box what a profile of `target` belongs to: its device model and runtime version.
 
         Raises:
             ValueError: the box lacks what the target needs.
@@ -125,16 +130,17 @@ class RemoteBox:
         self._connected()
         assert self._about is not None
         check_onnx_provider(target, self._about["providers"], self._about["versions"]["onnxruntime"])
-        if target.runtime == "onnxruntime" and target.threads > self._about["cores"]:
+        on_cpu = ONNX_RUNTIMES[target.runtime].provider == CPU_PROVIDER
+        if on_cpu and target.threads > self._about["cores"]:
             raise ValueError(
                 f"{target} asks for {target.threads} threads, and {self.host} has {self._about['cores']} cores"
             )
-        part = "cpu" if target.runtime == "onnxruntime" else "gpu"
+        part = "cpu" if on_cpu else "gpu"
         return {part: self._about[part], "onnxruntime": self._about["versions"]["onnxruntime"]}
 
     def measure_latency(
         self,
-        network: LowFormerConfig | OpGraph | str | Path,
+        network: Network,
         target: Setting,
         *,
         time_limit_s: float = 10.0,
@@ -167,11 +173,11 @@ class RemoteBox:
             raise RuntimeError(f"{self.host}: an answer that cannot be read: {_printable(str(answer))}") from None
 
     def measure_for_calibration(self, network: LowFormerConfig | OpGraph, target: Setting) -> LatencyMeasurement:
-        """See `measure.measure_for_calibration`."""
+        """Makes the short measurements of a calibration on the box; see `measure.measure_for_calibration`."""
         return measure_for_calibration(network, target, self.measure_latency)
 
     def _ask(self, job: Job, model: bytes) -> dict[str, Any]:
-        """The agent's answer, asked again when the connection is lost."""
+        """Asks the agent to do `job`, again when the connection is lost, and gives its answer."""
         limit_s = agent.WAIT_S + 20 * job.time_limit_s + START_S
         for loss in range(LOSSES + 1):
             connection = self._connected()
@@ -196,7 +202,10 @@ class RemoteBox:
         raise ConnectionError(f"{self.host}: measuring {job.what} lost the connection {LOSSES + 1} times ({reason})")
 
     def _connected(self) -> _Connection:
-        """The connection, made if there is none. After a loss that takes patience, but only until it was in vain."""
+        """The connection, made if there is none.
+
+        A connection that was lost is tried again and again; once that was in vain, a new one is tried only once.
+        """
         if time.monotonic() - self._used > agent.IDLE_S / 2:
             self.close()
         self._used = time.monotonic()
@@ -221,7 +230,7 @@ class RemoteBox:
 
 
 class _Lost(Exception):
-    """The connection ended; says why."""
+    """Raised where the connection ended; says why."""
 
 
 class _Connection:
@@ -301,7 +310,7 @@ class _Connection:
             watcher.join()
 
     def last_words(self) -> str:
-        """Why the client ended, in one line."""
+        """Gives the reason why the client ended, in one line."""
         code = self.wait()
         said = [line for line in self.errors().splitlines() if line.strip()]
         if said:
@@ -330,7 +339,10 @@ class _Connection:
 
 
 def _connect(host: str, python: str) -> tuple[_Connection, dict[str, Any]]:
-    """A connection to a running agent, and what it says of the box. Raises ConnectionError and ValueError."""
+    """Starts an agent on the box; gives the connection to it and what it says of the box.
+
+    Raises ConnectionError and ValueError.
+    """
     source = Path(agent.__file__).read_bytes()
     client = _client()
     interpreter = f"./{python[2:]}" if python.startswith("~/") else python  # commands start in the home folder
@@ -388,7 +400,7 @@ def _check_about(about: Mapping[str, Any]) -> None:
 
 
 def _compressible_weights(graph: OpGraph) -> list[list[np.ndarray]]:
-    """Random weights as `onnx_graph.random_weights` makes them, but repeating; time does not depend on them."""
+    """Random weights as `onnx_writer.random_weights` makes them, but repeating; time does not depend on them."""
     from ...search_space.graph.onnx_writer import random_weights
 
     return [[np.resize(values.ravel()[:PERIOD], values.shape) for values in op] for op in random_weights(graph)]

@@ -6,9 +6,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lownas.evaluators.device import agent, measure
+from lownas.evaluators.device import agent, measurement
 from lownas.evaluators.device.agent import Timed
-from lownas.evaluators.device.measure import LatencyMeasurement, measure_for_calibration, measure_latency, measure_torch
+from lownas.evaluators.device.measure import measure_for_calibration, measure_latency, measure_torch
+from lownas.evaluators.device.measurement import LatencyMeasurement
+from lownas.evaluators.device.runtimes.onnxruntime import onnx_source
 from lownas.predictors import Target
 from lownas.predictors.latency.fusion import fuse
 from lownas.search_space import PRESETS, op_graph
@@ -94,9 +96,9 @@ def test_time_limit_bounds_the_work():
 def test_noise_drift_and_busy_machine_are_said():
     timed = Timed([1.0] * 10 + [1.5] * 10 + [2.0] * 10, [], 5, 1.5)
     with pytest.warns(UserWarning, match="net.onnx: noisy"):
-        notes = measure._doubts(timed, "net.onnx")
+        notes = measurement._doubts(timed, "net.onnx")
     assert [note.split(":")[0] for note in notes] == ["noisy", "drift", "busy machine"]
-    assert measure._doubts(Timed([1.0] * 30, [], 5, 0.0), "net.onnx") == ()
+    assert measurement._doubts(Timed([1.0] * 30, [], 5, 0.0), "net.onnx") == ()
     assert LatencyMeasurement(str(CPU), "x", (1.0,), notes=notes).noisy
 
 
@@ -120,7 +122,7 @@ def test_a_symbolic_batch_is_the_targets_and_other_symbolic_sizes_are_refused(tm
 def test_a_file_in_another_precision_is_said(tmp_path):
     half = one_conv(tmp_path / "half.onnx", [1, 3, 32, 32], half=True)
     with pytest.warns(UserWarning, match="half.onnx computes in fp16, not in the target's fp32"):
-        measure.onnx_source(half, CPU)
+        onnx_source(half, CPU)
 
 
 def test_warm_up_ends_once_times_settle():

@@ -154,7 +154,7 @@ def test_settings_that_cannot_be_measured(target, says):
 def test_int8_is_calibrated_on_its_kernels(tmp_path):
     predictor = calibrate("cpu:int8", measure_for_calibration, space="tiny", samples=8, probes={}, profiles=tmp_path)
     loaded = LatencyPredictor.load("cpu:int8", profiles=tmp_path)
-    assert loaded.model.runtime == "onnxruntime-int8"
+    assert loaded.model.fusion == "onnxruntime-int8"
     space, rng = SearchSpace.load("tiny"), np.random.default_rng(0)
     configs = [space.sample(rng) for _ in range(3)]
     predictions = [p.latency_ms for p in loaded.predict(configs)]
