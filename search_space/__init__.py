@@ -1,4 +1,4 @@
-"""What an architecture is: configurations, published ones among them, the search space, operator graphs and models.
+"""Describes architectures: configurations, the published ones, the search space, operator graphs and torch models.
 
 Everything here works without torch, except `build_model`, `load_checkpoint`, `export_state_dict`, `op_graph_from_torch`
 and what they return: those import it on first use. YAML files are read, and ONNX files read and written, by libraries

@@ -1,4 +1,4 @@
-"""What follows the backbone and gives a network's output: heads, found by name.
+"""Heads turn the last feature map of a backbone into a network's output; they are found by name.
 
 A configuration names its head (`LowFormerConfig.head`). The operator graph, the torch module, the ONNX file and its
 weights all follow from the head registered under that name, so that a head needs no edit anywhere else.

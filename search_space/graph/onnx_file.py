@@ -41,7 +41,7 @@ EVALUATION_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What onnx's reference evaluator and its helpers raise for operators and tensors that are wrong."""
+"""Errors of onnx's reference evaluator and its helpers for operators and tensors that are wrong."""
 INFERENCE_ERRORS = (
     onnx.shape_inference.InferenceError,
     onnx.checker.ValidationError,
@@ -50,9 +50,9 @@ INFERENCE_ERRORS = (
     MemoryError,
     *EVALUATION_ERRORS,
 )
-"""What onnx's shape inference raises for operators that are wrong or that it does not know."""
+"""Errors of onnx's shape inference for operators that are wrong or that it does not know."""
 INVALID_MODEL_ERRORS = (DecodeError, onnx.checker.ValidationError, UnicodeDecodeError)
-"""What opening a file raises that is no ONNX model."""
+"""Errors of opening a file that is no ONNX model."""
 
 _QUANTIZED_OPERATORS = frozenset(
     {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "QGemm"}

@@ -54,7 +54,7 @@ COPIES = {
 _WITHIN_ATTENTION = VIEWS | {
     "Slice", "Split", "Gather", "Mul", "Div", "Relu", "Softmax", "LayerNormalization", "ReduceL2",
 }  # fmt: skip
-"""What happens to a factor on its way into an attention's product."""
+"""Operators through which a factor may go on its way into an attention's product."""
 
 # Bounds of the searches for an attention near a node: operators in a row, and operators looked at beside each other.
 _STEPS_BEFORE_PRODUCT = 10

@@ -1,4 +1,4 @@
-"""What each ONNX operator becomes: one function per kind of operator, found in the table `OPERATORS`.
+"""Translates single ONNX operators: one function for each kind of operator, found in the table `OPERATORS`.
 
 Each function is given the translation so far and a node, and gives the row of the operator graph that stands for the
 node's outputs: a new one, or that of an operator to which the node belongs.
@@ -311,7 +311,7 @@ OPERATORS: dict[str, Operator] = {
     "Pad": pad,
     "ReduceMean": _mean,
 }
-"""By the name of the ONNX operator. Operators that are not listed become rows "other"."""
+"""What translates an ONNX operator, by the operator's name. Operators that are not listed become rows "other"."""
 
 
 def translate_operator(t: Translation, node: Node) -> int:

@@ -41,7 +41,7 @@ Each operator of a chain reads the one before it. Hardswish, GELU and SiLU end b
 """
 _AFFINE = {"Mul", "Add"}
 _BESIDE_A_CHAIN = ("Mul", "Add", "Sub", "ReduceMean")
-"""What may compute something of the input for a later step of a chain: half of the input, for example."""
+"""Operators that may compute something from the input for a later step of a chain: half of the input, for example."""
 
 
 @dataclass(frozen=True)

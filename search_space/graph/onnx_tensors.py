@@ -1,4 +1,4 @@
-"""What is known of an ONNX model's tensors: types, shapes, which are constants, and the values of small constants.
+"""Keeps what is known about an ONNX model's tensors: types, shapes, which are constants, values of small constants.
 
 The data of larger constants is never looked at.
 """
@@ -19,8 +19,8 @@ Shape = tuple[int, ...]
 
 MAX_VALUE_ELEMENTS = 4096
 """Elements up to which a constant's value is looked at."""
-_ELEMENTS_PER_BYTE = 4
-"""Of the smallest number types."""
+_MOST_ELEMENTS_PER_BYTE = 4
+"""The smallest number types of ONNX have two bits."""
 
 
 class Tensors:
@@ -119,7 +119,7 @@ class Tensors:
             return
         if prod(shape) <= MAX_VALUE_ELEMENTS:
             self.small_constants[name] = tensor
-        elif prod(shape) > _ELEMENTS_PER_BYTE * _stored(tensor):
+        elif prod(shape) > _MOST_ELEMENTS_PER_BYTE * _stored(tensor):
             raise UnreadableModel(f"constant {name!r:.80} does not hold what its shape says")
 
     def add_sparse_constant(self, name: str, tensor: onnx.SparseTensorProto) -> None:
