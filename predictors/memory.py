@@ -1,4 +1,4 @@
-"""Peak memory of an inference: weights, and the activations that are alive at once.
+"""Peak memory of an inference: the weights, and the activations that are alive at once.
 
 Operators run in the order of the graph, one after the other; a tensor lives from the operator that writes it to the
 last one that reads it; pointwise operators write over an input that nobody reads afterwards. A runtime needs more (its
@@ -20,13 +20,15 @@ from ..search_space.graph.from_config import units
 from ..search_space.units import Unit, unit_graph
 
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Bytes per element, by precision."""
 IN_PLACE = frozenset(
     {"hardswish", "gelu", "relu", "sigmoid", "silu", "hardsigmoid", "tanh", "add", "mul", "batch_norm"}
 )
+"""Operators that may write over one of their inputs."""
 
 
 def peak_activations(graph: OpGraph) -> int:
-    """Elements alive at once, at most, for one image; those of the graph's input and output included."""
+    """The most elements alive at once for one image, those of the graph's input and output included."""
     sources = graph.inputs_of()
     last_use = {source: row for row, feeding in enumerate(sources) for source in feeding}
     first = graph.table[0]
@@ -46,8 +48,10 @@ def peak_activations(graph: OpGraph) -> int:
 
 @lru_cache(maxsize=65536)
 def _unit_memory(unit: Unit) -> tuple[int, int]:
-    """Peak activations and weights of a unit, elements. Between units one tensor is alive, so a network's peak is the
-    largest of its units'."""
+    """Peak activations and weights of one unit, in elements.
+
+    Between units one tensor is alive, so a network's peak is the largest of its units' peaks.
+    """
     graph = unit_graph(unit)
     return peak_activations(graph), int(graph.column("weights").sum())
 

@@ -29,7 +29,7 @@ from scipy.stats import kendalltau, spearmanr
 from lownas.experiments.tabular import Network, Table
 from lownas.experiments.tabular.table import ceiling, seed_noise, true_spread
 from lownas.predictors.accuracy import surrogate
-from lownas.predictors.accuracy.surrogate import LONGER, Observation
+from lownas.predictors.accuracy.surrogate import RUNGS_BEYOND_LAST, AccuracyObservation
 from lownas.search.objectives.experience import learn
 from lownas.search_space import PRESETS, PUBLISHED, SearchSpace
 
@@ -118,7 +118,9 @@ def published(networks: list[Network]) -> dict[str, object]:
     }
 
 
-def at_rungs(table: Table, networks: list[Network], seeds: tuple[int, ...], *, loss: bool = True) -> list[Observation]:
+def at_rungs(
+    table: Table, networks: list[Network], seeds: tuple[int, ...], *, loss: bool = True
+) -> list[AccuracyObservation]:
     points = [
         (network.config, rung, table.query(network.config, epoch, seed))
         for network in networks
@@ -126,7 +128,7 @@ def at_rungs(table: Table, networks: list[Network], seeds: tuple[int, ...], *, l
         for rung, epoch in enumerate(RUNG_EPOCHS)
     ]
     return [
-        Observation(config, rung, point.validation_accuracy, point.validation_loss if loss else None)
+        AccuracyObservation(config, rung, point.validation_accuracy, point.validation_loss if loss else None)
         for config, rung, point in points
     ]
 
@@ -176,15 +178,15 @@ def learned(
 
 
 def bounded(space: SearchSpace, table: Table, networks: list[Network], final: list[Floats]) -> dict[str, float]:
-    """What is lost by counting only `surrogate.MOST_OBSERVATIONS`: tau as above, mean over the seeds."""
-    default, found = surrogate.MOST_OBSERVATIONS, {}
+    """What is lost by counting only `surrogate.MAX_OBSERVATIONS`: tau as above, mean over the seeds."""
+    default, found = surrogate.MAX_OBSERVATIONS, {}
     try:
         for most in (len(networks) // 2, default, len(RUNG_EPOCHS) * len(networks)):
-            surrogate.MOST_OBSERVATIONS = most
+            surrogate.MAX_OBSERVATIONS = most
             taus = [tau(learned(space, table, networks, (seed,)), final[1 - seed]) for seed in (0, 1)]
             found[str(most)] = round(float(np.mean(taus)), 3)
     finally:
-        surrogate.MOST_OBSERVATIONS = default
+        surrogate.MAX_OBSERVATIONS = default
     return found
 
 
@@ -259,7 +261,7 @@ def against_long(space: SearchSpace, table: Table, networks: list[Network]) -> d
                 space, table, networks, seeds, longer=longer
             )[places]
             for name, seeds in (("one seed", (0,)), ("two seeds", (0, 1)))
-            for length, longer in (("the same", 0.0), ("a longer", LONGER))
+            for length, longer in (("the same", 0.0), ("a longer", RUNGS_BEYOND_LAST))
         },
         "MACs": np.array([network.macs for network in long], float),
         "parameters": np.array([network.params for network in long], float),

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from lownas.experiments.tabular import Table
 from lownas.predictors.accuracy.prior import AccuracyPrior
-from lownas.predictors.accuracy.surrogate import AccuracySurrogate, Observation
+from lownas.predictors.accuracy.surrogate import AccuracyObservation, AccuracySurrogate
 from lownas.search.objectives.estimates import Objective
 from lownas.search.objectives.estimates import Observation as Trained
 from lownas.search.objectives.experience import ENOUGH, fitted, refit_step
@@ -113,7 +113,7 @@ class Trials:
     rungs: int = 1
     reached: dict[int, int] = field(default_factory=dict)
     spent: float = 0.0
-    log: list[Observation] = field(default_factory=list)
+    log: list[AccuracyObservation] = field(default_factory=list)
     fits: tuple[int, Floats] | None = None
     built: tuple[int, AccuracySurrogate] | None = None
     known: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
@@ -128,7 +128,9 @@ class Trials:
         self.reached[network] = rung
         loss = float(self.pool.loss[network]) if rung == 2 else None
         place = rung - (3 - self.rungs)
-        self.log.append(Observation(self.pool.configs[network], place, float(self.pool.seen[network, rung]), loss))
+        self.log.append(
+            AccuracyObservation(self.pool.configs[network], place, float(self.pool.seen[network, rung]), loss)
+        )
 
     def surrogate(self) -> AccuracySurrogate:
         """Of all trainings, as a search has it: see `lownas.search.objectives.experience`."""
@@ -138,7 +140,12 @@ class Trials:
         if self.fits is None or self.fits[0] != count:
             self.fits = count, fitted(self.pool.space, self.log[: max(count, 2)], self.rungs, self.known)
         found = AccuracySurrogate(
-            self.pool.space, self.log, rungs=self.rungs, hyperparameters=self.fits[1], fit=False, known=self.known
+            self.pool.space,
+            self.log,
+            rungs=self.rungs,
+            hyperparameters=self.fits[1],
+            fit=False,
+            feature_cache=self.known,
         )
         self.built = len(self.log), found
         return found

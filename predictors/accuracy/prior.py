@@ -1,15 +1,13 @@
-"""ImageNet top-1 as far as published results of this family support it: the accuracy prior.
+"""The accuracy prior: ImageNet top-1 as far as published results of this family support it.
 
-A power law through the published points (`PUBLISHED`): what a model of this family, trained as the authors train, may
-be expected to reach with its MACs, resolution, blocks and attention. How these features were chosen, and what the
-choice is worth, stands in experiments/prior/. Of how the MACs are spent otherwise it knows nothing; proxy training
-corrects it.
+A power law through the published points (`PUBLISHED`): the accuracy that a model of this family, trained as the authors
+train, may be expected to reach with its MACs, resolution, blocks and attention. How these features were chosen, and how
+much the choice gains, is in experiments/prior/. It knows nothing else about how MACs are spent; proxy training does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,36 +15,21 @@ from numpy.typing import NDArray
 from ...search_space.config import LowFormerConfig
 from ...search_space.graph.from_config import units
 from ...search_space.presets import PUBLISHED, Published
-from ...search_space.units import AttentionUnit, LocalUnit, Unit, unit_graph
+from ...search_space.units import AttentionUnit, LocalUnit, Unit
+from ..costs import total_macs, unit_macs
 
 Floats = NDArray[np.float64]
 
 REFERENCE_RESOLUTION = 224
-_ROUNDING = 1.005  # MACs do not scale exactly with the resolution's square
-
-
-@lru_cache(maxsize=65536)
-def _unit_macs(unit: Unit) -> int:
-    return unit_graph(unit).macs
-
-
-def total_macs(configs: Sequence[LowFormerConfig]) -> Floats:
-    """(n,) MACs of `configs` at their own resolution, tens of thousands a second once their units have been seen."""
-    return np.array([sum(map(_unit_macs, units(config))) for config in configs], dtype=np.float64)
-
-
-@lru_cache(maxsize=65536)
-def _unit_params(unit: Unit) -> int:
-    return unit_graph(unit).params
-
-
-def total_params(configs: Sequence[LowFormerConfig]) -> Floats:
-    """(n,) parameters as trained, BatchNorm included."""
-    return np.array([sum(map(_unit_params, units(config))) for config in configs], dtype=np.float64)
+"""Pixels at which MACs of different configurations are compared: that of ImageNet results."""
+MIN_PUBLISHED = 6
+"""Published models without which no law of five coefficients can be fitted."""
+MACS_TOLERANCE = 1.005
+"""Factor by which MACs scaled by the image area may be off, since map sizes are rounded."""
 
 
 def macs_and_shape(configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats, Floats]:
-    """(n,) MACs, (n,) local blocks (downsamplers included), (n,) share of the LowFormer blocks that attend, 0 to 1."""
+    """The features of the law: (n,) MACs, (n,) local blocks with downsamplers, (n,) share of blocks with attention."""
     rows = np.array([_macs_and_shape(units(config)) for config in configs], dtype=np.float64).reshape(-1, 3)
     return rows[:, 0], rows[:, 1], rows[:, 2]
 
@@ -54,24 +37,24 @@ def macs_and_shape(configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats, 
 def _macs_and_shape(parts: Sequence[Unit]) -> tuple[int, int, float]:
     local = [part.in_block for part in parts if isinstance(part, LocalUnit)]
     attending = sum(isinstance(part, AttentionUnit) for part in parts)
-    return sum(map(_unit_macs, parts)), len(local), attending / max(sum(local), 1)
+    return sum(map(unit_macs, parts)), len(local), attending / max(sum(local), 1)
 
 
 class AccuracyPrior:
-    """ln(100 - top-1 %) as a line in ln MACs, ln resolution, ln blocks and the share of blocks that attend.
+    """A law for ln(100 - top-1 %): linear in ln MACs, ln resolution, ln blocks and the share of blocks with attention.
 
-    MACs count at the config's own resolution. Outside what was published it is careful:
+    MACs count at the config's own resolution. Outside of what was published the law is pessimistic:
     - Test resolutions are 224 to 288, of models trained at up to 224. Below 224 the resolution's term is held at its
-      value at 224, so that there a multiply-accumulate is worth the same whether resolution or width saves it (as the
-      published MobileNetV2 family has it: 65.3 % at 128 pixels and 99 M, 65.4 % at half width and 97 M); the law would
-      credit small images with accuracy that nobody has measured.
-    - MACs (at the same resolution) and blocks beyond the largest published ones earn nothing: nobody has measured what
+      value at 224, so that saving MACs costs as much accuracy by resolution as by width (as in the published
+      MobileNetV2 family: 65.3 % at 128 pixels and 99 M, 65.4 % at half width and 97 M); the law would credit small
+      images with accuracy that nobody has measured.
+    - MACs (at the same resolution) and blocks beyond the largest published ones gain nothing: nobody has measured what
       they bring, and evolution would spend any budget on them. `beyond` tells which configs have more MACs.
 
     Attributes:
-        coefficients: (5,) constant, per ln(GMACs), ln(resolution / 224), ln(blocks), share that attends.
+        coefficients: (5,) constant, per ln(GMACs), ln(resolution / 224), ln(blocks), share of blocks with attention.
         points: how many published points (models times test resolutions) it was fitted on.
-        models: how many models.
+        models: how many published models.
         leave_one_out_error, worst_leave_one_out_error: mean and largest absolute error in points over the published
             points, each predicted by the law fitted without its model (at any resolution). The features were chosen
             on the same points; chosen anew without each model, the errors are larger (experiments/prior/).
@@ -82,8 +65,10 @@ class AccuracyPrior:
     """
 
     def __init__(self, published: Mapping[str, Published] = PUBLISHED) -> None:
-        if len(published) < 6:
-            raise ValueError(f"an accuracy prior needs at least 6 published models, given {len(published)}")
+        if len(published) < MIN_PUBLISHED:
+            raise ValueError(
+                f"an accuracy prior needs at least {MIN_PUBLISHED} published models, given {len(published)}"
+            )
         points = [
             (name, model.config.replace(resolution=resolution), top1)
             for name, model in published.items()
@@ -113,10 +98,10 @@ class AccuracyPrior:
         return self.top1_from_costs(macs, _resolutions(configs), blocks, shares)
 
     def top1_from_costs(self, macs: Floats, resolutions: Floats, blocks: Floats, shares: Floats) -> Floats:
-        """(n,) the same from (n,) MACs at (n,) resolutions in pixels, and what `macs_and_shape` gives beside them."""
-        earning = macs / np.maximum(_at_reference(macs, resolutions) / self.macs_range[1], 1.0)
+        """(n,) expected ImageNet top-1 in percent, from (n,) resolutions in pixels and what `macs_and_shape` gives."""
+        counted = macs / np.maximum(_at_reference(macs, resolutions) / self.macs_range[1], 1.0)
         error = np.exp(
-            _features(earning, resolutions, np.minimum(blocks, self.most_blocks), shares) @ self.coefficients
+            _features(counted, resolutions, np.minimum(blocks, self.most_blocks), shares) @ self.coefficients
         )
         top1: Floats = np.maximum(100 - error, 0.0)
         return top1
@@ -124,7 +109,7 @@ class AccuracyPrior:
     def beyond(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
         """(n,) whether a config has more MACs (scaled to 224 pixels) than the largest published model."""
         macs = _at_reference(total_macs(configs), _resolutions(configs))
-        larger: NDArray[np.bool_] = macs > self.macs_range[1] * _ROUNDING
+        larger: NDArray[np.bool_] = macs > self.macs_range[1] * MACS_TOLERANCE
         return larger
 
     def extrapolates(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
@@ -133,12 +118,12 @@ class AccuracyPrior:
         macs = _at_reference(total_macs(configs), resolutions)
         low, high = self.macs_range
         smallest, largest = self.resolution_range
-        inside: NDArray[np.bool_] = (macs >= low / _ROUNDING) & (macs <= high * _ROUNDING)
+        inside: NDArray[np.bool_] = (macs >= low / MACS_TOLERANCE) & (macs <= high * MACS_TOLERANCE)
         return ~(inside & (resolutions >= smallest) & (resolutions <= largest))
 
 
 def _at_reference(macs: Floats, resolutions: Floats) -> Floats:
-    """(n,) MACs brought to 224 pixels by the area."""
+    """(n,) MACs scaled to 224 pixels by the image area."""
     scaled: Floats = macs * (REFERENCE_RESOLUTION / resolutions) ** 2
     return scaled
 
@@ -148,7 +133,7 @@ def _resolutions(configs: Sequence[LowFormerConfig]) -> Floats:
 
 
 def _features(macs: Floats, resolutions: Floats, blocks: Floats, shares: Floats) -> Floats:
-    """(n, 5) constant, ln(GMACs), ln(resolution / 224) (not below 0), ln(blocks), share that attends."""
+    """(n, 5) constant, ln(GMACs), ln(resolution / 224) (at least 0), ln(blocks), share of blocks with attention."""
     larger = np.maximum(resolutions, REFERENCE_RESOLUTION) / REFERENCE_RESOLUTION
     return np.stack([np.ones_like(macs), np.log(macs / 1e9), np.log(larger), np.log(blocks), shares], axis=1)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lownas.predictors.accuracy.prior import total_macs
+from lownas.predictors.costs import total_macs
 from lownas.search.results.outcome import SearchOutcome
 from lownas.search.run_search import search
 from lownas.search.settings import SearchSettings

@@ -15,7 +15,8 @@ import optuna
 import pytest
 from scipy.stats import kendalltau
 
-from lownas.predictors.accuracy.prior import AccuracyPrior, total_macs
+from lownas.predictors.accuracy.prior import AccuracyPrior
+from lownas.predictors.costs import total_macs
 from lownas.search.latency.finalists import ROUNDS
 from lownas.search.loop import Driver
 from lownas.search.objectives.experience import Experience

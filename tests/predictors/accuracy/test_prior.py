@@ -7,14 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from lownas.predictors.accuracy.prior import AccuracyPrior, macs_and_shape, total_macs
-from lownas.search_space.graph.from_config import op_graph
+from lownas.predictors.accuracy.prior import MACS_TOLERANCE, AccuracyPrior, macs_and_shape
+from lownas.predictors.costs import total_macs
 from lownas.search_space.presets import PRESETS, PUBLISHED
-
-
-def test_macs_equal_those_of_the_operator_graph() -> None:
-    configs = list(PRESETS.values())
-    assert total_macs(configs).tolist() == [op_graph(config).macs for config in configs]
 
 
 def test_prior_is_close_to_published_and_says_its_error() -> None:
@@ -102,7 +97,7 @@ def test_macs_outside_the_published_range_are_flagged() -> None:
     prior, nano = AccuracyPrior(), PRESETS["cpubone_nano"]
     narrower = nano.replace(stem_width=8)
     assert prior.macs_range == pytest.approx((0.187e9, 6.099e9), rel=0.01)
-    assert total_macs([narrower])[0] < prior.macs_range[0] / 1.005
+    assert total_macs([narrower])[0] < prior.macs_range[0] / MACS_TOLERANCE
     assert prior.extrapolates([nano, narrower]).tolist() == [False, True]
     assert not prior.extrapolates([model.config for model in PUBLISHED.values()]).any()
 

@@ -97,12 +97,12 @@ def test_bad_requests(tmp_path, arguments, says, made_up_device):
     assert not list(tmp_path.iterdir())
 
 
-def test_disturbed_machine_is_looked_at_again(tmp_path, made_up_device, reading):
-    """A busy device lengthens a measurement by up to a half; of three looks at each config the best one counts."""
+def test_configurations_are_measured_again_on_a_disturbed_machine(tmp_path, made_up_device, reading):
+    """A busy device lengthens measurements by up to a half; of three per config the shortest counts."""
 
     class Busy(made_up_device):
         def __call__(self, config, target):
-            reading = super().__call__(config, target)
+            quiet = super().__call__(config, target)
             factor = 1 + 0.5 * self.rng.random()
             kernels = {name: factor * t for name, t in quiet.kernel_ms.items()}
             return reading(2 * factor * quiet.median_ms, factor * quiet.undisturbed_ms, kernels, quiet.host)

@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 import pytest
 
-from lownas.predictors.accuracy.surrogate import Observation, _kernel, _noise
+from lownas.predictors.accuracy.surrogate import AccuracyObservation
 from lownas.search.objectives.experience import learn, refit_step
 from lownas.search.objectives.pareto import expected_improvement
 from lownas.search.results.outcome import SearchOutcome
@@ -123,30 +123,6 @@ def test_the_surrogate_needs_data(settings) -> None:
         settings(strategy="annealing")
 
 
-def test_candidates_under_way_are_less_uncertain(space: SearchSpace) -> None:
-    rng = np.random.default_rng(0)
-    configs = [space.sample(rng) for _ in range(20)]
-    seen = [Observation(config, 0, stub_accuracy(config, 1)) for config in configs[:12]]
-    surrogate = learn(space, seen, 1)
-    believed = surrogate.believing(configs[12:14])
-    before, after = surrogate.predict(configs), believed.predict(configs)
-    assert np.allclose(before[0], after[0])
-    assert (after[1] <= before[1] + 1e-9).all() and (after[1][12:14] < 0.9 * before[1][12:14]).all()
-    assert believed.observations == 14 and surrogate.observations == 12
-    assert surrogate.believing([]) is surrogate
-
-
-def test_believing_is_conditioning(space: SearchSpace) -> None:
-    """The covariance grows as if all had been observed at once."""
-    rng = np.random.default_rng(1)
-    configs = [space.sample(rng) for _ in range(15)]
-    seen = [Observation(config, number % 2, stub_accuracy(config, 1)) for number, config in enumerate(configs[:12])]
-    believed = learn(space, seen, 2).believing(configs[12:])
-    alike = believed._alike(believed._costs, believed._choices, believed._rung, believed._rises)
-    whole = _kernel(believed.hyperparameters, alike) + _noise(believed.hyperparameters, believed._rung)
-    assert np.allclose(believed._factor @ believed._factor.T, whole)
-
-
 def test_hyperparameters_stay_for_a_while() -> None:
     counts = (0, 1, 9, 10, 11, 12, 19, 20, 21, 22)
     assert [refit_step(count) for count in counts] == [0, 1, 9, 10, 11, 12, 19, 20, 20, 22]
@@ -157,7 +133,7 @@ def test_hyperparameters_stay_for_a_while() -> None:
 def test_many_observations_are_learned_from_as_a_whole(space: SearchSpace) -> None:
     rng = np.random.default_rng(0)
     configs = [space.sample(rng) for _ in range(400)]
-    seen = [Observation(config, 0, stub_accuracy(config, 1)) for config in configs]
+    seen = [AccuracyObservation(config, 0, stub_accuracy(config, 1)) for config in configs]
     assert learn(space, seen, 1).observations == 400
 
 
