@@ -1,0 +1,1 @@
+"""Labelled images for trainings: data sources, and loading them as arrays of one size."""

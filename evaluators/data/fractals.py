@@ -1,4 +1,4 @@
-"""Colour images made by formula: no download, no licence, any number of classes, every pixel fixed by the seed.
+"""Renders colour images by formula: no download, no licence, any number of classes, every pixel fixed by the seed.
 
 A class is an iterated function system, a handful of contracting affine maps whose attractor is a fractal; the images of
 a class vary the maps' coefficients, the pose, the colours and the background. Dark shapes on light ground are as common
@@ -14,17 +14,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_BURN_IN = 12  # steps after which a walker is on the attractor, to well under a pixel
-_STEPS = 16  # points taken from each walker
+_BURN_IN = 12  # steps after which a point that walks is on the attractor, to well under a pixel
+_STEPS = 16  # of each walk that are drawn, after these
 _POINTS_PER_PIXEL = 2.0
 _TABLE = 256  # entries of the table that turns a random byte into a map
-_CHUNK = 128  # images rendered together, so that the walkers stay in cache
+_CHUNK = 128  # images rendered together, so that their points stay in the processor's cache
 _TRIES = 400  # draws of a class, after which the best one seen is taken
-_FILL = (0.10, 0.45)  # share of the frame that a class's attractor covers
+_FILL = (0.10, 0.45)  # share of the frame that a class's attractor covers: neither dust nor a blob
 _COARSE = 32  # grid on which classes are judged, pixels
 
 _MAX_TURN_DEGREES = 8.0
-_SCALE = (0.9, 1.1)
+_SCALE = (0.9, 1.1)  # of an image's shape to that of its class
 _MAX_SHIFT = 0.06  # of the frame
 _JITTER = 0.06  # of a map's coefficients
 _MIN_CONTRAST = 90.0  # between shape and ground, in levels of 255, root mean square over the channels
@@ -65,8 +65,11 @@ def fractal_images(
 
 
 def _draw_class(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """A set of maps (K, 6), rows (a, b, c, d, e, f) of x' = ax + by + e, y' = cx + dy + f, whose attractor is centred
-    in [-1, 1]^2, and the cumulative probabilities (K,) with which they are applied.
+    """Draws the maps of a class, whose attractor is centred in [-1, 1]^2.
+
+    Returns:
+        maps (K, 6), rows (a, b, c, d, e, f) of x' = ax + by + e, y' = cx + dy + f, and the cumulative probabilities
+        (K,) with which they are applied.
     """
     low, high = _FILL
     best: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None
@@ -99,7 +102,7 @@ def _draw_class(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[
             best, best_miss = (maps, cumulative), miss
         if miss == 0:
             break
-    assert best is not None, "400 draws always hold one of a sensible spread"
+    assert best is not None, "so many draws always hold one of a sensible spread"
     return best
 
 
@@ -123,7 +126,7 @@ def _table(cumulative: NDArray[np.float64]) -> NDArray[np.intp]:
 def _walk(
     maps: NDArray[np.float32], table: NDArray[np.intp], walkers: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """The chaos game on N images at once.
+    """Plays the chaos game for N images at once: points walk by maps that are drawn at random.
 
     Args:
         maps: (N, K, 6).
@@ -153,7 +156,7 @@ def _walk(
 def _render(
     maps: NDArray[np.float32], cumulative: NDArray[np.float64], resolution: int, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """A chunk of images (128, resolution, resolution, 3) of one class."""
+    """Renders a chunk of images (128, resolution, resolution, 3) of one class."""
     # Everything that makes the scene is drawn first; what depends on the resolution comes last.
     jitter = 1 + rng.uniform(-_JITTER, _JITTER, (_CHUNK, *maps.shape)).astype(np.float32)
     turn = _rotation(np.radians(rng.uniform(-_MAX_TURN_DEGREES, _MAX_TURN_DEGREES, _CHUNK)))
@@ -192,7 +195,7 @@ def _render(
 
 
 def _colours(rng: np.random.Generator, maps: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Grounds (128, 3) and a colour for each map (128, maps, 3), at least the least contrast apart before tinting."""
+    """Draws grounds (128, 3) and map colours (128, maps, 3), at least `_MIN_CONTRAST` apart before tinting."""
     ground = rng.uniform(20, 235, (_CHUNK, 3))
     shape = rng.uniform(0, 255, (_CHUNK, 3))
     away = shape - ground

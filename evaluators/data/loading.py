@@ -22,7 +22,7 @@ logger = logging.getLogger("lownas.evaluators")
 
 SMALLEST_SIDE = 8  # pixels; there is nothing to see in smaller images
 VALIDATION_SHARE = 0.2
-"""Share of the images that is held out where a source has no validation part, as is common (5-fold splits)."""
+"""Share of the images that is held out where a source has no validation part: one in five."""
 _STREAM = 0xDA7A  # tells the random numbers of splits and subsets from others that are drawn from the same seed
 
 

@@ -1,4 +1,4 @@
-"""Times of single kernels from onnxruntime's profiler, named after the rows of the operator graph.
+"""Names the times of single kernels from onnxruntime's profiler after the rows of the operator graph.
 
 `write_onnx` names every node `op{row}_{kind}...`; onnxruntime's optimizer keeps most of these names, and those of the
 tensors between them, so every node of the optimized graph can be told its row. Nodes it leaves without a name are
@@ -21,7 +21,7 @@ TRUNCATION_MS = 0.0005
 
 
 def kernel_names(nodes: Sequence[Node]) -> list[str]:
-    """For each node of an optimized model its kernel, "ROW:op", "ROW:reorder_in", "ROW:reorder_out" or "ROW:transpose".
+    """The kernel of each node of an optimized model: "ROW:op", "ROW:reorder_in", "ROW:reorder_out" or "ROW:transpose".
 
     Several nodes may share a kernel (the five of a GroupNorm, say). Of int8 models an operator in float counts with the
     conversions of its inputs and its output. Nodes that came from no row are "-1:other".

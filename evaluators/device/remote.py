@@ -52,7 +52,7 @@ LOSSES = 3
 SEND_S = 3600.0
 """How long sending a model may take."""
 LONGEST_LINE = 2**26
-"""Bytes of one answer: the times and nodes of the largest models take a few MB."""
+"""Bytes of one answer, at most; a longer line is none of the agent's."""
 START_S = 120.0
 """How long connecting and starting the agent may take; slow storage needs a while for onnxruntime."""
 PERIOD = 2048

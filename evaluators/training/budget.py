@@ -45,7 +45,7 @@ VALIDATION_IMAGES = 1000
 EVALUATED_PER_TRAINED = 3
 """Images that are evaluated in the time of one that is trained on: the backward pass takes about two forward passes."""
 LARGE_RESOLUTION = 112
-"""Candidates for so many pixels or more train at a fraction of them, as the published models for 160 to 288 do."""
+"""Candidates for at least so many pixels train at a fraction of them; the published models are for 160 to 288."""
 LOOK_IMAGES = 64  # of each part that are loaded to learn what the data are
 DRAWN_CANDIDATES = 24  # that stand for a space
 

@@ -1,16 +1,16 @@
-"""Candidates that start from the weights of another LowFormer: sliced, padded, matched by depth.
+"""Lets candidates start from the weights of another LowFormer: sliced, padded, matched by depth.
 
 Blocks are paired by their place in the stage, counted from its end, as the placement of attention is. Of the channels
-of a stage, and of the inner ones of a block, the most important are kept, by what the layer that reads them weighs (Cai
-et al., Once-for-All, arXiv 1908.09791); all blocks of a stage agree on theirs. What the source does not have stays as
-it is, and what it has does not listen to it: new inner channels weigh nothing at first, new branches are silent (after
-Chen et al., Net2Net, arXiv 1511.05641).
+of a stage, and of the inner ones of a block, the most important are kept: those to which the layer that reads them
+gives the largest weights (Cai et al., Once-for-All, arXiv 1908.09791); all blocks of a stage keep the same ones. What
+the source does not have stays as it is, and outputs that the source has give it the weight zero: new inner channels
+have no effect at first, and new branches add nothing (after Chen et al., Net2Net, arXiv 1511.05641).
 
 So these compute, in eval mode, what the source computes: its own architecture; one that is deeper, with a stem block
 more, or with attention in more blocks; with wider inner layers, more attention channels or a larger first head width;
 with larger kernels; with dense convolutions instead of grouped ones. A wider stage does so only where no GroupNorm sees
-it (no MLP there). A block of another kind (fused or not) and the way back of an attention that reduces or upsamples
-differently start anew, silently.
+it (no MLP there). A block of another kind (fused or not) and the projection of an attention that reduces or upsamples
+differently start anew, adding nothing at first.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ from .channels import (
 
 @dataclass(frozen=True)
 class Source:
-    """A network to inherit from, and twelve hexadecimal digits of its file's SHA-256."""
+    """A network to inherit from.
+
+    Attributes:
+        identity: twelve hexadecimal digits of its file's SHA-256.
+    """
 
     model: LowFormer
     identity: str
@@ -57,7 +61,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Inherited:
-    """Where a network's parameters come from.
+    """Counts where a network's parameters come from.
 
     Attributes:
         whole, sliced, padded, fresh: its tensors that are one of the source, a part of one, that have other numbers
@@ -151,7 +155,7 @@ def inherit(model: LowFormer, source: Source) -> Inherited:
 
 
 def _streams(new: LowFormerConfig, old: LowFormerConfig, readers: Sequence[Reading | None]) -> list[Tensor]:
-    """Which channels of the source the stem's map and the four stages' maps keep.
+    """Tells which channels of the source the stem's map and the four stages' maps keep.
 
     Args:
         readers: the layers of the source that read them: four downsamplers, then the head's first layer.
@@ -200,7 +204,7 @@ class _Inheritance:
         self.copied[id(target)] = take(target, source, indices, out), source.numel()
 
     def norm(self, target: nn.Module, source: nn.Module, channels: Tensor) -> None:
-        """Scale and shift of a normalization, and BatchNorm's statistics."""
+        """Copies scale and shift of a normalization, and BatchNorm's statistics."""
         for name in ("weight", "bias"):
             self.parameter(getattr(target, name), getattr(source, name), channels)
         if isinstance(target, nn.BatchNorm2d):
@@ -208,12 +212,12 @@ class _Inheritance:
                 take(getattr(target, name), getattr(source, name), [channels])
 
     def bias(self, target: nn.Conv2d, source: nn.Conv2d, out: Tensor) -> None:
-        """Having none is having zeros."""
+        """Copies the bias; a source without one counts as one of zeros."""
         if target.bias is not None:
             self.parameter(target.bias, torch.zeros(len(source.weight)) if source.bias is None else source.bias, out)
 
     def conv(self, target: nn.Conv2d, source: nn.Conv2d, into: Tensor, out: Tensor) -> None:
-        """A convolution; one in groups counts as a dense one with zeros."""
+        """Copies a convolution; one in groups counts as a dense one with zeros."""
         taps = kernel_taps(target, source)
         indices = (out, into, taps, taps)
         if target.groups == source.groups == 1:
@@ -241,7 +245,7 @@ class _Inheritance:
                 take(target.norm.running_mean, mean - source.conv.bias, [out])  # type: ignore[arg-type]
 
     def blocks(self, targets: Sequence[nn.Module], sources: Sequence[nn.Module], into: Tensor, out: Tensor) -> None:
-        """Blocks that follow each other, the last one paired with the last one."""
+        """Copies blocks that follow each other, paired from the last one on."""
         for target, source in zip(reversed(targets), reversed(sources), strict=False):
             self.local(_local(target), _local(source), into, out)
             if isinstance(target, LowFormerBlock) and isinstance(source, LowFormerBlock):
@@ -249,7 +253,7 @@ class _Inheritance:
                 self.mlp(target.mlp, source.mlp, out)
 
     def local(self, target: nn.Module, source: nn.Module, into: Tensor, out: Tensor) -> None:
-        """A local block of the same kind (fused or not)."""
+        """Copies a local block, if both are of the same kind (fused or not)."""
         if type(target) is not type(source):
             return
         first, old_first = _expanding(target), _expanding(source)
@@ -263,7 +267,7 @@ class _Inheritance:
         self.conv_layer(last, old_last, inner, out)
 
     def attention(self, target: nn.Module, source: nn.Module, channels: Tensor) -> None:
-        """Lowtention; its way back only if it reduces and upsamples in the same way."""
+        """Copies an attention; its projection back to the map only if it reduces and upsamples in the same way."""
         if not isinstance(target, Residual) or not isinstance(source, Residual):
             return
         if isinstance(target.main, nn.Sequential) and isinstance(source.main, nn.Sequential):
@@ -296,9 +300,10 @@ class _Inheritance:
             self.parameter(new.upsampling.bias, old.upsampling.bias, channels)
 
     def head(self, targets: Sequence[nn.Module], sources: Sequence[nn.Module], channels: Tensor) -> None:
-        """Layers of which each reads what the one before it gives; those of the output are inherited if as many.
+        """Copies a head's layers, of which each reads what the one before it gives.
 
-        It ends at the first layer that does not correspond, and at one that reads something else.
+        The last layer is copied if it has as many outputs. Copying ends at the first layer of another kind, and at one
+        that reads something else.
         """
         into = channels
         readers = [layer for layer in sources if isinstance(layer, Reading)]

@@ -41,7 +41,7 @@ from .trainer import (
 )
 
 KEPT_DATA_SETS = 8
-"""Data sets that a process keeps: one for each resolution that a run's candidates usually have, and some more."""
+"""Data sets that a process keeps in memory, for its next candidates; each resolution has its own."""
 LONGEST_REASON = 300  # characters of an exception's text
 
 logger = logging.getLogger("lownas.evaluators")

@@ -13,7 +13,7 @@ of 32 pixels these are 2; He et al. (arXiv 1512.03385, section 4.2) shift CIFAR'
 
 @runtime_checkable
 class DataSource(Protocol):
-    """A place that labelled images come from.
+    """A place that labelled images come from, as yet neither decoded nor resized.
 
     To write another one, derive a class from this one (it brings the defaults below) with a `spec` and a method `read`,
     and hand an object of it wherever data are asked for: `load_data(MySource(), 32)`. To have it found by name too
@@ -44,8 +44,8 @@ class DataSource(Protocol):
     def made_to_order(self) -> bool:
         """Whether `read` gives just the images that are asked for, in their number and resolution, as bytes in RGB.
 
-        Such images are taken as they are; both parts must be given. There is no end to them, so none is used twice as
-        often as a network can learn from.
+        Such images are taken as they are, without decoding, resizing or splitting, so both parts must be given. How
+        many are trained on is then limited by time alone.
         """
         return False
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lownas.evaluators")
 
-GRAPH_WARM_UP_RUNS = 3  # before a CUDA graph is captured, as torch's documentation of CUDA graphs advises
+GRAPH_WARM_UP_RUNS = 3  # before a CUDA graph is captured, as in the example of torch's documentation
 
 
 class TorchEager:
