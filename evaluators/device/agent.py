@@ -87,7 +87,7 @@ class Job(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """Times in ms, in order; see `measurement.LatencyMeasurement`."""
+    """Times in ms, in order; see `latency_record.LatencyMeasurement`."""
 
     times_ms: list[float]
     cpu_times_ms: list[float]

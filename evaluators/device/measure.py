@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ...search_space import LowFormerConfig, OpGraph
 from . import runtimes
-from .measurement import LatencyMeasurement, Setting
+from .latency_record import LatencyMeasurement, Setting
 from .runtimes import Network
 from .runtimes.onnxruntime import OnnxRuntime
 from .runtimes.torch_eager import TorchEager

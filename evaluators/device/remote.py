@@ -31,8 +31,8 @@ import numpy as np
 from ...search_space import LowFormerConfig, OpGraph, op_graph
 from . import agent
 from .agent import Job, Node, Timed
+from .latency_record import LatencyMeasurement, Setting, latency_measurement
 from .measure import measure_for_calibration
-from .measurement import LatencyMeasurement, Setting, latency_measurement
 from .runtimes import Network
 from .runtimes.onnxruntime import (
     CPU_PROVIDER,

@@ -21,7 +21,7 @@ class Formula(DataSource):
     """Rendered fractals (`formula`, `formula:CLASSES`), as many as are asked for, each drawn from the seed.
 
     Attributes:
-        classes: how many kinds of fractals; None leaves that to the request, and `FORMULA_CLASSES` to nobody.
+        classes: how many kinds of fractals; None leaves that to the request (`FORMULA_CLASSES` if it does not say).
     """
 
     classes: int | None = None
@@ -37,7 +37,9 @@ class Formula(DataSource):
     def named(cls, argument: str | None = None) -> Formula:
         """The source for what stands after the colon of a specification."""
         if argument is not None and not argument.isdecimal():
-            raise ValueError(f"unknown data {f'formula:{argument}'!r}: formula:CLASSES takes 2 to 10000 classes")
+            raise ValueError(
+                f"unknown data {f'formula:{argument}'!r}: formula:CLASSES takes 2 to {MOST_CLASSES} classes"
+            )
         return cls(None if argument is None else int(argument))
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ....search_space import LowFormerConfig, OpGraph
-from ..measurement import LatencyMeasurement, Setting
+from ..latency_record import LatencyMeasurement, Setting
 
 Network = LowFormerConfig | OpGraph | str | Path
 """What can be timed: a configuration, its operator graph, or the path of an ONNX file."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from ....search_space import LowFormerConfig
 from ..agent import Job, load_onnxruntime, time_model
-from ..measurement import LatencyMeasurement, Setting, latency_measurement
+from ..latency_record import LatencyMeasurement, Setting, latency_measurement
 from .base import Network, check_batch
 
 if TYPE_CHECKING:

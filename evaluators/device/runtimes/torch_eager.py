@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ....search_space import LowFormerConfig
 from ..agent import alone, time_runs
-from ..measurement import LatencyMeasurement, Setting, latency_measurement
+from ..latency_record import LatencyMeasurement, Setting, latency_measurement
 from .base import Network, check_batch
 
 if TYPE_CHECKING:

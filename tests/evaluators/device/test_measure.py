@@ -6,10 +6,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lownas.evaluators.device import agent, measurement
+from lownas.evaluators.device import agent, latency_record
 from lownas.evaluators.device.agent import Timed
+from lownas.evaluators.device.latency_record import LatencyMeasurement
 from lownas.evaluators.device.measure import measure_for_calibration, measure_latency, measure_torch
-from lownas.evaluators.device.measurement import LatencyMeasurement
 from lownas.evaluators.device.runtimes.onnxruntime import onnx_source
 from lownas.predictors import Target
 from lownas.predictors.latency.fusion import fuse
@@ -96,9 +96,9 @@ def test_time_limit_bounds_the_work():
 def test_noise_drift_and_busy_machine_are_said():
     timed = Timed([1.0] * 10 + [1.5] * 10 + [2.0] * 10, [], 5, 1.5)
     with pytest.warns(UserWarning, match="net.onnx: noisy"):
-        notes = measurement._doubts(timed, "net.onnx")
+        notes = latency_record._doubts(timed, "net.onnx")
     assert [note.split(":")[0] for note in notes] == ["noisy", "drift", "busy machine"]
-    assert measurement._doubts(Timed([1.0] * 30, [], 5, 0.0), "net.onnx") == ()
+    assert latency_record._doubts(Timed([1.0] * 30, [], 5, 0.0), "net.onnx") == ()
     assert LatencyMeasurement(str(CPU), "x", (1.0,), notes=notes).noisy
 
 

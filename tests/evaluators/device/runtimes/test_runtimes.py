@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from lownas.evaluators.device.latency_record import LatencyMeasurement
 from lownas.evaluators.device.measure import check_measurable, measure_for_calibration, measure_latency, measure_torch
-from lownas.evaluators.device.measurement import LatencyMeasurement
 from lownas.evaluators.device.runtimes import register_runtime, runtime, runtime_names
 from lownas.search_space import PRESETS
 

@@ -60,7 +60,7 @@ class LatencyMeasurement:
         busy_cores: cores that other processes kept busy meanwhile.
         notes: what makes the times doubtful, one line each.
         kernel_ms: where the runtime tells, ms per kernel, named "ROW:op", "ROW:reorder_in" or "ROW:reorder_out" after
-            the rows of the operator graph (`predictors.fusion.Kernels.keys`).
+            the rows of the operator graph (`predictors.latency.kernels.Kernels.keys`).
     """
 
     target: str
