@@ -1,3 +1,26 @@
-"""lownas: hardware-aware neural architecture search over a parameterized LowFormer space."""
+"""lownas: hardware-aware neural architecture search over a parameterized LowFormer space.
+
+`from lownas.search import search`; `from lownas import resume, calibrate, measure, predict`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .search import calibrate, measure, predict, resume
 
 __version__ = "0.1.0"
+__all__ = ["calibrate", "measure", "predict", "resume"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(".search", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

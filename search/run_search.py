@@ -1,173 +1,181 @@
-"""The search itself: one driver that talks to the Optuna study, and a pool that evaluates what it proposes.
+"""One search from top to bottom, given its settings and parts. `api` finds the parts by their names.
 
-Which candidate comes next depends on the settings, the trial's number and the results so far, and on nothing else; so a
-run that was interrupted goes on as if it had not been.
+Candidates within the budget are found by evolution; where the device is at hand a few are measured first; the trainings
+are planned; trials run; the best are measured, and the answer is chosen. Everything is left in the run folder.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
+from ..evaluators.data.sources import Data
+from ..evaluators.tasks import Task
 from ..predictors.accuracy.prior import AccuracyPrior
-from ..search_space.config import LowFormerConfig
 from ..search_space.presets import PRESETS
 from ..search_space.space import SearchSpace
-from .latency.correction import Corrected
-from .latency.limits import Burden, Limits
-from .latency.measurements import Measure, Rounds
-from .loop import Driver, Progress, Reporter
-from .results.answer import conclude
-from .results.outcome import Predictor, SearchOutcome
-from .settings import SearchSettings
-from .strategies.base import evenly, stream, typical
-from .strategies.feasible import (
-    BAND,
+from .feasible_pool import (
     Excluded,
-    Front,
-    Score,
+    FeasiblePool,
+    FeasibleSet,
+    NothingFits,
     check_budget,
-    evolve_front,
+    evolve,
     fastest,
     feasible_share,
-    most_varied,
     slowest,
 )
-from .training.pools import Evaluate
-from .training.proxy_task import plan_proxy, second_seeds, train_candidate, training_budget_s, trainings
+from .latency.correction import Predictor
+from .latency.limits import BudgetUse, Limits
+from .latency.measurements import Measure
+from .latency.tracker import ANCHORS, LatencyTracker
+from .loop import Callback, Training, TrialLoop
+from .objectives import Objective, make_objective
+from .objectives.run_surrogate import RunSurrogate
+from .randomness import stream
+from .results.answer import conclude
+from .results.search_result import SearchResult
+from .settings import SearchSettings
+from .strategies import SearchState, Strategy, make_strategy
+from .strategies.rungs import Rungs
+from .strategies.schedule import Schedule, second_seeds, typical_candidates, whole_trainings
+from .training.proxy import Plan, PlanRequest, plan_proxy, train_candidate, training_budget_s
+from .training.task import Evaluate
 from .trials.database import check_storage
-from .trials.history import study_name
+from .trials.history import History
+from .trials.optuna_study import OptunaStudy, study_name
+from .trials.recorder import TrialRecorder
 from .trials.run_folder import RunFolder, write_text
+from .trials.status import Progress, Reporter
 
-ANCHORS, ANCHOR_ROUNDS = 3, 3  # what is measured before anything trains, where the device is at hand, and how often
-SLACK = 1.25  # so much slower than predicted a device may be before a front without a budget loses its slow end
 OVERHEAD_S = 45.0  # proposing, timing the proxy, starting workers, exporting
-
-logger = logging.getLogger("lownas.search")
-
-Plan = Callable[[SearchSettings, Sequence[LowFormerConfig]], Mapping[str, Any]]
+# The budget of a front without one is by so much above the slowest candidate: by what rounding may take away, or where
+# measurements may show that the device is slower than predicted, by what that may be.
+ROUNDING = 1.005
+SLOWER_DEVICE = 1.25
 
 
 @dataclass(frozen=True)
-class DryRun:
-    """What a search would do: points of the space, share of random samples within the budget, fastest and slowest model
-    (latency quantile in ms), trainings, and expected seconds."""
+class Parts:
+    """What a search works with, beside its settings.
 
-    size: int
-    feasible_share: float
-    fastest_ms: float
-    slowest_ms: float
-    trainings: float
-    expected_s: float
-
-
-def search(
-    settings: SearchSettings,
-    *,
-    predictor: Predictor,
-    space: SearchSpace,
-    resume: bool = False,
-    evaluate: Evaluate = train_candidate,
-    plan: Plan = plan_proxy,
-    prior: AccuracyPrior | None = None,
-    also: Mapping[str, Predictor] | None = None,
-    measure: Measure | None = None,
-    rest_s: float = 0.0,
-    progress: Progress | None = None,
-    about: Mapping[str, Any] | None = None,
-) -> SearchOutcome:
-    """Searches, leaving everything in the run folder.
-
-    Args:
-        predictor: of the target.
+    Attributes:
+        predictor: of the target's latency.
         space: of the candidates, `settings.resolution` already applied.
-        resume: go on with the run in `settings.run`; its proxy plan is kept.
-        evaluate: trains a candidate: a task (see `Driver`) to a mapping with "accuracy" (0 to 1), and optionally
-            "loss" (on the same images, nats), "history" and "seconds". Default: proxy training.
-        plan: chooses the proxy training once per run, given a few candidates from small to large: JSON values, kept in
-            run.json and handed to every task; a "data_card" among them goes to data_card.json. Default: the proxy's.
         also: predictors of the further targets, by full name.
+        strategy: who proposes candidates; by the settings if None.
+        objective: what is maximized; by the settings if None.
+        data: what is trained on; by the settings if None.
+        task: what the network is to do; by the settings if None.
+        prior: of ImageNet top-1.
+        evaluate: judges a candidate, see `training.task`; proxy training by default.
+        plan: chooses the proxy training once per run.
         measure: measures the latency of a network, where the target is at hand: before, during and after the trainings.
         rest_s: seconds between two measurements of a network; a machine's speed drifts over some seconds.
+        callback: sees each trial when it ends, and can end the search by giving True.
+        progress: is told how far the search is.
         about: further facts for run.json, as JSON values (the predictor's provenance, say). "init_from" identifies the
             weights that are inherited; a resumed run must have the same.
+    """
+
+    predictor: Predictor
+    space: SearchSpace
+    also: Mapping[str, Predictor] | None = None
+    strategy: Strategy | None = None
+    objective: type[Objective] | None = None
+    data: Data | None = None
+    task: str | Task | None = None
+    prior: AccuracyPrior | None = None
+    evaluate: Evaluate = train_candidate
+    plan: Plan = plan_proxy
+    measure: Measure | None = None
+    rest_s: float = 0.0
+    callback: Callback | None = None
+    progress: Progress | None = None
+    about: Mapping[str, Any] | None = None
+
+
+def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) -> SearchResult:
+    """Searches, leaving everything in the run folder.
+
+    With `resume` it goes on with the run in `settings.run`, whose plan of the trainings is kept.
 
     Raises:
-        ValueError: the request is wrong: a budget below the fastest model, a run that exists or has another driver.
+        ValueError: the request is wrong: a budget below the fastest model (NothingFits), a run that exists or that
+            another process works on.
         OSError: the run folder cannot be written.
         RuntimeError: every candidate failed.
     """
     started = time.monotonic()
     check_storage(settings.storage)
+    objective, strategy, rungs = chosen(settings, parts)
     with RunFolder.open(settings.run, resume=resume) as run:
         if resume:
-            settings.check_resumable_from(run.settings)
-            check_space(space, run.about)
-            inherited = (about or {}).get("init_from")
-            if inherited != run.about.get("init_from", inherited):
-                raise ValueError(f"cannot resume: {settings.init_from} is not the checkpoint that the run started with")
-        report = Reporter(progress, settings.trials + second_seeds(settings), started)
+            _check_resumable(settings, parts, run)
+        expected = settings.trials + second_seeds(rungs, settings.trials, settings.repeats)
+        report = Reporter(parts.progress, expected, started)
         report("propose")
-        began = "resumed" if resume else "started"
-        logger.info("%s: %s within %g ms", began, settings.target, settings.latency_budget_ms)
-        limits = Limits(settings, also)
-        burden = limits.with_latency(predictor)
-        check_budget(
-            space,
-            burden,
-            settings.latency_budget_ms,
-            stream(settings, "fastest"),
-            confidence=settings.confidence,
-            limits=str(limits),
+        run.log.info(
+            "%s: %s within %g ms", "resumed" if resume else "started", settings.target, settings.latency_budget_ms
         )
-        prior = prior or AccuracyPrior()
-        corrected = Corrected(predictor)
-        burden = limits.with_latency(corrected)
-        evolve = partial(_evolve, settings, space, burden, prior.imagenet_top1, prior.beyond)
-        rounds = Rounds(run, settings.target, measure, rest_s)
-        for config, latency_ms in rounds.known():
-            corrected.learn(config, latency_ms)
-        fits = True
-        try:
-            front = evolve()
-        except ValueError:
-            if not (resume and corrected.measured):
-                raise
-            # What was measured says so; what was trained is concluded all the same.
-            fits, front = False, _evolve(settings, space, limits.with_latency(predictor), prior.imagenet_top1)
-        if not resume and rounds.possible:
+        limits = Limits(settings, parts.also)
+        latency = LatencyTracker(settings, run, parts.predictor, limits, parts.measure, parts.rest_s)
+        latency.check_budget(parts.space)
+        latency.learn_known()
+        pool = _pool(settings, parts.space, objective, latency, resume=resume)
+        if not resume and latency.measurements.possible:
             report("measure")
-            front = _anchored(settings, space, front, rounds, corrected, evolve)
-        logger.info("scored %d configurations, %d of them feasible and distinct", front.scored, len(front.configs))
-        if resume:
-            proxy = run.about.get("proxy", {})
-        else:
+            _measure_anchors(settings, objective, pool, latency)
+        found = pool.found
+        run.log.info("scored %d configurations, %d of them feasible and distinct", found.scored, len(found.configs))
+        if not resume:
             report("plan")
-            proxy = dict(plan(settings, typical(front, settings.trials, front_wanted=settings.pareto)))
-            if (card := proxy.pop("data_card", None)) is not None:
-                write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
-            run.write_about(
-                settings,
-                proxy=proxy,
-                scored=front.scored,
-                study=study_name(settings, run),
-                space=_content(space),
-                **(about or {}),
-            )
-        driver = Driver(settings, run, space, corrected, limits, prior, evolve, front, rounds, report, started)
-        driver.proposer.nothing_fits = not fits
-        driver.journal.reconcile()
-        interrupted = driver.train(evaluate, proxy)
-        outcome = conclude(driver, interrupted=interrupted)
-        report("done", driver.journal.results.values())
-        return outcome
+            _plan(settings, parts, objective, rungs, found, run)
+        state, recorder = _state(settings, run, objective, pool, rungs)
+        schedule = Schedule(strategy, state, settings.repeats)
+        loop = TrialLoop(settings, run, recorder, schedule, rungs, latency, report, started, parts.callback)
+        recorder.reconcile()
+        proxy = run.about.get("proxy", {})
+        data, task = _data(settings, parts, objective), _task(settings, parts)
+        stopped = loop.train(Training(parts.evaluate, proxy, data, task))
+        result = conclude(
+            settings, run, state, latency, report, started, interrupted=stopped, measure=not loop.cut_short
+        )
+        report("done", recorder.history.results.values())
+        return result
+
+
+def chosen(settings: SearchSettings, parts: Parts) -> tuple[Objective, Strategy, Rungs]:
+    """What is maximized, who proposes and how often candidates are compared, as the settings and parts say.
+
+    Raises ValueError for unknown names, or a strategy that cannot work towards the objective.
+    """
+    on_data = settings.data is not None
+    wanted, prior = parts.objective or settings.objective, parts.prior or AccuracyPrior()
+    objective = make_objective(wanted, on_data=on_data, front=settings.pareto, prior=prior)
+    strategy = make_strategy(parts.strategy or settings.strategy or objective.default_strategy)
+    strategy.check(objective)
+    return objective, strategy, Rungs(settings.rungs or objective.default_rungs, least=settings.finalists)
+
+
+def _data(settings: SearchSettings, parts: Parts, objective: Objective) -> Data:
+    return parts.data if parts.data is not None else settings.data or objective.stand_in_data
+
+
+def _task(settings: SearchSettings, parts: Parts) -> str | Task:
+    return parts.task if parts.task is not None else settings.task
+
+
+def _check_resumable(settings: SearchSettings, parts: Parts, run: RunFolder) -> None:
+    settings.check_resumable_from(run.settings)
+    check_space(parts.space, run.about)
+    inherited = (parts.about or {}).get("init_from")
+    if inherited != run.about.get("init_from", inherited):
+        raise ValueError(f"cannot resume: {settings.init_from} is not the checkpoint that the run started with")
 
 
 def check_space(space: SearchSpace, about: Mapping[str, Any]) -> None:
@@ -180,86 +188,144 @@ def _content(space: SearchSpace) -> dict[str, Any]:
     return space.choices.model_dump(mode="json")
 
 
-def _evolve(
-    settings: SearchSettings, space: SearchSpace, burden: Burden, score: Score, excluded: Excluded | None = None
-) -> Front:
-    """What evolution finds by the prior, within the budget as the predictor sees it now."""
-    return evolve_front(
-        space,
-        burden,
-        score,
-        settings.latency_budget_ms,
-        stream(settings, "front"),
-        confidence=settings.confidence,
-        evaluations=settings.evaluations,
-        seeds=[preset for preset in PRESETS.values() if preset in space],
-        excluded=excluded,
+def _pool(
+    settings: SearchSettings, space: SearchSpace, objective: Objective, latency: LatencyTracker, *, resume: bool
+) -> FeasiblePool:
+    """Finds the candidates within the budget.
+
+    Where measurements of a resumed run say that nothing fits any more, what was trained is concluded all the same.
+    """
+
+    def find(use: BudgetUse, excluded: Excluded | None = None) -> FeasibleSet:
+        return evolve(
+            space,
+            use,
+            objective.before_training,
+            settings.latency_budget_ms,
+            stream(settings.seed, "front"),
+            confidence=settings.confidence,
+            evaluations=settings.evaluations,
+            seeds=[preset for preset in PRESETS.values() if preset in space],
+            excluded=excluded,
+        )
+
+    again = partial(find, latency.budget_use, objective.excluded)
+    fits = True
+    try:
+        found = again()
+    except NothingFits:
+        if not (resume and latency.predictor.measured):
+            raise
+        fits, found = False, find(latency.uncorrected_use)
+    pool = FeasiblePool(space, latency.budget_use, settings.latency_budget_ms, settings.confidence, again, found)
+    pool.nothing_fits = not fits
+    return pool
+
+
+def _measure_anchors(
+    settings: SearchSettings, objective: Objective, pool: FeasiblePool, latency: LatencyTracker
+) -> None:
+    """Measures a few of the best before anything is trained, and finds the candidates again by what that tells."""
+    if not latency.measure_anchors(objective.goal.anchors(pool.found, pool, ANCHORS)):
+        return
+    pool.renew()
+    if pool.nothing_fits:
+        raise NothingFits(
+            f"nothing fits {settings.latency_budget_ms:g} ms: networks measured now took "
+            f"{latency.predictor.factor:.3g} times as long as the predictor says; calibrate it again, or see that the "
+            "device is at rest"
+        )
+
+
+def _plan(
+    settings: SearchSettings, parts: Parts, objective: Objective, rungs: Rungs, found: FeasibleSet, run: RunFolder
+) -> None:
+    """Plans the trainings, and writes run.json."""
+    request = PlanRequest(
+        settings,
+        typical_candidates(found, settings.trials, objective.goal),
+        whole_trainings(rungs, settings.trials, settings.repeats),
+        _data(settings, parts, objective),
+        _task(settings, parts),
+    )
+    proxy = dict(parts.plan(request))
+    if (card := proxy.pop("data_card", None)) is not None:
+        write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
+    run.write_about(
+        settings,
+        proxy=proxy,
+        scored=found.scored,
+        study=study_name(settings.storage, run.path),
+        space=_content(parts.space),
+        **(parts.about or {}),
     )
 
 
-def _anchors(settings: SearchSettings, space: SearchSpace, front: Front) -> list[LowFormerConfig]:
-    """Different ones of the best near the budget, or along the front."""
-    if settings.pareto:
-        spread = [front.best_within(evenly(position), ()) for position in range(ANCHORS)]
-        chosen = {config.id: config for config in spread if config is not None}
-        return list(chosen.values())
-    near = np.flatnonzero(front.quantile_ms >= BAND * settings.latency_budget_ms)
-    near = near if len(near) >= ANCHORS else np.arange(len(front.configs))
-    best = [front.configs[i] for i in near[np.argsort(-front.score[near], kind="stable")[:64]]]
-    anchors: list[LowFormerConfig] = []
-    while len(anchors) < min(ANCHORS, len(best)):
-        anchors.append(most_varied(space, [config for config in best if config not in anchors], anchors))
-    return anchors
+def _state(
+    settings: SearchSettings, run: RunFolder, objective: Objective, pool: FeasiblePool, rungs: Rungs
+) -> tuple[SearchState, TrialRecorder]:
+    """What strategies decide by, empty as yet, and who fills it."""
+    history = History()
+    url = settings.storage or f"sqlite:///{(run.path / 'study.db').resolve()}"
+    name = str(run.about.get("study", "lownas"))
+    study = OptunaStudy(url, name, pool.space, objective.goal.directions, settings.seed)
+    recorder = TrialRecorder(run, study, history, settings.latency_budget_ms, objective.goal.told)
+    surrogate = RunSurrogate(pool.space, history, rungs.count)
+    state = SearchState(history, pool, objective, surrogate, rungs.count, settings.trials, settings.seed)
+    return state, recorder
 
 
-def _anchored(
-    settings: SearchSettings,
-    space: SearchSpace,
-    front: Front,
-    rounds: Rounds,
-    corrected: Corrected,
-    evolve: Callable[[], Front],
-) -> Front:
-    """The front again, after a few of its best were measured before anything trains, and the predictor learnt."""
-    for config in rounds.take(_anchors(settings, space, front), ANCHOR_ROUNDS, "anchor"):
-        corrected.learn(config, float(np.median(rounds.medians_ms(config))))
-    logger.info("%d networks measured: predictions are taken %.3f times", corrected.measured, corrected.factor)
-    if not corrected.measured:
-        return front
-    try:
-        return evolve()
-    except ValueError:
-        raise ValueError(
-            f"nothing fits {settings.latency_budget_ms:g} ms: networks measured now took {corrected.factor:.3g} times "
-            "as long as the predictor says; calibrate it again, or see that the device is at rest"
-        ) from None
+# --- without searching
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a search would do.
+
+    Attributes:
+        size: points of the space.
+        feasible_share: share of random samples within the budget.
+        fastest_ms, slowest_ms: latency quantiles of the fastest and the slowest model.
+        trainings: what it costs, in whole trainings.
+        expected_s: how long it takes.
+    """
+
+    size: int
+    feasible_share: float
+    fastest_ms: float
+    slowest_ms: float
+    trainings: float
+    expected_s: float
+
+
+def dry_run(settings: SearchSettings, parts: Parts) -> DryRun:
+    """Says what a search would do, without training or writing anything.
+
+    Raises NothingFits if not even one model is within the budget.
+    """
+    rng = stream(settings.seed, "dry run")
+    space, predictor, confidence = parts.space, parts.predictor, settings.confidence
+    limits = Limits(settings, parts.also)
+    use = BudgetUse(predictor, limits, settings.latency_budget_ms)
+    check_budget(space, use, settings.latency_budget_ms, rng, confidence=confidence, limits=str(limits))
+    _, _, rungs = chosen(settings, parts)
+    return DryRun(
+        size=space.size,
+        feasible_share=feasible_share(space, use, settings.latency_budget_ms, rng, confidence=confidence),
+        fastest_ms=fastest(space, predictor, rng, confidence=confidence)[1],
+        slowest_ms=slowest(space, predictor, rng, confidence=confidence)[1],
+        trainings=whole_trainings(rungs, settings.trials, settings.repeats),
+        expected_s=OVERHEAD_S + training_budget_s(settings),
+    )
 
 
 def whole_range_ms(
-    settings: SearchSettings, *, predictor: Predictor, space: SearchSpace, measurable: bool = False
+    settings: SearchSettings, predictor: Predictor, space: SearchSpace, *, measurable: bool = False
 ) -> float:
     """The latency budget that leaves out nothing in the space: for a front without one.
 
-    Args:
-        measurable: the device is at hand, where measurements may show that it is slower than predicted.
+    `measurable` says that the device is at hand, where measurements may show that it is slower than predicted.
     """
-    _, slowest_ms = slowest(space, predictor, stream(settings, "slowest"), confidence=settings.confidence)
-    return float(f"{(SLACK if measurable else 1.005) * slowest_ms:.3g}")
-
-
-def dry_run(
-    settings: SearchSettings, *, predictor: Predictor, space: SearchSpace, also: Mapping[str, Predictor] | None = None
-) -> DryRun:
-    """What `search` would do, without training or writing anything. Raises ValueError if not even one model fits."""
-    rng = stream(settings, "dry run")
-    limits = Limits(settings, also)
-    burden = limits.with_latency(predictor)
-    check_budget(space, burden, settings.latency_budget_ms, rng, confidence=settings.confidence, limits=str(limits))
-    return DryRun(
-        size=space.size,
-        feasible_share=feasible_share(space, burden, settings.latency_budget_ms, rng, confidence=settings.confidence),
-        fastest_ms=fastest(space, predictor, rng, confidence=settings.confidence)[1],
-        slowest_ms=slowest(space, predictor, rng, confidence=settings.confidence)[1],
-        trainings=trainings(settings),
-        expected_s=OVERHEAD_S + training_budget_s(settings),
-    )
+    rng = stream(settings.seed, "slowest")
+    _, slowest_ms = slowest(space, predictor, rng, confidence=settings.confidence)
+    return float(f"{(SLOWER_DEVICE if measurable else ROUNDING) * slowest_ms:.3g}")

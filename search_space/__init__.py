@@ -1,27 +1,26 @@
 """Describes architectures: configurations, the published ones, the search space, operator graphs and torch models.
 
-Everything here works without torch, except `build_model`, `load_checkpoint`, `export_state_dict`, `op_graph_from_torch`
-and what they return: those import it on first use. YAML files are read, and ONNX files read and written, by libraries
-that are imported on first use as well.
+Names are resolved on first use. Everything here works without torch, except `build_model`, `load_checkpoint`,
+`export_state_dict`, `op_graph_from_torch` and what they return. YAML files are read, and ONNX files read and written, by
+libraries that are imported on first use as well.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .config import Attention, LowFormerConfig, StageConfig
-from .graph.from_config import op_graph
-from .graph.operators import OpGraph
-from .heads import Head, register_head
-from .presets import PRESETS, PUBLISHED
-from .space import SearchSpace
-
 if TYPE_CHECKING:
     from .checkpoints import export_state_dict, load_checkpoint
+    from .config import Attention, LowFormerConfig, StageConfig
+    from .graph.from_config import op_graph
     from .graph.onnx_reader import op_graph_from_onnx
     from .graph.onnx_writer import write_onnx
+    from .graph.operators import OpGraph
     from .graph.torch_tracer import op_graph_from_torch
+    from .heads import Head, register_head
     from .model import LowFormer, build_model
+    from .presets import PRESETS, PUBLISHED
+    from .space import SearchSpace
 
 __all__ = [
     "PRESETS",
@@ -44,12 +43,22 @@ __all__ = [
 ]
 
 _LATE = {
+    "PRESETS": "presets",
+    "PUBLISHED": "presets",
+    "Attention": "config",
+    "Head": "heads",
     "LowFormer": "model",
+    "LowFormerConfig": "config",
+    "OpGraph": "graph.operators",
+    "SearchSpace": "space",
+    "StageConfig": "config",
     "build_model": "model",
     "export_state_dict": "checkpoints",
     "load_checkpoint": "checkpoints",
+    "op_graph": "graph.from_config",
     "op_graph_from_onnx": "graph.onnx_reader",
     "op_graph_from_torch": "graph.torch_tracer",
+    "register_head": "heads",
     "write_onnx": "graph.onnx_writer",
 }
 

@@ -1,23 +1,41 @@
-"""A latency predictor that learns from what the run itself measures."""
+"""The latency predictor of a run, which is corrected by what the run itself measures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped, unused-ignore]
 
 from ...search_space.config import LowFormerConfig
-from ..results.outcome import Prediction, Predictor
 
 Floats = NDArray[np.float64]
 
-OFFSET_SHARE = 0.5  # of the predictor's log variance, before anything is measured, that all networks have in common
-PRIOR_FREEDOM = 4.0  # so many networks' worth is the prior on what differs from network to network
+OFFSET_SHARE = 0.5  # of the predictor's log variance: what all networks are taken to have in common before measuring
+PRIOR_FREEDOM = 4.0  # measured networks that the prior of the variance between networks is worth
 
 _ONE_SIGMA = 0.8413  # the level of a normal distribution's mean plus one standard deviation
+
+
+class Prediction(Protocol):
+    """What a search needs of a predicted latency."""
+
+    @property
+    def latency_ms(self) -> float: ...
+    @property
+    def low_ms(self) -> float: ...
+    @property
+    def high_ms(self) -> float: ...
+
+
+class Predictor(Protocol):
+    """What a search needs of a latency predictor; `predictors.LatencyPredictor` has it."""
+
+    def predict(self, items: Sequence[LowFormerConfig], /) -> Sequence[Prediction]: ...
+    def quantile_ms(self, configs: Sequence[LowFormerConfig], q: float, /) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -29,13 +47,13 @@ class CorrectedPrediction:
     high_ms: float
 
 
-class Corrected:
-    """A predictor, and what measured networks say of its errors.
+class CorrectedPredictor:
+    """A latency predictor, corrected by the latencies that were measured in this run.
 
     log(measured / predicted) = an offset that all networks share + one of the network. Both are normal, the prior of
     their variances is the predictor's own uncertainty (conjugate, so the predictive distribution is Student's t). What
-    the predictor itself says of one network's uncertainty beside another's stays. With nothing measured it is the
-    predictor.
+    the predictor itself says of one network's uncertainty beside another's stays. With nothing measured it predicts as
+    the predictor does.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -43,13 +61,13 @@ class Corrected:
         self._ratios: dict[str, tuple[float, float]] = {}  # by config id: log ratio, the predictor's log spread
 
     def learn(self, config: LowFormerConfig, latency_ms: float) -> None:
-        """A measured latency; of one network the last counts."""
+        """Takes a measured latency into account; of one network the last counts."""
         median, sigma = (float(self._predictor.quantile_ms([config], q)[0]) for q in (0.5, _ONE_SIGMA))
         self._ratios[config.id] = (float(np.log(latency_ms / median)), float(np.log(sigma / median)))
 
     @property
     def measured(self) -> int:
-        """Networks that were measured."""
+        """How many networks were measured."""
         return len(self._ratios)
 
     @property

@@ -8,19 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...predictors.accuracy.prior import total_macs, total_params
+from ...predictors.costs import total_macs, total_params
 from ...predictors.latency.target import Target
 from ...predictors.memory import peak_memory_bytes
 from ...search_space.config import LowFormerConfig
+from ..feasible_pool import LatencyQuantiles
 from ..settings import SearchSettings
-from ..strategies.feasible import Predictor
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on one cost. `name` and `unit` are for people, `cost` gives (n,) of n configurations."""
+    """A bound on one cost.
+
+    Attributes:
+        name, unit: for people.
+        most: that is allowed.
+        per_unit: how much of the cost one unit is.
+        cost: gives (n,) of n configurations.
+    """
 
     name: str
     most: float
@@ -28,14 +35,15 @@ class Limit:
     per_unit: float
     cost: Callable[[Sequence[LowFormerConfig]], Floats]
 
-    def said(self, cost: float) -> str:
+    def shown(self, cost: float) -> str:
+        """A cost with its unit."""
         return f"{cost / self.per_unit:.4g} {self.unit}"
 
 
 class Limits:
-    """Those of a search; none if nothing was asked for."""
+    """The limits of a search; none if nothing was asked for."""
 
-    def __init__(self, settings: SearchSettings, others: Mapping[str, Predictor] | None = None) -> None:
+    def __init__(self, settings: SearchSettings, others: Mapping[str, LatencyQuantiles] | None = None) -> None:
         """`others` are the predictors of the further targets, by full name.
 
         Raises ValueError if one of them is missing.
@@ -43,14 +51,13 @@ class Limits:
         others = others or {}
         if missing := sorted(set(settings.also) - set(others)):
             raise ValueError(f"no latency predictor for {', '.join(missing)}")
-        self.settings = settings
         target = Target.parse(settings.target) if settings.max_memory_bytes is not None else None
 
         def memory(configs: Sequence[LowFormerConfig]) -> Floats:
             assert target is not None
             return peak_memory_bytes(configs, target.precision, target.batch or 1)
 
-        def latency_of(predictor: Predictor) -> Callable[[Sequence[LowFormerConfig]], Floats]:
+        def latency_of(predictor: LatencyQuantiles) -> Callable[[Sequence[LowFormerConfig]], Floats]:
             return lambda configs: np.asarray(predictor.quantile_ms(configs, settings.confidence), float)
 
         known = [
@@ -68,37 +75,38 @@ class Limits:
         return bool(self.limits)
 
     def __str__(self) -> str:
-        return ", ".join(f"{limit.name} <= {limit.said(limit.most)}" for limit in self.limits)
+        return ", ".join(f"{limit.name} <= {limit.shown(limit.most)}" for limit in self.limits)
 
     def used(self, configs: Sequence[LowFormerConfig]) -> Floats:
-        """(n,) of each candidate's tightest limit the share that it uses; over 1 is too much. 0 without limits."""
+        """(n,) the share that each candidate uses of its tightest limit; over 1 is too much. 0 without limits."""
         shares = [limit.cost(configs) / limit.most for limit in self.limits]
         used: Floats = np.max(shares, axis=0) if shares else np.zeros(len(configs))
         return used
 
     def excess(self, config: LowFormerConfig) -> dict[str, float]:
-        """By name the share by which it exceeds each limit, negative where it is within."""
+        """By name the share by which a candidate exceeds each limit, negative where it is within."""
         return {limit.name: float(limit.cost([config])[0]) / limit.most - 1 for limit in self.limits}
 
     def reason(self, config: LowFormerConfig) -> str:
-        """Which limits it exceeds, in words; empty if none."""
+        """Which limits a candidate exceeds, in words; empty if none."""
         costs = [(limit, float(limit.cost([config])[0])) for limit in self.limits]
-        over = [f"{limit.name} of {limit.said(cost)}" for limit, cost in costs if cost > limit.most]
+        over = [f"{limit.name} of {limit.shown(cost)}" for limit, cost in costs if cost > limit.most]
         return f"{' and '.join(over)}: over the limit ({self})" if over else ""
 
-    def with_latency(self, predictor: Predictor) -> Burden:
-        return Burden(predictor, self)
 
+class BudgetUse:
+    """How much of what is allowed a candidate takes, in ms of the latency budget.
 
-class Burden:
-    """What a candidate takes of what it may take, in ms of the latency budget: the quantile of its latency or, where a
-    limit is tighter, as much as it uses of that. So one number says how near a candidate is to the edge."""
+    That is the quantile of its latency or, where a limit is tighter, the same share of the budget as it uses of that
+    limit. So one number says how near a candidate is to the edge of what is allowed.
+    """
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
-        self._predictor, self._limits = predictor, limits
+    def __init__(self, predictor: LatencyQuantiles, limits: Limits, budget_ms: float) -> None:
+        self._predictor, self._limits, self._budget_ms = predictor, limits, budget_ms
 
     def quantile_ms(self, configs: Sequence[LowFormerConfig], q: float) -> Floats:
+        """(n,) in ms of the budget, at the quantile `q` of the latency."""
         latency = np.asarray(self._predictor.quantile_ms(configs, q), float)
         if not self._limits:
             return latency
-        return np.maximum(latency, self._limits.settings.latency_budget_ms * self._limits.used(configs))
+        return np.maximum(latency, self._budget_ms * self._limits.used(configs))

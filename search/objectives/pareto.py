@@ -1,17 +1,15 @@
-"""Accuracy against latency: fronts, ranks by fronts, and what a candidate is expected to add to one."""
+"""Pareto fronts of accuracy against latency: finding them, ranking by them, and what a candidate would add to one."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr  # type: ignore[import-untyped, unused-ignore]
 
-if TYPE_CHECKING:
-    from ..results.outcome import Candidate
+from ..trials.candidate import Candidate
 
 Floats = NDArray[np.float64]
 
@@ -19,9 +17,9 @@ REFERENCE = 1.1  # the slowest latency that counts, as a share of the budget: so
 
 
 def pareto_front(candidates: Sequence[Candidate], budget_ms: float = np.inf) -> list[Candidate]:
-    """The candidates that no other one beats in objective without being slower, the fastest first.
+    """The candidates within the budget that no other one beats in objective without being slower, the fastest first.
 
-    Only those within the budget: what was measured, or corrected by measurements, may have left it.
+    What was measured, or corrected by measurements, may have left the budget.
     """
     front: list[Candidate] = []
     within = (candidate for candidate in candidates if candidate.quantile_ms <= budget_ms)
@@ -32,7 +30,7 @@ def pareto_front(candidates: Sequence[Candidate], budget_ms: float = np.inf) -> 
 
 
 def order(objectives: Floats) -> NDArray[np.intp]:
-    """Indices of (n, m) objectives, m at most 2, higher is better, the best first.
+    """Sorts (n, m) objectives, m at most 2, higher is better; gives their indices, the best first.
 
     Two objectives rank by Pareto fronts (the candidates that none dominates, then those that only these dominate,
     and so on), within a front by crowding distance, the most isolated first (Deb et al., NSGA-II, 2002). Ties keep the

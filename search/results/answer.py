@@ -4,33 +4,90 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
-from ..latency.finalists import measured_finalists, predicted_answer
-from ..loop import Driver
-from ..objectives.estimates import FIDELITY, Objective
+from ...search_space.space import SearchSpace
+from ..feasible_pool import slowest
+from ..latency.finalists import Conclusion
+from ..latency.tracker import LatencyTracker
+from ..objectives.estimates import Estimates
+from ..objectives.imagenet_prior import MIN_BUDGET_USE
 from ..objectives.pareto import pareto_front
-from ..strategies.base import USED, stream
-from ..strategies.feasible import slowest
-from .outcome import Candidate, SearchOutcome
+from ..randomness import stream
+from ..settings import SearchSettings
+from ..strategies.base import SearchState
+from ..trials.candidate import Candidate
+from ..trials.run_folder import RunFolder
+from ..trials.status import Reporter
+from .search_result import SearchResult
 
 
-def conclude(driver: Driver, *, interrupted: bool) -> SearchOutcome:
-    """Ranks what was trained, measures finalists where possible, and chooses the answer."""
-    settings, results = driver.settings, driver.journal.results
-    objective = driver.proposer.objective()
-    ranked = driver.proposer.ranked(objective)
-    counts = Counter(result.status for result in results.values())
-    if not ranked and counts["failed"] and not interrupted:
-        failed = [result for result in results.values() if result.status == "failed"]
+def conclude(
+    settings: SearchSettings,
+    run: RunFolder,
+    state: SearchState,
+    latency: LatencyTracker,
+    report: Reporter,
+    started: float,
+    *,
+    interrupted: bool,
+    measure: bool,
+) -> SearchResult:
+    """Ranks what was trained, measures finalists where that is possible and wanted, and chooses the answer.
+
+    Raises RuntimeError if all candidates failed.
+    """
+    history, objective = state.history, state.objective
+    estimates = objective.estimates(history, state.surrogate)
+    candidates = _candidates(state, estimates)
+    failed = history.of_status("failed")
+    if not candidates and failed and not interrupted:
         raise RuntimeError(f"all {len(failed)} candidates failed; the first: {failed[0].reason}")
-    seeds = Counter(result.config_id for result in driver.journal.complete() if not result.reason)
-    extrapolated = driver.prior.extrapolates([result.config for result in ranked])
-    candidates = [
+    notes = objective.notes(history, estimates)
+    if failed:
+        reason = Counter(result.reason for result in failed).most_common(1)[0][0]
+        notes.append(f"{len(failed)} trials failed; most often: {reason}")
+    notes += _notes_on_measurements(state, latency)
+    conclusion = None
+    if candidates:
+        if measure and latency.measurements.possible:
+            report("measure", history.results.values())
+        try:
+            conclusion = latency.conclude(candidates, objective.goal, measure=measure)
+        except KeyboardInterrupt:
+            interrupted = True
+            notes.append("Measuring the finalists was interrupted.")
+            conclusion = latency.conclude(candidates, objective.goal, measure=False)
+        notes += _notes_on_answer(conclusion, settings, state, latency)
+    if interrupted:
+        notes.append("The search was stopped before all its trials were done; --resume goes on.")
+    concluded = () if conclusion is None else conclusion.candidates
+    return SearchResult(
+        run=run.path,
+        settings=settings,
+        objective=objective,
+        answer=None if conclusion is None else conclusion.answer,
+        candidates=tuple(sorted(concluded, key=lambda candidate: (-candidate.objective, candidate.trial))),
+        agreement=estimates.agreement,
+        notes=tuple(notes),
+        counts={str(status): count for status, count in history.statuses.items() if count},
+        interrupted=interrupted,
+        seconds=time.monotonic() - started,
+        predictor=latency.given,
+    )
+
+
+def _candidates(state: SearchState, estimates: Estimates) -> list[Candidate]:
+    """The trained candidates with their latencies as predicted when they were tried, the best first."""
+    ranked = state.objective.ranked(state.history, estimates, state.pool)
+    seeds = Counter(result.config_id for result in state.history.complete() if not result.reason)
+    extrapolated = state.objective.prior.extrapolates([result.config for result in ranked])
+    return [
         Candidate(
             trial=result.trial,
             config=result.config,
-            objective=objective.value(result.config_id),
-            accuracy=objective.observed[result.config_id].accuracy,
+            objective=estimates.value(result.config_id),
+            accuracy=estimates.trained[result.config_id].accuracy,
             prior_top1=float(result.prior_top1 or 0.0),
             extrapolated=bool(outside),
             latency_ms=result.latency_ms,
@@ -45,94 +102,49 @@ def conclude(driver: Driver, *, interrupted: bool) -> SearchOutcome:
         )
         for result, outside in zip(ranked, extrapolated, strict=True)
     ]
-    notes = _notes(driver, objective)
-    before, factor = driver.predictor.measured, driver.predictor.factor
-    if before:
+
+
+def _notes_on_measurements(state: SearchState, latency: LatencyTracker) -> list[str]:
+    notes = []
+    if latency.predictor.measured:
         notes.append(
-            f"{before} networks measured during the run corrected the latency predictor: what it says is taken "
-            f"{factor:.3g} times."
+            f"{latency.predictor.measured} networks measured during the run corrected the latency predictor: its "
+            f"predictions are now multiplied by {latency.predictor.factor:.3g}."
         )
-    if driver.proposer.nothing_fits:
+    if state.pool.nothing_fits:
         notes.append("By what was measured then, nothing in the space fits the budget: nothing more was proposed.")
-    answer: Candidate | None = None
-    concluded = False
-    if candidates and driver.rounds.possible and not driver.cut_short:
-        driver.report("measure", results.values())
-        try:
-            candidates, answer, remark = measured_finalists(candidates, driver.rounds, driver.predictor, settings)
-            concluded = True
-        except KeyboardInterrupt:
-            interrupted = True
-            notes.append("Measuring the finalists was interrupted.")
-    if candidates and not concluded:
-        candidates, answer, remark = predicted_answer(candidates, driver.rounds, driver.predictor, settings)
-    if candidates:
-        notes.append(remark)
-    if settings.pareto and (front := pareto_front(candidates, settings.latency_budget_ms)):
+    return notes
+
+
+def _notes_on_answer(
+    conclusion: Conclusion, settings: SearchSettings, state: SearchState, latency: LatencyTracker
+) -> list[str]:
+    notes, answer = [conclusion.note], conclusion.answer
+    goal, budget_ms = state.objective.goal, settings.latency_budget_ms
+    if goal.front and (front := pareto_front(conclusion.candidates, budget_ms)):
         notes.append(
             f"The front has {len(front)} networks, from {front[0].latency_ms:.3g} to {front[-1].latency_ms:.3g} ms"
             + ("; the answer is the most accurate one." if answer == front[-1] else ".")
         )
-    if answer is not None:
-        share = answer.quantile_ms / settings.latency_budget_ms
-        notes.append(
-            f"The answer uses {100 * share:.0f} % of the budget, by the latency quantile held against it "
-            f"(confidence {settings.confidence:g})."
-        )
-        for limit in driver.limits.limits:
-            cost = float(limit.cost([answer.config])[0])
-            notes.append(f"Its {limit.name}: {limit.said(cost)}, at most {limit.said(limit.most)} allowed.")
-        if share < USED and not driver.limits and not settings.pareto:
-            _, largest = slowest(
-                driver.space, driver.predictor, stream(settings, "slowest"), confidence=settings.confidence
-            )
-            if largest <= settings.latency_budget_ms:
-                notes.append(
-                    f"Nothing in the space {driver.space.name!r} exceeds the budget: its slowest model takes "
-                    f"{largest:.3g} ms."
-                )
-        if answer.extrapolated and settings.data is None:
-            notes.append(
-                "The answer lies outside the published models in size or resolution: its prior is extrapolated."
-            )
-    if interrupted:
-        notes.append("The search was stopped before all its trials were done; --resume goes on.")
-    return SearchOutcome(
-        run=driver.run.path,
-        settings=settings,
-        answer=answer,
-        candidates=tuple(sorted(candidates, key=lambda candidate: (-candidate.objective, candidate.trial))),
-        reliability=objective.reliability,
-        notes=tuple(notes),
-        counts={str(status): count for status, count in counts.items()},
-        interrupted=interrupted,
-        seconds=time.monotonic() - driver.started,
+    if answer is None:
+        return notes
+    share = answer.quantile_ms / budget_ms
+    notes.append(
+        f"The answer uses {100 * share:.0f} % of the budget, by the latency quantile held against it "
+        f"(confidence {settings.confidence:g})."
     )
+    for limit in latency.limits.limits:
+        cost = float(limit.cost([answer.config])[0])
+        notes.append(f"Its {limit.name}: {limit.shown(cost)}, at most {limit.shown(limit.most)} allowed.")
+    if share < MIN_BUDGET_USE and not latency.limits and not goal.front:
+        notes += _note_on_slowest(state.pool.space, settings, latency)
+    return notes + state.objective.notes_on_answer(answer)
 
 
-def _notes(driver: Driver, objective: Objective) -> list[str]:
-    settings, results = driver.settings, driver.journal.results
-    if settings.data is not None:
-        notes = ["Accuracies are of short proxy trainings on the data given."]
-        noise = objective.reliability.noise
-        between = f", which between seeds differs by {100 * noise:.2g} points (standard deviation)" if noise else ""
-        if objective.learned:
-            notes.append(
-                "Candidates are ranked by what all trainings together let expect of each, those of similar candidates "
-                f"too, after a longer training, from which larger ones gain more; not by its own short one{between}."
-            )
-            notes.append(
-                "How far this can be trusted, on Fashion-MNIST in the space 'tiny': its Kendall's tau with a training "
-                f"seven times as long is {FIDELITY['estimate']:.2f}, that of the short training's own accuracy "
-                f"{FIDELITY['own']:.2f}, that of MACs {FIDELITY['MACs']:.2f}."
-            )
-        if pruned := sum(result.status == "pruned" for result in results.values()):
-            notes.append(f"Stopped early, at rungs: {pruned} of {pruned + len(objective.observed)} candidates.")
-    else:
-        notes = ["Nothing was trained on your data (--data): accuracy is estimated for ImageNet."]
-        notes.append(objective.reliability.sentence())
-    failed = [result for result in results.values() if result.status == "failed"]
-    if failed:
-        reasons = Counter(result.reason for result in failed).most_common(1)[0]
-        notes.append(f"{len(failed)} trials failed; most often: {reasons[0]}")
-    return notes
+def _note_on_slowest(space: SearchSpace, settings: SearchSettings, latency: LatencyTracker) -> Sequence[str]:
+    """Says so where the budget leaves out nothing."""
+    rng = stream(settings.seed, "slowest")
+    _, slowest_ms = slowest(space, latency.predictor, rng, confidence=settings.confidence)
+    if slowest_ms > settings.latency_budget_ms:
+        return ()
+    return (f"Nothing in the space {space.name!r} exceeds the budget: its slowest model takes {slowest_ms:.3g} ms.",)

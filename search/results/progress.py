@@ -1,18 +1,18 @@
-"""What a person sees of a search: a progress line on stderr, and the table at the end."""
+"""The progress lines that a person sees while a search or a calibration runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from .outcome import Candidate, SearchOutcome, SearchStatus
-from .report import PublishedRow
+from ...predictors.latency.calibration import Progress as CalibrationProgress
+from ..quantities import duration_text
+from ..trials.status import Phase, SearchStatus
 
-_PHASES = {
+_PHASES: Mapping[Phase, str] = {
     "propose": "searching for candidates",
     "plan": "timing the proxy training",
     "train": "training candidates",
@@ -55,60 +55,36 @@ class SearchProgress:
             completed=status.done,
             total=status.total,
             best=best or failed.removeprefix(", "),
-            left=f"about {duration(status.left_s)} left" if status.left_s and status.phase == "train" else "",
+            left=f"about {duration_text(status.left_s)} left" if status.left_s and status.phase == "train" else "",
         )
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says it: "40 s", "3 min", "2.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+class CalibrationBar:
+    """Shows how far a calibration is, if it is to be shown. A context manager; call it with each `Progress`."""
 
+    def __init__(self, console: Console | None = None, *, shown: bool = True) -> None:
+        columns = (TextColumn("measuring"), BarColumn(bar_width=24), MofNCompleteColumn())
+        last = (TextColumn("{task.description}"), TimeElapsedColumn())
+        self._bar = Progress(*columns, *last, console=console or Console(stderr=True))
+        self._task = self._bar.add_task("", total=None)
+        self._shown, self._started = shown, False
 
-def outcome_table(outcome: SearchOutcome, published: Sequence[PublishedRow] = (), *, rows: int = 5) -> Table:
-    """The answer and the next best, or the front; and the published models beside them, the fastest of these first."""
-    on_user_data = outcome.settings.data is not None
-    table = Table(title=outcome.settings.title)
-    table.add_column("model")
-    table.add_column("accuracy %, estimated" if on_user_data else "ImageNet top-1 %, estimated", justify="right")
-    table.add_column("published %", justify="right")
-    table.add_column("latency ms", justify="right")
-    table.add_column("interval", justify="right")
-    table.add_column("", justify="left")
-    table.add_column("params M", justify="right")
-    table.add_column("MACs M", justify="right")
-    shown = [outcome.answer] if outcome.answer else []
-    shown += [candidate for candidate in outcome.candidates if candidate != outcome.answer][: max(rows - len(shown), 0)]
-    if outcome.settings.pareto:
-        shown = outcome.front
-    for candidate in shown:
-        table.add_row(*_cells(candidate, on_user_data), style="bold green" if candidate == outcome.answer else None)
-    if published:
-        table.add_section()
-    for row in published:
-        table.add_row(
-            row.name,
-            "" if on_user_data else f"{row.prior_top1:.1f} (prior)",
-            f"{row.top1:.1f}" if row.top1 is not None else "",
-            f"{row.latency_ms:.3g}",
-            f"{row.low_ms:.3g} to {row.high_ms:.3g}",
-            "predicted",
-            f"{row.params / 1e6:.1f}",
-            f"{row.macs / 1e6:.0f}",
-        )
-    return table
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if not self._started:
+            return
+        if kind is KeyboardInterrupt:
+            self._bar.console.print("what was measured is kept: the same command goes on from there", soft_wrap=True)
+        self._bar.stop()
 
-def _cells(candidate: Candidate, on_user_data: bool) -> list[str]:
-    extrapolated = candidate.extrapolated and not on_user_data
-    return [
-        candidate.config.id,
-        f"{candidate.objective:.1f}{'*' if extrapolated else ''}",
-        "",
-        f"{candidate.latency_ms:.3g}",
-        f"{candidate.low_ms:.3g} to {candidate.high_ms:.3g}",
-        candidate.latency_source,
-        f"{candidate.params / 1e6:.1f}",
-        f"{candidate.macs / 1e6:.0f}",
-    ]
+    def __call__(self, progress: CalibrationProgress) -> None:
+        if not self._shown:
+            return
+        if not self._started:  # not before the request was found to be right
+            self._bar.start()
+            self._started = True
+        self._bar.update(self._task, completed=progress.done, total=progress.samples, description=progress.message)
+        if progress.message.startswith("resumed"):
+            self._bar.console.print(progress.message, highlight=False, soft_wrap=True)

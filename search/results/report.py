@@ -1,92 +1,50 @@
-"""The report of a run: one HTML file that needs nothing else. And the tables that it shares with the terminal."""
+"""The report of a run: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
-from ...predictors.accuracy.prior import AccuracyPrior
-from ...search_space.presets import PRESETS, PUBLISHED
-from ...search_space.graph.from_config import op_graph
+from ..trials.candidate import Candidate
 from ..trials.run_folder import write_text
-from .outcome import Candidate, Predictor, SearchOutcome
+from .published import PublishedRow, published_rows
+from .search_result import SearchResult
 
 
-@dataclass(frozen=True)
-class PublishedRow:
-    """A published model under the same predictor and prior as the candidates.
+def write_report(result: SearchResult, published: Sequence[PublishedRow] | None = None) -> Path:
+    """Writes report.html into the run folder; gives its path.
 
-    Attributes:
-        top1: published ImageNet top-1 in percent at 224 pixels.
-        prior_top1: what the prior expects of it.
-        latency_ms, low_ms, high_ms: predicted for the run's target.
+    It shows the objective against latency, the candidates, and the published models (None: under the run's predictor).
     """
-
-    name: str
-    top1: float | None
-    prior_top1: float
-    latency_ms: float
-    low_ms: float
-    high_ms: float
-    params: int
-    macs: int
-
-
-def published_rows(predictor: Predictor, prior: AccuracyPrior | None = None) -> list[PublishedRow]:
-    """The published models, the fastest first."""
-    prior = prior or AccuracyPrior()
-    names, configs = list(PRESETS), list(PRESETS.values())
-    rows = []
-    for name, config, top1, latency in zip(
-        names, configs, prior.imagenet_top1(configs), predictor.predict(configs), strict=True
-    ):
-        graph = op_graph(config)
-        published = PUBLISHED[name].top1.get(config.resolution) if name in PUBLISHED else None
-        rows.append(
-            PublishedRow(
-                name,
-                published,
-                float(top1),
-                float(latency.latency_ms),
-                float(latency.low_ms),
-                float(latency.high_ms),
-                graph.params,
-                graph.macs,
-            )
-        )
-    return sorted(rows, key=lambda row: row.latency_ms)
-
-
-def write_report(outcome: SearchOutcome, published: Sequence[PublishedRow] = ()) -> None:
-    """Writes report.html into the run folder: objective against latency, the candidates and the published models."""
     import jinja2
+
+    if published is None:
+        published = published_rows(result.predictor, result.objective.prior)
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
     text = environment.from_string(template).render(
-        outcome=outcome,
-        settings=outcome.settings,
-        candidates=outcome.candidates,
-        front={candidate.config.id for candidate in outcome.front},
+        result=result,
+        front={candidate.config.id for candidate in result.front},
         published=published,
-        figure=_figure(outcome, published),
-        on_user_data=outcome.settings.data is not None,
+        figure=_figure(result, published),
     )
-    write_text(outcome.run / "report.html", text)
+    path = result.run / "report.html"
+    write_text(path, text)
+    return path
 
 
-def _figure(outcome: SearchOutcome, published: Sequence[PublishedRow]) -> str:
+def _figure(result: SearchResult, published: Sequence[PublishedRow]) -> str:
     """The scatter plot as HTML, plotly's script included."""
     import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
-    on_user_data = outcome.settings.data is not None
     figure = go.Figure()
     for source in ("predicted", "measured"):
-        shown = [candidate for candidate in outcome.candidates if candidate.latency_source == source]
+        shown = [candidate for candidate in result.candidates if candidate.latency_source == source]
         if shown:
             figure.add_trace(_points(shown, source))
-    front = outcome.front
+    front = result.front
     figure.add_trace(
         go.Scatter(
             x=[candidate.latency_ms for candidate in front],
@@ -96,7 +54,7 @@ def _figure(outcome: SearchOutcome, published: Sequence[PublishedRow]) -> str:
             line={"shape": "hv", "dash": "dot"},
         )
     )
-    if published and not on_user_data:
+    if published and result.objective.is_imagenet_top1:
         figure.add_trace(
             go.Scatter(
                 x=[row.latency_ms for row in published],
@@ -107,21 +65,21 @@ def _figure(outcome: SearchOutcome, published: Sequence[PublishedRow]) -> str:
                 marker={"symbol": "diamond-open"},
             )
         )
-    if outcome.answer is not None:
+    if result.answer is not None:
         figure.add_trace(
             go.Scatter(
-                x=[outcome.answer.latency_ms],
-                y=[outcome.answer.objective],
-                text=[outcome.answer.config.id],
+                x=[result.answer.latency_ms],
+                y=[result.answer.objective],
+                text=[result.answer.config.id],
                 mode="markers",
                 name="answer",
                 marker={"symbol": "star", "size": 16},
             )
         )
-    figure.add_vline(x=outcome.settings.latency_budget_ms, line_dash="dash", annotation_text="budget")
+    figure.add_vline(x=result.settings.latency_budget_ms, line_dash="dash", annotation_text="budget")
     figure.update_layout(
-        xaxis_title=f"latency (ms), {outcome.settings.target}",
-        yaxis_title="proxy accuracy, estimated (%)" if on_user_data else "ImageNet top-1, estimated (%)",
+        xaxis_title=f"latency (ms), {result.settings.target}",
+        yaxis_title=result.objective.axis,
         template="plotly_white",
         height=520,
     )

@@ -1,99 +1,122 @@
-"""Candidates by a sampler of Optuna, to compare with, or where its ways are wanted."""
+"""Optuna's samplers as strategies, to compare with, or where their ways are wanted."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from ...search_space.config import LowFormerConfig
-from ..settings import Strategy
-from ..trials.history import Proposal, directions, values
-from .base import Proposer, stream
-from .feasible import surely_over
+from ..trials.database import quiet_optuna
+from .base import SearchState, Strategy, Suggestion
 
 DRAWS = 64  # until one is within the budget; if none is, the last becomes a trial that is not trained
 MOST_OVER = 20  # such trials for each one asked for; then the search ends
 
 
-def sampler(strategy: Strategy, seed: int) -> optuna.samplers.BaseSampler:
-    """Of a strategy's name. TPE is multivariate, as the choices of a network act together."""
-    if strategy == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
-    if strategy == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
-    if strategy == "gp":
-        return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
-    return optuna.samplers.RandomSampler(seed=seed)
+class OptunaSampler(Strategy):
+    """Draws from the space with a sampler of Optuna.
 
+    The sampler works on a copy of the study and starts anew each time, seeded by the trial's number: so what it
+    proposes depends on the results alone, and a run that was cut off goes on as if it had not been.
+    """
 
-class Sampled(Proposer):
-    """The sampler works on a copy of the study and starts anew each time, seeded by the trial's number: so what it
-    proposes depends on the results alone, and a run that was cut off goes on as if it had not been."""
+    role = "sampled"
+    purpose = "sampler"
+    looks_back: ClassVar[bool] = True  # whether it wants to know what was trained
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._configs: dict[int, LowFormerConfig] = {}
+    @abstractmethod
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        """Makes the sampler."""
 
-    def next_one(self, number: int) -> Proposal | None:
-        count = self.journal.roles
-        if count["sampled"] + count["enqueued"] >= self.settings.trials:
-            return self.second_seed(number)
-        if self.journal.statuses["infeasible"] > MOST_OVER * self.settings.trials:
+    def propose(self, state: SearchState, rng: np.random.Generator) -> Suggestion | None:
+        if state.history.statuses["infeasible"] > MOST_OVER * state.trials:
             return None
-        strategy = self.settings.strategy_name
-        seed = int(stream(self.settings, "sampler", number).integers(2**31))
-        scratch = optuna.create_study(directions=directions(self.settings), sampler=sampler(strategy, seed))
-        if strategy != "random":
-            scratch.add_trials(self._known())
-        tried = self.journal.tried
+        seed = int(rng.integers(2**31))
+        directions = [StudyDirection[name.upper()] for name in state.objective.goal.directions]
+        with quiet_optuna():
+            scratch = optuna.create_study(directions=directions, sampler=self.sampler(seed))
+        if self.looks_back:
+            scratch.add_trials(self._known(state))
         for _ in range(DRAWS):
             trial = scratch.ask()
-            config = self.space.suggest(trial)
+            config = state.pool.space.suggest(trial)
             attrs = dict(scratch.get_trials(deepcopy=False)[-1].system_attrs)
             scratch.tell(trial, state=TrialState.FAIL)
-            quantile = np.asarray(self.predictor.quantile_ms([config], self.settings.confidence), float)
-            if config.id not in tried and not surely_over(quantile, self.settings.latency_budget_ms)[0]:
+            if config.id not in state.history.tried and state.pool.fits([config])[0]:
                 break
-        return Proposal(config, "sampled", self.training_seed(number), attrs)
+        return Suggestion(config, attrs)
 
-    def _known(self) -> list[FrozenTrial]:
-        """What was trained, with what was maximized. With rungs the accuracy at the first one, where all compare, or
-        without the user's data the prior."""
+    def _known(self, state: SearchState) -> list[FrozenTrial]:
+        """What was trained, with what was maximized; with rungs as the first one tells, where all compare."""
+        history, objective, pool = state.history, state.objective, state.pool
+        distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            name: optuna.distributions.CategoricalDistribution(choices)
+            for name, choices in pool.space.parameters.items()
+        }
         known = []
-        trials = [trial for trial in self.journal.asked.values() if trial.params]
-        configs = [self._config(trial) for trial in trials]
-        latency_ms = self.latency_ms(configs) if self.settings.pareto and trials else np.zeros(len(trials))
-        for trial, config, takes_ms in zip(trials, configs, latency_ms.tolist(), strict=True):
-            result, rungs = self.journal.results.get(trial.number), self.journal.rungs.get(trial.number)
+        asked = {number: trial for number, trial in history.asked.items() if trial.params}
+        configs = [pool.space.from_params(dict(trial.params)) for trial in asked.values()]
+        latency_ms = pool.latency_ms(configs) if objective.goal.front and configs else np.zeros(len(configs))
+        for (number, trial), config, takes_ms in zip(asked.items(), configs, latency_ms.tolist(), strict=True):
+            result, rungs = history.results.get(number), history.rungs.get(number)
             value = None if result is None else result.objective
             if rungs:
-                prior = self.settings.data is None
-                value = float(self.prior.imagenet_top1([config])[0]) if prior else 100 * rungs[0]["accuracy"]
-            elif self.settings.rung_count > 1 and value is not None:
+                value = objective.value_at_first_rung(config, rungs[0].accuracy)
+            elif state.rungs > 1 and value is not None:
                 continue  # a second seed, which has no first rung
-            state, told = TrialState.COMPLETE, None
-            if value is not None:
-                told = values(self.settings, value, takes_ms)
-            else:
-                if result is None or result.status != "infeasible":
-                    continue
-                state = TrialState.PRUNED  # over the budget: only the constraint tells
+            if value is None and (result is None or result.status != "infeasible"):
+                continue
             known.append(
                 optuna.trial.create_trial(
-                    state=state,
-                    values=told,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    system_attrs={name: value for name, value in trial.system_attrs.items() if "generation" in name},
-                    constraints=trial.constraints,
+                    # Of a trial over the budget only the constraint tells.
+                    state=TrialState.PRUNED if value is None else TrialState.COMPLETE,
+                    values=None if value is None else list(objective.goal.told(value, takes_ms)),
+                    params=dict(trial.params),
+                    distributions=distributions,
+                    system_attrs={name: note for name, note in trial.attrs.items() if "generation" in name},
+                    constraints=dict(trial.constraints),
                 )
             )
         return known
 
-    def _config(self, trial: FrozenTrial) -> LowFormerConfig:
-        if trial.number not in self._configs:
-            self._configs[trial.number] = self.space.from_params(trial.params)
-        return self._configs[trial.number]
+
+class Tpe(OptunaSampler):
+    """Tree-structured Parzen estimators; multivariate, as the choices of a network act together."""
+
+    name = "tpe"
+
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
+
+
+class Nsga2(OptunaSampler):
+    """The genetic algorithm NSGA-II."""
+
+    name = "nsga2"
+    population = 20
+
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=self.population)
+
+
+class Gp(OptunaSampler):
+    """Optuna's Gaussian process."""
+
+    name = "gp"
+
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
+
+
+class Random(OptunaSampler):
+    """Random search."""
+
+    name = "random"
+    looks_back = False
+
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.RandomSampler(seed=seed)

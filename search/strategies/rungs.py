@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..objectives.pareto import order
-from ..settings import SearchSettings
 
 Judged = Mapping[int, Sequence[float]]
 Worth = Callable[[int, Sequence[int]], NDArray[np.float64]]
@@ -29,7 +27,7 @@ class Rungs:
     Attributes:
         count: rungs, the whole training included; 1 trains every candidate to the end.
         factor: of two neighbouring shares, and of the candidates that reach them.
-        least: so many go on from every rung in the end, if as many reached it.
+        least: at least so many go on from every rung in the end, if as many reached it.
     """
 
     count: int = 3
@@ -39,11 +37,6 @@ class Rungs:
     def __post_init__(self) -> None:
         if self.count < 1 or self.factor < 2 or self.least < 1:
             raise ValueError(f"rungs: at least 1, a factor of at least 2 and one that goes on, given {self}")
-
-    @classmethod
-    def of(cls, settings: SearchSettings) -> Self:
-        """Those of a run: enough are trained to the end to measure as many finalists as it asks for."""
-        return cls(settings.rung_count, least=settings.finalists)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -55,7 +48,7 @@ class Rungs:
         return self.count - 1
 
     def trainings(self, candidates: int) -> float:
-        """What `candidates` cost in whole trainings, when all have gone as far as they may."""
+        """What so many candidates cost, in whole trainings, when all have gone as far as they may."""
         total, reach, before = 0.0, candidates, 0.0
         for share in self.shares:
             total += reach * (share - before)
@@ -63,13 +56,13 @@ class Rungs:
         return total
 
     def reach_end(self, candidates: int) -> int:
-        """How many of `candidates` are trained to the end."""
+        """How many of so many candidates are trained to the end."""
         for _ in range(self.last):
             candidates = self.allowed(candidates, closing=True)
         return candidates
 
     def allowed(self, reached: int, *, closing: bool) -> int:
-        """How many of the candidates that `reached` a rung may go on; rounded up once no more will come (`closing`)."""
+        """How many may go on of the candidates that reached a rung; rounded up once no more will come (`closing`)."""
         if not closing:
             return reached // self.factor
         return min(reached, max(self.least, -(-reached // self.factor)))

@@ -1,8 +1,7 @@
-"""Candidates by what a surrogate of the accuracies seen so far expects of them, and by how sure it is.
+"""The surrogate: of some hundreds of candidates, the one from which most improvement is expected.
 
-A few span the sizes and a few are the best by the prior; then each is, of some hundreds within the budget (mutants
-of the best so far, and what evolution found by the prior), the one with the greatest expected improvement, of the best
-or of the front.
+What is expected of a candidate, and how surely, a surrogate of the accuracies seen so far tells. The candidates are
+mutants of the best so far, and some of what evolution found by the prior.
 """
 
 from __future__ import annotations
@@ -11,86 +10,78 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...predictors.accuracy.surrogate import Observation
+from ...predictors.accuracy.surrogate import AccuracyObservation
 from ...search_space.config import LowFormerConfig
-from ..objectives.pareto import expected_front_improvement, expected_improvement, order
-from ..trials.history import Proposal
-from ..trials.records import Role
-from .base import Proposer, stream
-from .feasible import children
+from ..objectives.base import Objective
+from ..objectives.pareto import order
+from .base import Opening, SearchState, Strategy, Suggestion
 
-OF_A_RUNG = 40  # so many of each rung may be the best of all
+MOST_OF_A_RUNG = 40  # so many of each rung are considered for the best of all
 PARENTS = 8
 MUTANTS = 200
 FOUND = 100  # of those that evolution found by the prior, drawn anew each time
+MIN_OBSERVATIONS = 2  # that a surrogate needs
 
 
 def initial(trials: int) -> int:
-    """How many of `trials` candidates are chosen before the surrogate is asked; half of them span the sizes."""
+    """How many of so many candidates are chosen before the surrogate is asked; half of them span the sizes."""
     return min(trials, max(4, min(16, trials // 4)))
 
 
-class Learned(Proposer):
-    """The default on the user's data."""
+class SurrogateStrategy(Strategy):
+    """Expected improvement under a surrogate of the accuracies so far. The default on the user's data."""
 
-    def next_one(self, number: int) -> Proposal | None:
-        count = self.journal.roles
-        chosen = sum(count[role] for role in ("explore", "exploit", "child", "enqueued"))
-        if chosen >= self.settings.trials:
-            return self.second_seed(number)
-        first = initial(self.settings.trials)
-        explore = -(-first // 2) if first > 1 else 0
-        role: Role = "child"
-        if count["explore"] < min(explore, first - count["enqueued"]):
-            config, role = self.exploring(count["explore"], explore), "explore"
-        elif chosen < first:
-            config, role = self.exploiting(), "exploit"
-        else:
-            config = self._promising(number) or self.exploiting()
-        return None if config is None else Proposal(config, role, self.training_seed(number))
+    name = "surrogate"
 
-    def _promising(self, number: int) -> LowFormerConfig | None:
-        seen = self.experience.observations()
-        if len(seen) < 2:
-            return None
-        surrogate = self.experience.surrogate()
-        known = {observation.config.id for observation in seen}
-        blind = [proposal.config for proposal in self.journal.open.values() if proposal.config.id not in known]
-        surrogate = surrogate.believing(blind)
-        trained = [*self._best_trained(seen), *blind]
-        means = surrogate.mean(trained)
-        rng = stream(self.settings, "children", number)
-        seen_ms = self.latency_ms(trained) if self.settings.pareto else None
-        ranking = means[:, None] if seen_ms is None else np.column_stack([means, -np.log(seen_ms)])
-        best_first = [trained[i] for i in order(ranking)]
-        candidates, _ = children(
-            self.space,
-            self.predictor,
-            best_first[:PARENTS],
-            self.settings.latency_budget_ms,
-            rng,
-            confidence=self.settings.confidence,
-            count=MUTANTS,
+    def check(self, objective: Objective) -> None:
+        if not objective.learns:
+            raise ValueError("strategy 'surrogate' learns from accuracies on your data: it needs data (--data)")
+
+    def opening(self, state: SearchState) -> Opening:
+        """A quarter of the candidates, at most 16: half of them span the sizes, half are the best by the prior.
+
+        Candidates that were enqueued from outside take their places.
+        """
+        first = initial(state.trials)
+        enqueued = state.history.roles["enqueued"]
+        explore = max(min(-(-first // 2) if first > 1 else 0, first - enqueued), 0)
+        return Opening(explore, max(first - enqueued - explore, 0))
+
+    def propose(self, state: SearchState, rng: np.random.Generator) -> Suggestion | None:
+        config = self._promising(state, rng) or state.objective.goal.exploiting(
+            state.pool, state.history.tried, state.history.proposed_for_budget()
         )
-        drawn = rng.choice(len(self.front.configs), min(FOUND, len(self.front.configs)), replace=False)
-        tried = self.journal.tried
-        fresh = {config.id: config for config in (*candidates, *(self.front.configs[i] for i in drawn))}
-        candidates = [config for name, config in fresh.items() if name not in tried]
+        return None if config is None else Suggestion(config)
+
+    def _promising(self, state: SearchState, rng: np.random.Generator) -> LowFormerConfig | None:
+        history, pool, goal = state.history, state.pool, state.objective.goal
+        seen = state.surrogate.observations()
+        if len(seen) < MIN_OBSERVATIONS:
+            return None
+        known = {observation.config.id for observation in seen}
+        # What trains now counts as if it had reached what is expected of it, so that others differ from it.
+        training = [proposal.config for proposal in history.open.values() if proposal.config.id not in known]
+        surrogate = state.surrogate.surrogate().believing(training)
+        trained = [*self._best_trained(state, seen), *training]
+        means = surrogate.mean(trained)
+        best_first = [trained[i] for i in order(goal.ranking(means, trained, pool.latency_ms))]
+        candidates, _ = pool.mutants(best_first[:PARENTS], rng, MUTANTS)
+        found = pool.found.configs
+        drawn = rng.choice(len(found), min(FOUND, len(found)), replace=False)
+        distinct = {config.id: config for config in (*candidates, *(found[i] for i in drawn))}
+        candidates = [config for name, config in distinct.items() if name not in history.tried]
         if not candidates:
             return None
         mean, spread = surrogate.predict(candidates)
-        if seen_ms is None:
-            gain = expected_improvement(mean, spread, float(means.max()))
-        else:
-            budget_ms = self.settings.latency_budget_ms
-            gain = expected_front_improvement(mean, spread, self.latency_ms(candidates), means, seen_ms, budget_ms)
+        gain = goal.improvement(mean, spread, candidates, means, trained, pool)
         return candidates[int(np.argmax(gain))]
 
-    def _best_trained(self, seen: Sequence[Observation]) -> list[LowFormerConfig]:
-        """At each rung the best, of which the best of all and parents are chosen."""
+    def _best_trained(self, state: SearchState, seen: Sequence[AccuracyObservation]) -> list[LowFormerConfig]:
+        """The best at each rung, of which the best of all and the parents are chosen."""
         best: dict[str, LowFormerConfig] = {}
         for rung in {observation.rung for observation in seen}:
             here = [observation for observation in seen if observation.rung == rung]
-            ranked = self.best_first([o.config for o in here], [o.accuracy for o in here])
-            best |= {config.id: config for config in ranked[:OF_A_RUNG]}
+            accuracies, configs = [o.accuracy for o in here], [o.config for o in here]
+            ranked = state.objective.goal.best_first(accuracies, configs, state.pool.latency_ms)
+            best |= {config.id: config for config in ranked[:MOST_OF_A_RUNG]}
         return list(best.values())

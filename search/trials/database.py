@@ -1,46 +1,35 @@
-"""The study's database, held on to: a lock or a restart of the server is waited for, all else is said in one line."""
+"""The database of the Optuna study: a lock or a restart of the server is waited for, all else is said in one line."""
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
-from optuna.storages._rdb.models import (
-    TrialModel,
-    TrialParamModel,
-    TrialSystemAttributeModel,
-    TrialUserAttributeModel,
-    TrialValueModel,
-)
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event, insert, make_url, text
+from sqlalchemy import event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.orm import Session
 
 PASSWORD = "LOWNAS_STORAGE_PASSWORD"  # the environment variable with the database's password
-PATIENCE_S = 180.0  # that a database may be locked, or its server away
-
-_NEWS = "SELECT trial_id, number, state FROM trials WHERE study_id = :study AND trial_id > :after ORDER BY trial_id"
-_RUNNING = "SELECT number FROM trials WHERE study_id = :study AND state = 'RUNNING' ORDER BY number"
-_LAST = "SELECT MAX(trial_id) FROM trials WHERE study_id = :study"
+PATIENCE_S = 180.0  # how long a database may be locked, or its server away
 
 logger = logging.getLogger("lownas.search")
 
 
 def check_storage(url: str | None) -> None:
-    """Raises ValueError for a URL that no database driver here understands, or that holds a password: the URL goes to
-    run.json, and everyone on the machine sees a command line. The message does not repeat it."""
+    """Checks a database URL: that a driver here understands it, and that it holds no password.
+
+    The URL goes to run.json, and everyone on the machine sees a command line. Raises ValueError, in one line that does
+    not repeat the URL.
+    """
     if url is None:
         return
     scheme, separator, _ = url.partition("://")
@@ -66,7 +55,7 @@ def _with_password(url: str) -> str:
     return make_url(url).set(password=password).render_as_string(hide_password=False)
 
 
-def _passing(error: Exception) -> bool:
+def _may_pass(error: Exception) -> bool:
     """Whether waiting may help: a lock, or a connection that was lost or refused."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if not isinstance(cause, DBAPIError):
@@ -87,8 +76,20 @@ def _reason(error: Exception) -> str:
     return " ".join(str(original).split())[:300]
 
 
-class PatientStorage(RDBStorage):
+def _patient(name: str) -> Any:
+    """A method of the storage that does no harm when it is done twice, tried again while the database is away."""
+
+    @functools.wraps(getattr(RDBStorage, name))
+    def method(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+        return self.patiently(functools.partial(getattr(self.backend, name), *args, **kwargs))
+
+    return method
+
+
+class PatientStorage(BaseStorage):
     """Optuna's storage in a database, whose methods try again while that is locked or away, for `PATIENCE_S`.
+
+    It hands on to an `RDBStorage`; all that it uses of Optuna is public.
 
     Raises OSError, in one line and without the password, for all that waiting does not mend.
     """
@@ -98,13 +99,14 @@ class PatientStorage(RDBStorage):
         sqlite = url.startswith("sqlite")
         # A connection that a restarted server has dropped is noticed before it is used.
         options: dict[str, Any] = {} if sqlite else {"pool_pre_ping": True}
-        self._patiently(lambda: RDBStorage.__init__(self, _with_password(url), engine_kwargs=options))
+        self.backend: RDBStorage = self.patiently(lambda: RDBStorage(_with_password(url), engine_kwargs=options))
+        self.engine = self.backend.engine
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _relax_sqlite)
             self.engine.dispose()  # so that every connection is made anew
 
-    def _patiently(self, action: Callable[[], Any], done: Callable[[], Any] | None = None) -> Any:
-        """What `action` gives; before it is tried again `done` is asked whether it had come through after all."""
+    def patiently(self, action: Callable[[], Any], done: Callable[[], Any] | None = None) -> Any:
+        """Gives what `action` gives; before another try asks `done` whether it had come through after all."""
         until, pause = time.monotonic() + PATIENCE_S, 0.1
         failed = False
         while True:
@@ -113,7 +115,7 @@ class PatientStorage(RDBStorage):
                     return result
                 return action()
             except (StorageInternalError, SQLAlchemyError) as error:
-                if not _passing(error) or time.monotonic() > until:
+                if not _may_pass(error) or time.monotonic() > until:
                     raise OSError(f"the study database {self._shown} failed: {_reason(error)}") from None
                 if not failed:
                     logger.warning("waiting for the study database %s: %s", self._shown, _reason(error))
@@ -121,152 +123,77 @@ class PatientStorage(RDBStorage):
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
 
-    def news(self, study_id: int, after: int) -> list[tuple[int, int, str]]:
-        """(id, number, name of the state) of a study's trials with a greater id than `after`, in their order.
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Adds a trial; one whose creation was cut off but came through is not added twice."""
+        state = TrialState.RUNNING if template_trial is None else template_trial.state
+        # Only one process creates trials of that state: a new one is ours.
+        before = {trial.number for trial in self.get_all_trials(study_id, False, (state,))} if self._doubtful else None
 
-        Optuna reads all that is not finished again, each time that it is asked for any trials.
-        """
+        def done() -> int | None:
+            if before is None:
+                return None
+            found = [trial for trial in self.get_all_trials(study_id, False, (state,)) if trial.number not in before]
+            return self.get_trial_id_from_study_id_trial_number(study_id, found[-1].number) if found else None
 
-        def read() -> list[tuple[int, int, str]]:
-            with self.engine.connect() as connection:
-                found = connection.execute(text(_NEWS), {"study": study_id, "after": after}).all()
-                return [(int(trial_id), int(number), str(state)) for trial_id, number, state in found]
+        create = functools.partial(self.backend.create_new_trial, study_id, template_trial)
+        created: int = self.patiently(create, done)
+        return created
 
-        rows: list[tuple[int, int, str]] = self._patiently(read)
-        return rows
-
-    def running(self, study_id: int) -> list[int]:
-        """The numbers of a study's trials that are RUNNING."""
-
-        def read() -> list[int]:
-            with self.engine.connect() as connection:
-                return [int(number) for number in connection.execute(text(_RUNNING), {"study": study_id}).scalars()]
-
-        numbers: list[int] = self._patiently(read)
-        return numbers
-
-    def _last_id(self, study_id: int) -> int:
-        def read() -> int:
-            with self.engine.connect() as connection:
-                return int(connection.execute(text(_LAST), {"study": study_id}).scalar() or -1)
-
-        found: int = self._patiently(read)
-        return found
-
-    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        """What `create_new_trial` and Optuna's cache call."""
-        before = self._last_id(study_id)
-
-        def done() -> FrozenTrial | None:
-            news = self.news(study_id, before)
-            return RDBStorage.get_trial(self, news[-1][0]) if news else None
-
-        create = functools.partial(RDBStorage._create_new_trial, self, study_id, template_trial)
-        trial: FrozenTrial = self._patiently(create, done)
-        return trial
-
-    def finish(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None, user_attrs: Mapping[str, Any]
-    ) -> None:
-        """Ends a trial in one transaction, whatever state it is in."""
-
-        def write() -> None:
-            with Session(self.engine) as session, session.begin():
-                trial = TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-                for objective, value in enumerate(values or ()):
-                    stored, kind = TrialValueModel.value_to_stored_repr(value)
-                    session.add(TrialValueModel(trial_id=trial_id, objective=objective, value=stored, value_type=kind))
-                known = {attribute.key: attribute for attribute in trial.user_attributes}
-                for name, value in user_attrs.items():
-                    attribute = known.get(name) or TrialUserAttributeModel(trial_id=trial_id, key=name)
-                    attribute.value_json = json.dumps(value)
-                    session.add(attribute)
-                trial.state = state
-                trial.datetime_start = trial.datetime_start or datetime.now()
-                trial.datetime_complete = datetime.now()
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Sets a trial's state, and its values when it is complete."""
 
         def done() -> bool | None:
-            return RDBStorage.get_trial(self, trial_id).state.is_finished() or None
+            return True if self.backend.get_trial(trial_id).state == state else None
 
-        self._patiently(write, done)
-
-    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> TrialModel:
-        """Optuna's, for a trial that runs, without a query or more for each parameter and attribute: there can be none
-        of them before, and the choices of a parameter do not change in a run. It takes a third of the time."""
-        if template_trial is None or template_trial.state != TrialState.RUNNING:
-            return RDBStorage._get_prepared_new_trial(self, study_id, template_trial, session)
-        trial = TrialModel(
-            study_id=study_id, number=None, state=TrialState.RUNNING, datetime_start=template_trial.datetime_start
-        )
-        session.add(trial)
-        session.flush()
-        parameters = [
-            {
-                "trial_id": trial.trial_id,
-                "param_name": name,
-                "param_value": distribution.to_internal_repr(template_trial.params[name]),
-                "distribution_json": _distribution_json(distribution),
-            }
-            for name, distribution in template_trial.distributions.items()
-        ]
-        session.execute(insert(TrialParamModel), parameters)
-        for model, attributes in (
-            (TrialUserAttributeModel, template_trial.user_attrs),
-            (TrialSystemAttributeModel, template_trial.system_attrs),
-        ):
-            rows = [
-                {"trial_id": trial.trial_id, "key": name, "value_json": json.dumps(value)}
-                for name, value in attributes.items()
-            ]
-            if rows:
-                session.execute(insert(model), rows)
-        trial.number = trial.count_past_trials(session)
-        return trial
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
-        def done() -> bool | None:
-            return True if RDBStorage.get_trial(self, trial_id).state == state else None
-
-        result: bool = self._patiently(
-            functools.partial(RDBStorage.set_trial_state_values, self, trial_id, state, values), done
-        )
+        change = functools.partial(self.backend.set_trial_state_values, trial_id, state, values)
+        result: bool = self.patiently(change, done)
         return result
 
+    @property
+    def _doubtful(self) -> bool:
+        """Whether a commit may come through although its connection is lost: not with a file."""
+        return bool(self.engine.dialect.name != "sqlite")
 
-@functools.lru_cache(maxsize=1024)
-def _distribution_json(distribution: BaseDistribution) -> str:
-    return distribution_to_json(distribution)
-
-
-def _patient(name: str) -> Callable[..., Any]:
-    method = getattr(RDBStorage, name)
-
-    @functools.wraps(method)
-    def patient(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        return self._patiently(functools.partial(method, self, *args, **kwargs))
-
-    return patient
-
-
-# All of these may be done twice.
-for _name in (
-    *("get_all_studies", "get_all_trials", "get_n_trials", "get_trial", "get_trial_id_from_study_id_trial_number"),
-    *("get_study_directions", "get_study_id_from_name", "get_study_name_from_id", "get_study_system_attrs"),
-    *("get_study_user_attrs", "get_trial_number_from_id", "get_trial_param", "get_trial_params"),
-    *("get_trial_system_attrs", "get_trial_user_attrs", "set_study_system_attr", "set_study_user_attr"),
-    *("set_trial_param", "set_trial_system_attr", "set_trial_user_attr", "_get_trials"),
-):
-    setattr(PatientStorage, _name, _patient(_name))
+    create_new_study = _patient("create_new_study")
+    delete_study = _patient("delete_study")
+    get_all_studies = _patient("get_all_studies")
+    get_all_trials = _patient("get_all_trials")
+    get_study_directions = _patient("get_study_directions")
+    get_study_id_from_name = _patient("get_study_id_from_name")
+    get_study_name_from_id = _patient("get_study_name_from_id")
+    get_study_system_attrs = _patient("get_study_system_attrs")
+    get_study_user_attrs = _patient("get_study_user_attrs")
+    get_trial = _patient("get_trial")
+    get_trial_id_from_study_id_trial_number = _patient("get_trial_id_from_study_id_trial_number")
+    get_trial_number_from_id = _patient("get_trial_number_from_id")
+    get_trial_param = _patient("get_trial_param")
+    set_study_system_attr = _patient("set_study_system_attr")
+    set_study_user_attr = _patient("set_study_user_attr")
+    set_trial_intermediate_value = _patient("set_trial_intermediate_value")
+    set_trial_param = _patient("set_trial_param")
+    set_trial_system_attr = _patient("set_trial_system_attr")
+    set_trial_user_attr = _patient("set_trial_user_attr")
 
 
 def open_storage(url: str) -> PatientStorage:
-    """Raises OSError, in one line, if the database cannot be reached or written."""
+    """Opens a study database. Raises OSError, in one line, if it cannot be reached or written."""
+    with quiet_optuna():
+        return PatientStorage(url)
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keeps Optuna from telling of each study that is made, as long as this lasts."""
+    before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return PatientStorage(url)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _relax_sqlite(connection: Any, record: Any) -> None:
-    """Readers do not block the driver, and no fsync per parameter: results.jsonl is the truth, and it is synced.
+    """Lets readers not block the driver, and syncs no single write: results.jsonl is the truth, and it is synced.
 
     A trial took 0.86 s with SQLite's defaults and 0.20 s so (40 parameters, 2 cores, SSD).
     """

@@ -1,8 +1,9 @@
-"""What is known of one candidate after its trial."""
+"""The records of a run: proposals, what is known after a trial, at a rung and of a latency measurement."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,23 +13,125 @@ from ...search_space.config import LowFormerConfig, one_line
 Status = Literal["complete", "infeasible", "pruned", "failed"]
 Role = Literal["explore", "exploit", "child", "sampled", "repeat", "enqueued"]
 LatencySource = Literal["measured", "predicted"]
+MeasurementRole = Literal["anchor", "leader", "finalist"]
 
 
-class EvaluationResult(BaseModel):
-    """One line of results.jsonl.
+@dataclass(frozen=True)
+class Proposal:
+    """A candidate for the next trial.
+
+    Attributes:
+        role: why it is proposed, as in `EvaluationResult`.
+        seed: of its training.
+        attrs: what a sampler of Optuna notes of it (a generation, say), as JSON values.
+    """
+
+    config: LowFormerConfig
+    role: Role
+    seed: int
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _Record(BaseModel):
+    """A frozen record with a JSON round trip; unknown keys raise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """One line."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Raises ValueError, in one line, for unknown keys or impossible values."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ValueError(f"not {cls._what()}: {one_line(error)}") from None
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """As `from_dict`."""
+        try:
+            return cls.model_validate_json(line)
+        except ValidationError as error:
+            raise ValueError(f"not {cls._what()}: {one_line(error)}") from None
+
+    @classmethod
+    def _what(cls) -> str:
+        return "a record of a run"
+
+
+class RungEntry(_Record):
+    """What a trial had reached at a rung: one line of rungs.jsonl.
+
+    Attributes:
+        trial: number of the trial.
+        rung: counted from 0; the end of the training is no rung of this kind.
+        share: of the whole training that was done.
+        accuracy: score on the held-out images then, 0 to 1.
+        seconds: that this part of the training took.
+        role, seed, config: of the trial, as in `EvaluationResult`.
+    """
+
+    trial: int = Field(ge=0)
+    rung: int = Field(ge=0)
+    share: float = Field(gt=0, lt=1)
+    accuracy: float
+    seconds: float
+    role: Role
+    seed: int
+    config: LowFormerConfig
+
+    @classmethod
+    def _what(cls) -> str:
+        return "an entry of a rung"
+
+
+class MeasuredRound(_Record):
+    """One latency measurement of a run, in a session of its own: one line of measured.jsonl.
+
+    Attributes:
+        config_id: of the network that was measured.
+        round: counted from 0 for each network.
+        median_ms, iqr_ms: of the timed runs.
+        role: "anchor" (before the first training), "leader" (half-way) or "finalist" (at the end).
+        target: full name of the setting.
+        config: the network; missing in files of early versions.
+    """
+
+    config_id: str
+    round: int = Field(ge=0)
+    median_ms: float = Field(gt=0, allow_inf_nan=False)
+    iqr_ms: float = 0.0
+    role: MeasurementRole | None = None
+    target: str = ""
+    config: LowFormerConfig | None = None
+
+    @classmethod
+    def _what(cls) -> str:
+        return "a latency measurement"
+
+
+class EvaluationResult(_Record):
+    """What is known of one candidate after its trial: one line of results.jsonl.
 
     Attributes:
         trial: number of the trial, counted from 0.
-        status: "complete" (trained to the end), "infeasible" (surely over the budget, not trained), "pruned" (stopped
-            early) or "failed".
+        status: "complete" (trained to the end), "infeasible" (predicted to be over the budget, so not trained),
+            "pruned" (stopped early at a rung) or "failed".
         reason: why it is not complete, or from which trial its result was reused; else empty.
-        role: why it was proposed: "explore" (spans the sizes), "exploit" (the best for the budget), "child" (by what
-            was trained so far), "sampled" (by a sampler of Optuna), "repeat" (a second seed of an earlier candidate) or
-            "enqueued" (from outside).
+        role: why it was proposed: "explore" (one of those that span the sizes), "exploit" (the best for the budget
+            before anything is trained), "child" (by what was trained so far), "sampled" (by a sampler of Optuna),
+            "repeat" (a second seed of an earlier candidate) or "enqueued" (from outside).
         config: the candidate.
         config_id: its `id`.
         seed: of its training.
-        accuracy: share of held-out images classified correctly after proxy training, 0 to 1; None if not trained.
+        accuracy: score on the held-out images after the proxy training, 0 to 1 (for classification the share that is
+            classified correctly); None if not trained.
         prior_top1: ImageNet top-1 in percent that the prior expects.
         objective: what is maximized, in percent, as far as known when the trial ended.
         latency_ms, low_ms, high_ms: latency with its interval at coverage 0.9.
@@ -39,8 +142,6 @@ class EvaluationResult(BaseModel):
         history: what the evaluation reported on the way, one mapping per epoch or rung.
         details: what else it reported.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     trial: int = Field(ge=0)
     status: Status
@@ -63,23 +164,6 @@ class EvaluationResult(BaseModel):
     history: tuple[dict[str, Any], ...] = ()
     details: dict[str, Any] = Field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
-
-    def to_json(self) -> str:
-        """One line."""
-        return self.model_dump_json()
-
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise ValueError(f"not an evaluation result: {one_line(error)}") from None
-
-    @classmethod
-    def from_json(cls, line: str | bytes) -> Self:
-        try:
-            return cls.model_validate_json(line)
-        except ValidationError as error:
-            raise ValueError(f"not an evaluation result: {one_line(error)}") from None
+    def _what(cls) -> str:
+        return "an evaluation result"

@@ -1,15 +1,15 @@
-"""The run folder: what a search leaves behind, and from which it resumes.
+"""The run folder: what a search leaves behind, and what it resumes from.
 
 run.json        every setting, versions, seed, git commit, the proxy training's plan; written once
 data_card.json  what the user's data are, as they were found
 results.jsonl   one `EvaluationResult` a line, append-only, each line on disk before the trial is told to the study
-rungs.jsonl     what a trial had reached at a rung, one a line
+rungs.jsonl     one `RungEntry` a line: what a trial had reached at a rung
 states/         trainings that wait at a rung
-measured.jsonl  one latency measurement a line
+measured.jsonl  one `MeasuredRound` a line
 study.db        Optuna's storage
 front/          the Pareto front, exported
 log.txt         what happened
-lock            held by the one driver
+lock            held by the one process that searches in the folder
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from filelock import FileLock, Timeout
 
 from ... import __version__
 from ..settings import SearchSettings
-from .records import EvaluationResult
+from .records import EvaluationResult, MeasuredRound, RungEntry
 
 SCHEMA = 1
+_Line = TypeVar("_Line", RungEntry, MeasuredRound)
 _PACKAGES = ("torch", "numpy", "optuna", "ray", "onnx", "onnxruntime")
-
-logger = logging.getLogger("lownas.search")
 
 
 @contextmanager
@@ -63,8 +62,8 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-class _Log(logging.FileHandler):
-    """What cannot be logged is left out: a full disk is said once, by what it stops."""
+class _LogFile(logging.FileHandler):
+    """Writes log.txt. What cannot be logged is left out: a full disk is said once, by what it stops."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -76,12 +75,17 @@ class _Log(logging.FileHandler):
 
 
 class RunFolder:
-    """One run's folder, open for the one driver that holds its lock. Use as a context manager."""
+    """One run's folder, open for the one process that holds its lock. Use as a context manager.
+
+    Attributes:
+        log: writes to log.txt; the run's own, so that two runs in one process do not log into each other.
+        about: the content of run.json.
+    """
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
+        self.log = logging.Logger("lownas.search", logging.INFO)
         self._lock = lock
-        self._log: logging.Handler | None = None
         self.about: dict[str, Any] = {}
 
     @classmethod
@@ -89,7 +93,7 @@ class RunFolder:
         """Locks the folder, creating it when it is a new run's.
 
         Raises:
-            ValueError: an existing run without `resume`, no run to resume, or another driver at work on it.
+            ValueError: an existing run without `resume`, no run to resume, or another search at work on it.
             OSError: the folder cannot be written.
         """
         path = Path(path)
@@ -107,7 +111,7 @@ class RunFolder:
             lock = _locked(path)
         run = cls(path, lock)
         try:
-            if not resume and (path / "run.json").exists():  # another driver was faster between check and lock
+            if not resume and (path / "run.json").exists():  # another search was faster between check and lock
                 raise _exists(path)
             if resume:
                 run.about = read_about(path)
@@ -129,21 +133,18 @@ class RunFolder:
                 self.path.rmdir()
 
     def close(self) -> None:
-        if self._log is not None:
-            logger.removeHandler(self._log)
-            self._log.close()
-            self._log = None
+        for handler in list(self.log.handlers):
+            self.log.removeHandler(handler)
+            handler.close()
         with suppress(OSError):  # it goes where nothing waits in it
             (self.path / "states").rmdir()
         self._lock.release()
 
     def _start_log(self) -> None:
         with _one_line_errors("write", self.path / "log.txt"):
-            self._log = _Log(self.path / "log.txt", encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(self._log)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+            file = _LogFile(self.path / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.log.addHandler(file)
 
     def write_about(self, settings: SearchSettings, **facts: Any) -> None:
         """Writes run.json: the settings, versions and `facts` (JSON values)."""
@@ -166,8 +167,8 @@ class RunFolder:
         return self.path / "results.jsonl"
 
     def load_results(self) -> list[EvaluationResult]:
-        """All results, as they came. A broken last line (the driver died writing it) is set aside."""
-        set_aside_broken_tail(self.results_path)
+        """All results, as they came. A broken last line (the process died writing it) is set aside."""
+        set_aside_broken_tail(self.results_path, self.log)
         results = _results(self.path)
         seen: set[int] = set()
         for result in results:
@@ -179,36 +180,34 @@ class RunFolder:
     def append_result(self, result: EvaluationResult) -> None:
         self._append(self.results_path, result.to_json())
 
-    def load_rungs(self) -> list[dict[str, Any]]:
-        return self._load("rungs.jsonl", ("trial", "rung", "share", "accuracy", "seconds", "role", "seed", "config"))
+    def load_rungs(self) -> list[RungEntry]:
+        """All entries at rungs, as they came."""
+        return self._load("rungs.jsonl", RungEntry)
 
-    def append_rung(self, entry: Mapping[str, Any]) -> None:
-        self._append(self.path / "rungs.jsonl", json.dumps(entry))
+    def append_rung(self, entry: RungEntry) -> None:
+        self._append(self.path / "rungs.jsonl", entry.to_json())
 
     def state_path(self, trial: int) -> Path:
         """Where the training of a trial that waits at a rung is kept."""
         return self.path / "states" / f"{trial}.safetensors"
 
-    def load_measured(self) -> list[dict[str, Any]]:
-        return self._load("measured.jsonl", ("config_id", "round", "median_ms"))
+    def load_measured(self) -> list[MeasuredRound]:
+        """All latency measurements, as they came."""
+        return self._load("measured.jsonl", MeasuredRound)
 
-    def append_measured(self, measurement: Mapping[str, Any]) -> None:
-        self._append(self.path / "measured.jsonl", json.dumps(measurement))
+    def append_measured(self, measured: MeasuredRound) -> None:
+        self._append(self.path / "measured.jsonl", measured.to_json())
 
-    def _load(self, name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-        """The lines of a file, each with at least these keys. A broken last one is set aside."""
+    def _load(self, name: str, kind: type[_Line]) -> list[_Line]:
+        """The lines of a file as records. A broken last one is set aside."""
         path = self.path / name
-        set_aside_broken_tail(path)
+        set_aside_broken_tail(path, self.log)
         entries = []
         for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
             try:
-                entry = json.loads(line)
-                complete = isinstance(entry, dict) and all(key in entry for key in keys)
-            except (ValueError, RecursionError):
-                complete = False
-            if not complete:
-                raise ValueError(f"{path}, line {number}: not an entry with {', '.join(keys)}")
-            entries.append(entry)
+                entries.append(kind.from_json(line))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
         return entries
 
     def _append(self, path: Path, line: str) -> None:
@@ -228,7 +227,7 @@ def _locked(path: Path) -> FileLock:
 
 
 def check_free(path: str | Path) -> None:
-    """Raises ValueError if another driver is at work on a run, as opening it would, but at once."""
+    """Raises ValueError if another search is at work on a run, as opening it would, but at once."""
     if (Path(path) / "lock").exists():
         _locked(Path(path)).release()
 
@@ -280,7 +279,7 @@ def _results(path: str | Path) -> list[EvaluationResult]:
     return results
 
 
-def set_aside_broken_tail(path: Path) -> None:
+def set_aside_broken_tail(path: Path, log: logging.Logger) -> None:
     """Moves a last line that was not written completely to PATH.broken, so that the next line stands on its own."""
     if not path.exists():
         return
@@ -303,7 +302,7 @@ def set_aside_broken_tail(path: Path) -> None:
                 aside.write(tail + b"\n")
                 aside.flush()
                 os.fsync(aside.fileno())
-            logger.warning("set aside the broken last line of %s (%d bytes)", path.name, len(tail))
+            log.warning("set aside the broken last line of %s (%d bytes)", path.name, len(tail))
             with path.open("r+b") as file:
                 file.truncate(len(content) - len(tail))
                 os.fsync(file.fileno())

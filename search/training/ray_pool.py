@@ -1,7 +1,6 @@
-"""Where candidates are evaluated: in this process, or in Ray workers. The only file that imports Ray.
+"""Ray workers, on this machine or on a cluster: the only file that imports Ray.
 
-A task is a plain mapping with at least "trial" (its number); an evaluation maps it to a plain mapping. Whatever an
-evaluation raises becomes a failed outcome of that trial alone. Workers are stateless and know nothing of the study.
+Workers are stateless and know nothing of the study, so any of them may die.
 """
 
 from __future__ import annotations
@@ -13,120 +12,38 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from ...evaluators.device.agent import training
-from ..settings import SearchSettings
+from .pool import DIED, RETRIES, STOPPED, describe_error, evaluate_safely
+from .task import Evaluate, Share, TaskOutcome, TrainingTask
 
-Task = Mapping[str, Any]
-Evaluate = Callable[[Task], Mapping[str, Any]]
-Share = Callable[[Task], tuple[Hashable, Callable[[], Any]]]
-
-RETRIES = 2  # a trial whose worker died is tried again at most this often
-DIED = f"its worker process died, {RETRIES + 1} times"
-STOPPED = f"out of memory: Ray stopped its worker to save the machine, {RETRIES + 1} times"
 OBJECT_STORE_BYTES = 512 * 1024**2  # what does not fit goes to disk
 PACKAGES = ("evaluators", "predictors", "search", "search_space")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the environment of workers
 
-logger = logging.getLogger("lownas.search")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a task: `value` as the evaluation returned it, or None and the `error`, in one line."""
-
-    trial: int
-    value: Mapping[str, Any] | None
-    error: str = ""
-
-
-class Pool(Protocol):
-    """Evaluates tasks; `size` at once."""
-
-    size: int
-
-    @property
-    def pending(self) -> int:
-        """How many submitted tasks have no outcome yet."""
-
-    def submit(self, task: Task) -> None: ...
-
-    def wait(self, timeout_s: float | None = None) -> list[Outcome]:
-        """The outcomes that are there once there is one, or none after `timeout_s`."""
-
-    def close(self) -> None:
-        """Gives up what is pending and frees everything. May be called twice."""
-
-
-def open_pool(evaluate: Evaluate, settings: SearchSettings, share: Share | None = None) -> Pool:
-    """As a search's settings say: Ray workers, or this process for none.
-
-    Args:
-        share: of a task, the name of something large that its evaluation needs and what makes it: it is made once, and
-            evaluations in workers find it in their task as "shared".
-    """
-    if not settings.workers:
-        return InProcessPool(evaluate)
-    return RayPool(
-        evaluate,
-        settings.workers,
-        settings.gpu_fraction,
-        share=share,
-        trial_timeout_s=settings.trial_timeout_s,
-        address=settings.ray_address,
-        insecure=settings.insecure,
-    )
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception as one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
-
-
-class InProcessPool:
-    """Evaluates one task at a time, here."""
-
-    size = 1
-
-    def __init__(self, evaluate: Evaluate) -> None:
-        self._evaluate = evaluate
-        self._tasks: list[Task] = []
-
-    @property
-    def pending(self) -> int:
-        return len(self._tasks)
-
-    def submit(self, task: Task) -> None:
-        self._tasks.append(task)
-
-    def wait(self, timeout_s: float | None = None) -> list[Outcome]:
-        """One outcome. An evaluation here cannot be given up, so the timeout has no effect."""
-        if not self._tasks:
-            return []
-        task = self._tasks[0]
-        outcome = _evaluate_safely(self._evaluate, task)
-        self._tasks.pop(0)
-        return [outcome]
-
-    def close(self) -> None:
-        self._tasks.clear()
+_logger = logging.getLogger("lownas.search")
 
 
 class RayPool:
     """Evaluates tasks in Ray workers, each with one CPU and one torch thread.
 
-    Without an address Ray is started on this machine, on the loopback interface, with a token that only this run knows
-    and without dashboard, and stopped by `close`. If CUDA devices are there, the workers share them evenly, or each has
-    `gpu_fraction` of one and no more train at once than that allows.
+    Without an address Ray is started on this machine, on the loopback interface, with a token that only this process
+    knows and without dashboard, and stopped by `close`. If CUDA devices are there, the workers share them evenly, or
+    each has `gpu_fraction` of one and no more train at once than that allows.
 
     With an address ("auto", "ray://HOST:PORT", "HOST:PORT") it is a cluster that others started. This package goes
     there by itself; what it depends on must be installed there. What `share` gives goes to the object store once.
+
+    Where this process uses Ray already, its cluster is used, and goes on running after `close`; its workers must be
+    able to import this package.
 
     Raises ValueError for a fraction of what is not there, or an address that cannot be used.
     """
@@ -141,59 +58,30 @@ class RayPool:
         trial_timeout_s: float | None = None,
         address: str | None = None,
         insecure: bool = False,
+        log: logging.Logger = _logger,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers: at least 1, given {workers}")
-        if address is not None:
+        self._owned = not _in_use()
+        if self._owned and address is not None:
             check_address(address, insecure=insecure)
-        # Read when Ray is imported or its processes start.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if address is None:
-            # Loopback only, which Ray does by itself on Windows and macOS alone.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-            if "RAY_AUTH_MODE" not in os.environ:
-                os.environ["RAY_AUTH_MODE"] = "token"
-                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        import ray
+        with _environment(_ray_variables(local=address is None)):
+            import ray
 
+            if self._owned:
+                self._start(ray, workers, address)
         self.size = workers
-        self._ray = ray
+        self._ray, self._log = ray, log
         self._share = share
         self._shared: dict[Hashable, Any] = {}
         self._timeout_s = trial_timeout_s
         self._futures: dict[Any, _Pending] = {}
         self._submitted = 0
-        if ray.is_initialized():
-            raise RuntimeError("Ray is already in use in this process; a search starts and stops its own")
-        # Workers of this machine import the installed package; the working directory is not shipped.
-        runtime_env: dict[str, Any] = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if address is None:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                configure_logging=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                runtime_env=runtime_env,
-                **quiet,
-            )
-        else:
-            self._package = tempfile.TemporaryDirectory(prefix="lownas-")
-            runtime_env["py_modules"] = [str(copy_package(Path(self._package.name)))]
-            try:
-                ray.init(address=address, runtime_env=runtime_env, **quiet)
-            except (ConnectionError, RuntimeError, OSError) as error:
-                raise ValueError(
-                    f"--ray-address {address}: no cluster answers there: {describe_error(error)}"
-                ) from None
         gpus = ray.cluster_resources().get("GPU", 0.0)
         gpu_share = math.floor(gpus / workers * 100) / 100 if gpus < workers else 1.0
         if gpu_fraction is not None:
             if not gpus:
-                ray.shutdown()
+                self.close()
                 raise ValueError(f"--gpu-fraction {gpu_fraction:g}: there is no CUDA device")
             gpu_share = gpu_fraction
         self._evaluate = ray.put(evaluate)
@@ -203,16 +91,43 @@ class RayPool:
         )
         registry = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Registry)
         self._registry: Any = registry.options(scheduling_strategy=here).remote()
-        self._remote = ray.remote(num_cpus=1, num_gpus=gpu_share, max_retries=RETRIES, retry_exceptions=False)(
-            _in_worker
-        )
+        self._remote = ray.remote(
+            num_cpus=1,
+            num_gpus=gpu_share,
+            max_retries=RETRIES,
+            retry_exceptions=False,
+            runtime_env={"env_vars": ONE_THREAD},
+        )(_in_worker)
         self._send = ray.remote(num_cpus=0, max_retries=0)(_send)
+
+    def _start(self, ray: Any, workers: int, address: str | None) -> None:
+        """Starts Ray on this machine, or connects to the cluster at the address."""
+        runtime_env: dict[str, Any] = {"env_vars": ONE_THREAD}
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address is None:
+            # Workers of this machine import the installed package; the working directory is not shipped.
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                configure_logging=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                runtime_env=runtime_env,
+                **quiet,
+            )
+            return
+        self._package = tempfile.TemporaryDirectory(prefix="lownas-")
+        runtime_env["py_modules"] = [str(copy_package(Path(self._package.name)))]
+        try:
+            ray.init(address=address, runtime_env=runtime_env, **quiet)
+        except (ConnectionError, RuntimeError, OSError) as error:
+            raise ValueError(f"--ray-address {address}: no cluster answers there: {describe_error(error)}") from None
 
     @property
     def pending(self) -> int:
         return len(self._futures)
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: TrainingTask) -> None:
         shared = None
         if self._share is not None:
             key, load = self._share(task)
@@ -220,11 +135,11 @@ class RayPool:
                 self._shared[key] = self._ray.put(load())
             shared = self._shared[key]
         self._submitted += 1
-        future = self._remote.remote(self._evaluate, self._registry, self._submitted, dict(task), shared)
+        future = self._remote.remote(self._evaluate, self._registry, self._submitted, task, shared)
         due = time.monotonic() + (self._timeout_s or math.inf)
-        self._futures[future] = _Pending(int(task["trial"]), self._submitted, due)
+        self._futures[future] = _Pending(task.trial, self._submitted, due)
 
-    def wait(self, timeout_s: float | None = None) -> list[Outcome]:
+    def wait(self, timeout_s: float | None = None) -> list[TaskOutcome]:
         give_up = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while self._futures:
             now = time.monotonic()
@@ -239,20 +154,20 @@ class RayPool:
                 return []
         return []
 
-    def _outcome(self, future: Any) -> Outcome:
+    def _outcome(self, future: Any) -> TaskOutcome:
         trial = self._futures.pop(future).trial
         errors = self._ray.exceptions
         try:
-            outcome: Outcome = self._ray.get(future)
+            outcome: TaskOutcome = self._ray.get(future)
         except errors.OutOfMemoryError:
-            return Outcome(trial, None, STOPPED)
+            return TaskOutcome(trial, None, STOPPED)
         except (errors.WorkerCrashedError, errors.NodeDiedError):
-            return Outcome(trial, None, DIED)
+            return TaskOutcome(trial, None, DIED)
         except errors.RayError as error:
-            return Outcome(trial, None, describe_error(error))
+            return TaskOutcome(trial, None, describe_error(error))
         return outcome
 
-    def _overdue(self) -> list[Outcome]:
+    def _overdue(self) -> list[TaskOutcome]:
         """Ends the evaluations that take longer than they may, counted from when they really started."""
         now, outcomes = time.monotonic(), []
         for future, pending in list(self._futures.items()):
@@ -269,7 +184,7 @@ class RayPool:
             self._ray.cancel(future, force=True)  # so that it is not tried again
             self._signal(known, signal.SIGKILL)
             outcomes.append(
-                Outcome(pending.trial, None, f"it took longer than {self._timeout_s:g} s (--trial-timeout)")
+                TaskOutcome(pending.trial, None, f"it took longer than {self._timeout_s:g} s (--trial-timeout)")
             )
         return outcomes
 
@@ -280,14 +195,51 @@ class RayPool:
             remote = self._send.options(scheduling_strategy=on_its_node).remote(place.pid, int(number))
             return bool(self._ray.get(remote, timeout=30))
         except (self._ray.exceptions.RayError, TimeoutError) as error:
-            logger.warning("process %d of an overdue trial: %s", place.pid, describe_error(error))
+            self._log.warning("process %d of an overdue trial: %s", place.pid, describe_error(error))
             return False
 
     def close(self) -> None:
         self._futures.clear()
         self._shared.clear()
-        if self._ray.is_initialized():
+        if self._owned and self._ray.is_initialized():
             self._ray.shutdown()
+
+
+def _in_use() -> bool:
+    """Whether this process has started Ray, or is connected to a cluster."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+@cache
+def _token() -> str:
+    """The secret of the clusters that this process starts; one for all, since Ray remembers the first it is told."""
+    return secrets.token_hex(32)
+
+
+def _ray_variables(*, local: bool) -> dict[str, str]:
+    """Environment variables that Ray reads when it is imported or its processes start; those that are set stay."""
+    wanted = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_task_oom_retries": str(RETRIES),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    if local:
+        # Loopback only, which Ray does by itself on Windows and macOS alone.
+        wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if "RAY_AUTH_MODE" not in os.environ:
+            wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables for as long as this lasts."""
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -366,22 +318,10 @@ def copy_package(folder: Path) -> Path:
     return copy
 
 
-def _evaluate_safely(evaluate: Evaluate, task: Task) -> Outcome:
-    try:
-        with training():
-            return Outcome(int(task["trial"]), evaluate(task))
-    except MemoryError as error:
-        return Outcome(int(task["trial"]), None, f"out of memory: {describe_error(error)}")
-    # Any exception of a candidate is that candidate's failure: the one place where all of them are caught.
-    except Exception as error:
-        logger.info("trial %s failed", task["trial"], exc_info=True)
-        return Outcome(int(task["trial"]), None, describe_error(error))
-
-
-def _in_worker(evaluate: Evaluate, registry: Any, number: int, task: Task, shared: Any) -> Outcome:
+def _in_worker(evaluate: Evaluate, registry: Any, number: int, task: TrainingTask, shared: Any) -> TaskOutcome:
     import ray
     import torch
 
     ray.get(registry.note.remote(number, ray.get_runtime_context().get_node_id(), os.getpid()))
     torch.set_num_threads(1)
-    return _evaluate_safely(evaluate, task if shared is None else {**task, "shared": shared})
+    return evaluate_safely(evaluate, task if shared is None else replace(task, shared=shared), _logger)

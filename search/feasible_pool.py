@@ -1,6 +1,7 @@
-"""Which candidates are worth training: bulk evolution through the latency predictor and the accuracy prior.
+"""Which candidates are worth training: all that fits the budget, found by evolution before anything is trained.
 
-Tens of thousands of configurations are scored in a few seconds; only what fits the budget ever becomes a trial.
+Tens of thousands of configurations are scored in a few seconds, by a latency predictor and by an estimate of what is
+maximized; only what fits the budget ever becomes a trial.
 """
 
 from __future__ import annotations
@@ -12,35 +13,44 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...predictors.accuracy.prior import total_macs
-from ...search_space.config import LowFormerConfig
-from ...search_space.space import SearchSpace
+from ..predictors.costs import total_macs
+from ..search_space.config import LowFormerConfig
+from ..search_space.space import SearchSpace
 
 Floats = NDArray[np.float64]
 Score = Callable[[Sequence[LowFormerConfig]], Floats]
 Excluded = Callable[[Sequence[LowFormerConfig]], NDArray[np.bool_]]
 
-BAND = 0.92  # a candidate "uses the budget" if its latency quantile is at least this share of it
+TIGHT = 0.92  # a candidate uses the budget if its latency quantile is at least this share of it
 MARGIN = 0.25  # points of the score within which candidates count as equally good, and variety decides; at most
 SPAN = 12.0  # the smallest candidate trained has about 1/SPAN of the MACs of the best one for the budget
-_BINS = 32
-_BATCH = 512
+# What latency costs when candidates of one size are compared: points of the score per unit of ln(ms). A unit of
+# ln(MACs) brings about as much among the published models: 2.8 points from B0 to B3.
+POINTS_PER_LOG_MS = 3.0
+NEAR_IN_SIZE = 0.05  # difference in ln(MACs) up to which candidates count as of one size
+_SIZE_BINS = 32  # of log MACs, each of which keeps its best candidate alive
+_MOST_BAND = 512  # of the candidates about as good as the best, so many are compared by variety
+_BATCH = 512  # configurations that an evolution scores at once
 _SAMPLES = 1024  # random ones, to start from and to compare with
 
 
-class Predictor(Protocol):
-    """What the strategy needs of a `LatencyPredictor`."""
+class NothingFits(ValueError):
+    """No candidate is within the budget, as far as is known now."""
+
+
+class LatencyQuantiles(Protocol):
+    """What finding candidates needs of a latency predictor."""
 
     def quantile_ms(self, configs: Sequence[LowFormerConfig], q: float, /) -> Floats: ...
 
 
 @dataclass(frozen=True)
-class Front:
-    """Everything feasible that an evolution has seen, as parallel columns in the order of discovery.
+class FeasibleSet:
+    """Everything within the budget that an evolution has seen, as parallel columns in the order of discovery.
 
     Attributes:
         configs: n distinct configurations.
-        score: (n,) what was maximized, in points.
+        score: (n,) the estimate that was maximized, in points.
         quantile_ms: (n,) the latency quantile held against the budget.
         macs: (n,) multiply-accumulates.
         budget_ms: the budget.
@@ -60,17 +70,28 @@ class Front:
         return int(np.argmax(self.score))
 
     def band(self) -> NDArray[np.intp]:
-        """Indices of those about as good as the best, and using the budget where one of these does.
+        """Indices of the candidates about as good as the best; of those that use the budget, where one of them does.
 
         "About" is `MARGIN`, or half of what the best is ahead of random search where that is less.
         """
         margin = min(MARGIN, max(0.5 * float(self.score.max() - self.random_best), 0.0))
         good = self.score >= self.score.max() - margin
-        tight = good & (self.quantile_ms >= BAND * self.budget_ms)
+        tight = good & (self.quantile_ms >= TIGHT * self.budget_ms)
         return np.flatnonzero(tight if tight.any() else good)
 
+    def best_left(self, exclude: Collection[str]) -> LowFormerConfig | None:
+        """The best by score whose id is not excluded, or None."""
+        order = np.argsort(-self.score, kind="stable")
+        return next((self.configs[i] for i in order if self.configs[i].id not in exclude), None)
+
+    def best_of_band(self, exclude: Collection[str]) -> list[LowFormerConfig]:
+        """The candidates of the `band` whose ids are not excluded, the best by score first."""
+        band = self.band()
+        by_score = band[np.argsort(-self.score[band], kind="stable")][:_MOST_BAND]
+        return [self.configs[i] for i in by_score if self.configs[i].id not in exclude]
+
     def best_within(self, share: float, exclude: Collection[str]) -> LowFormerConfig | None:
-        """The best of those as fast as the `share` (0 to 1) of the way from the fastest to the budget, in ln latency.
+        """The best of the candidates up to a share of the way from the fastest to the budget, in ln latency.
 
         If all these are excluded, the fastest one left.
         """
@@ -85,41 +106,107 @@ class Front:
         return self.configs[int(fitting[np.argmax(self.score[fitting])])]
 
     def size_target(self, position: int, count: int) -> float:
-        """ln(MACs) of the `position`-th of `count` candidates that span the sizes evenly, the smallest first."""
+        """The ln(MACs) that the `position`-th of `count` candidates should have, to span the sizes evenly upwards."""
         largest = float(np.log(self.macs[self.best_index()]))
         smallest = max(float(np.log(self.macs.min())), largest - np.log(SPAN))
         # The candidates that exploit the budget are the upper end of the span.
         return smallest + (largest - smallest) * position / max(count, 1)
 
     def nearest_in_size(self, log_macs: float, exclude: Collection[str]) -> LowFormerConfig | None:
-        """The best for its size among those of about exp(`log_macs`) MACs: the most accuracy left when each is charged
-        for its latency at the rate at which MACs buy accuracy."""
+        """The best for its size of the candidates with about exp(`log_macs`) MACs.
+
+        That is the one with the highest score left when each is charged for its latency (`POINTS_PER_LOG_MS`).
+        """
         distance = np.abs(np.log(self.macs) - log_macs)
         order = np.argsort(distance, kind="stable")
         near = [int(i) for i in order[:256] if self.configs[i].id not in exclude]
         if not near:
             near = [int(i) for i in order if self.configs[i].id not in exclude][:1]
             return self.configs[near[0]] if near else None
-        limit = max(0.05, float(distance[near[0]]))
+        limit = max(NEAR_IN_SIZE, float(distance[near[0]]))
         close = np.array([i for i in near if distance[i] <= limit])
-        value = self.score[close] - 3.0 * np.log(self.quantile_ms[close])
+        value = self.score[close] - POINTS_PER_LOG_MS * np.log(self.quantile_ms[close])
         return self.configs[int(close[int(np.argmax(value))])]
 
 
-def surely_over(quantile_ms: Floats, budget_ms: float) -> NDArray[np.bool_]:
-    """(n,) which candidates never become trials."""
+class FeasiblePool:
+    """The candidates that a strategy may choose from: what evolution found within the budget, and mutants of anything.
+
+    Attributes:
+        space: that all candidates are from.
+        budget_ms: the latency budget.
+        confidence: a candidate fits if its latency is within the budget with this probability.
+        found: what evolution found, by the predictor as it was then.
+        nothing_fits: whether measurements have shown that nothing is within the budget; then nothing is proposed.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        predictor: LatencyQuantiles,
+        budget_ms: float,
+        confidence: float,
+        evolve: Callable[[], FeasibleSet],
+        found: FeasibleSet,
+    ) -> None:
+        """`evolve` finds the candidates by the predictor as it is when that is called."""
+        self.space, self.budget_ms, self.confidence = space, budget_ms, confidence
+        self.found, self.nothing_fits = found, False
+        self._predictor, self._evolve = predictor, evolve
+
+    def renew(self) -> None:
+        """Finds the candidates again, after the predictor has learned; notes if nothing fits any more."""
+        try:
+            self.found = self._evolve()
+        except NothingFits:
+            self.nothing_fits = True
+
+    def latency_ms(self, configs: Sequence[LowFormerConfig]) -> Floats:
+        """(n,) predicted latency in ms (the median)."""
+        return np.asarray(self._predictor.quantile_ms(configs, 0.5), float)
+
+    def quantile_ms(self, configs: Sequence[LowFormerConfig]) -> Floats:
+        """(n,) what is held against the budget, in ms: the latency that each stays below at the confidence."""
+        return np.asarray(self._predictor.quantile_ms(configs, self.confidence), float)
+
+    def fits(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
+        """(n,) which candidates are within the budget and all further limits."""
+        return ~over_budget(self.quantile_ms(configs), self.budget_ms)
+
+    def mutants(
+        self,
+        parents: Sequence[LowFormerConfig],
+        rng: np.random.Generator,
+        count: int,
+        excluded: Excluded | None = None,
+    ) -> tuple[list[LowFormerConfig], NDArray[np.intp]]:
+        """Draws `count` mutants; gives the distinct ones that fit, and (n,) the index of each one's parent."""
+        return mutants(
+            self.space,
+            self._predictor,
+            parents,
+            self.budget_ms,
+            rng,
+            confidence=self.confidence,
+            count=count,
+            excluded=excluded,
+        )
+
+
+def over_budget(quantile_ms: Floats, budget_ms: float) -> NDArray[np.bool_]:
+    """(n,) which candidates are not within the budget at the asked confidence, and so never become trials."""
     return ~(quantile_ms <= budget_ms)
 
 
 def fastest(
-    space: SearchSpace, predictor: Predictor, rng: np.random.Generator, *, confidence: float = 0.9
+    space: SearchSpace, predictor: LatencyQuantiles, rng: np.random.Generator, *, confidence: float = 0.9
 ) -> tuple[LowFormerConfig, float]:
     """The fastest configuration found and its latency quantile in ms: coordinate descent from the best of a sample."""
     return _descend(space, lambda configs: predictor.quantile_ms(configs, confidence), rng)
 
 
 def slowest(
-    space: SearchSpace, predictor: Predictor, rng: np.random.Generator, *, confidence: float = 0.9
+    space: SearchSpace, predictor: LatencyQuantiles, rng: np.random.Generator, *, confidence: float = 0.9
 ) -> tuple[LowFormerConfig, float]:
     """The slowest configuration found and its latency quantile in ms."""
     config, negated = _descend(space, lambda configs: -predictor.quantile_ms(configs, confidence), rng)
@@ -151,35 +238,35 @@ def _descend(
 
 def check_budget(
     space: SearchSpace,
-    predictor: Predictor,
+    predictor: LatencyQuantiles,
     budget_ms: float,
     rng: np.random.Generator,
     *,
     confidence: float = 0.9,
     limits: str = "",
 ) -> float:
-    """The latency quantile of the fastest configuration in ms. Raises ValueError if not even that one fits.
+    """The latency quantile of the fastest configuration in ms. Raises NothingFits if not even that one fits.
 
     Args:
         limits: in words, what `predictor` counts beside latency.
     """
     config, lowest = fastest(space, predictor, rng, confidence=confidence)
-    if surely_over(np.array([lowest]), budget_ms)[0]:
+    if over_budget(np.array([lowest]), budget_ms)[0]:
         if limits:
-            raise ValueError(
+            raise NothingFits(
                 f"no model of the space {space.name!r} fits a latency budget of {budget_ms:g} ms and {limits}: the "
                 f"closest ({config.id}, {config.resolution} pixels) needs {lowest / budget_ms:.3g} times as much of one"
             )
-        raise ValueError(
+        raise NothingFits(
             f"no model of the space {space.name!r} fits a latency budget of {budget_ms:g} ms: the fastest "
             f"({config.id}, {config.resolution} pixels) takes {lowest:.3g} ms at confidence {confidence:g}"
         )
     return lowest
 
 
-def evolve_front(
+def evolve(
     space: SearchSpace,
-    predictor: Predictor,
+    predictor: LatencyQuantiles,
     score: Score,
     budget_ms: float,
     rng: np.random.Generator,
@@ -188,8 +275,8 @@ def evolve_front(
     evaluations: int = 20_000,
     seeds: Iterable[LowFormerConfig] = (),
     excluded: Excluded | None = None,
-) -> Front:
-    """Evolution of the highest `score` within the budget, and of the best for every size on the way.
+) -> FeasibleSet:
+    """Evolves configurations towards the highest `score` within the budget, and keeps the best of every size alive.
 
     Half of the parents come from the best found, half from the elites of bins in log MACs (the most score left after
     paying for the latency), so that the whole range of sizes stays alive. Deterministic by `rng`.
@@ -198,6 +285,8 @@ def evolve_front(
         seeds: configurations to start from, beside a random sample.
         evaluations: configurations scored in all; duplicates count, so that small spaces end too.
         excluded: (n,) which configurations are no candidates, whatever their latency.
+
+    Raises NothingFits if no configuration was found within the budget.
     """
     seen: set[str] = set()
     found: list[LowFormerConfig] = []
@@ -214,7 +303,7 @@ def evolve_front(
         if distinct:
             batch = list(distinct.values())
             quantile = np.asarray(predictor.quantile_ms(batch, confidence), float)
-            feasible = np.flatnonzero(~surely_over(quantile, budget_ms) & ~_excluded(batch, excluded))
+            feasible = np.flatnonzero(~over_budget(quantile, budget_ms) & ~_excluded(batch, excluded))
             kept = [batch[i] for i in feasible]
             if kept:
                 found.extend(kept)
@@ -228,14 +317,14 @@ def evolve_front(
     if not found:
         config, _ = fastest(space, predictor, rng, confidence=confidence)
         quantile = np.asarray(predictor.quantile_ms([config], confidence), float)
-        if surely_over(quantile, budget_ms)[0]:
-            raise ValueError(f"no model of the space {space.name!r} was found within {budget_ms:g} ms")
+        if over_budget(quantile, budget_ms)[0]:
+            raise NothingFits(f"no model of the space {space.name!r} was found within {budget_ms:g} ms")
         found, columns = [config], [np.stack([score([config]), quantile, total_macs([config])])]
     table = np.concatenate(columns, axis=1)
     # What was sampled is in the first batch, at the front.
     first = zip(found, columns[0][0].tolist(), strict=False)
     random_best = max((value for config, value in first if config.id in sampled), default=-np.inf)
-    return Front(tuple(found), table[0], table[1], table[2], budget_ms, scored, random_best)
+    return FeasibleSet(tuple(found), table[0], table[1], table[2], budget_ms, scored, random_best)
 
 
 def _excluded(configs: Sequence[LowFormerConfig], excluded: Excluded | None) -> NDArray[np.bool_]:
@@ -243,13 +332,13 @@ def _excluded(configs: Sequence[LowFormerConfig], excluded: Excluded | None) -> 
 
 
 def _parents(found: Sequence[LowFormerConfig], table: Floats) -> list[LowFormerConfig]:
-    """The best 64, and one elite of each bin in log MACs, repeated so that both halves weigh the same."""
+    """The best 64, and the best of each bin in log MACs, repeated so that both halves weigh the same."""
     score, quantile, macs = table
     best = np.argsort(-score, kind="stable")[:64]
     log_macs = np.log(macs)
     low, high = float(log_macs.min()), float(log_macs.max())
-    bins = np.minimum((_BINS * (log_macs - low) / max(high - low, 1e-9)).astype(int), _BINS - 1)
-    value = score - 3.0 * np.log(quantile)
+    bins = np.minimum((_SIZE_BINS * (log_macs - low) / max(high - low, 1e-9)).astype(int), _SIZE_BINS - 1)
+    value = score - POINTS_PER_LOG_MS * np.log(quantile)
     order = np.lexsort((-value, bins))
     first = np.unique(bins[order], return_index=True)[1]
     elites = np.resize(order[first], len(best))
@@ -288,9 +377,9 @@ def most_varied(
     return candidates[int(np.argmax(distance))]
 
 
-def children(
+def mutants(
     space: SearchSpace,
-    predictor: Predictor,
+    predictor: LatencyQuantiles,
     parents: Sequence[LowFormerConfig],
     budget_ms: float,
     rng: np.random.Generator,
@@ -299,7 +388,7 @@ def children(
     count: int = 2000,
     excluded: Excluded | None = None,
 ) -> tuple[list[LowFormerConfig], NDArray[np.intp]]:
-    """Distinct feasible mutants of `parents`, and (n,) the index of each one's parent."""
+    """Draws distinct feasible mutants of `parents`; gives them, and (n,) the index of each one's parent."""
     drawn: dict[str, tuple[LowFormerConfig, int]] = {}
     for _ in range(count):
         index = int(rng.integers(len(parents)))
@@ -307,14 +396,14 @@ def children(
         drawn.setdefault(child.id, (child, index))
     configs = [config for config, _ in drawn.values()]
     origins = np.array([index for _, index in drawn.values()])
-    over = surely_over(np.asarray(predictor.quantile_ms(configs, confidence), float), budget_ms)
+    over = over_budget(np.asarray(predictor.quantile_ms(configs, confidence), float), budget_ms)
     fitting = np.flatnonzero(~over & ~_excluded(configs, excluded))
     return [configs[i] for i in fitting], origins[fitting]
 
 
 def feasible_share(
     space: SearchSpace,
-    predictor: Predictor,
+    predictor: LatencyQuantiles,
     budget_ms: float,
     rng: np.random.Generator,
     *,
@@ -323,4 +412,4 @@ def feasible_share(
 ) -> float:
     """Share of random samples of the space that fit the budget."""
     quantile = np.asarray(predictor.quantile_ms([space.sample(rng) for _ in range(samples)], confidence), float)
-    return float(np.mean(~surely_over(quantile, budget_ms)))
+    return float(np.mean(~over_budget(quantile, budget_ms)))

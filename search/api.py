@@ -1,0 +1,403 @@
+"""The one way in for code: `search`, `resume`, `replay` and `dry_run`, in the words of the command line.
+
+Parts are found by their names here (predictor, space, data, strategy, objective, task), then `run_search` searches.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..evaluators import tasks
+from ..evaluators.data import sources
+from ..evaluators.data.sources import Data, DataSource
+from ..predictors import LatencyPredictor, Target
+from ..search_space import LowFormerConfig, SearchSpace
+from ..search_space.space import SpaceChoices
+from .devices import Device, check_same_machine, load_or_calibrate, load_predictor, open_meter
+from .latency.correction import Predictor
+from .loop import Callback
+from .objectives import Objective
+from .results.files import write_result
+from .results.search_result import SearchResult
+from .run_search import DryRun, Parts, check_space, run_search, whole_range_ms
+from .run_search import dry_run as describe
+from .settings import SearchSettings, options, read_options
+from .strategies import Strategy
+from .training.task import Evaluate
+from .trials.database import check_storage
+from .trials.run_folder import check_free, read_about
+from .trials.status import Progress
+
+REST_S = 6.0  # between two measurements of a network
+LOOK_IMAGES, LOOK_PIXELS = 64, 32  # how much of the data is looked at before anything starts
+_UNBOUNDED_MS = 1e9  # in the place of the budget of a front without one, until the predictor has said what that is
+
+
+def search(
+    target: Device | None = None,
+    latency_budget: str | None = None,
+    *,
+    space: str | Path | SearchSpace | None = None,
+    data: Data | None = None,
+    task: str | tasks.Task | None = None,
+    strategy: str | Strategy | None = None,
+    objective: str | type[Objective] | None = None,
+    predictor: Predictor | None = None,
+    evaluate: Evaluate | None = None,
+    callback: Callback | None = None,
+    progress: bool | Progress = False,
+    profiles: str | Path | None = None,
+    run: str | Path | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """Searches for the most accurate backbone within a latency budget on a device.
+
+        result = search("cpu", "20ms", data="imagefolder:pictures", run="runs/a")
+
+    It does what `lownas search` does, and leaves everything in the run folder: a device at hand that has no profile is
+    calibrated, candidates are proposed, trained and told to an Optuna study, the best are measured, and the answer, the
+    front and the report are written.
+
+    Args:
+        target: name of a target ("rtx3090", "cpu"), or the YAML file of a device.
+        latency_budget: what the latency must not exceed: "2ms". Not needed with `pareto=True`.
+        space: "default", "tiny", a YAML file, or a `SearchSpace`.
+        data: what to train on: a specification ("imagefolder:DIR"), a `DataSource`, or arrays (images, labels).
+        task: name of a task, or a `Task`.
+        strategy: name of a strategy, or a `Strategy`.
+        objective: name of an objective, or a subclass of `Objective`.
+        predictor: of the target's latency, in the place of its profile.
+        evaluate: judges a candidate in the place of proxy training: a `TrainingTask` to an `Evaluation` or an accuracy.
+        callback: is called with each `EvaluationResult`; the search ends early if it gives True.
+        progress: True shows a bar; a function is called with each `SearchStatus`.
+        profiles: folder of the user's own target profiles.
+        run: the run folder; runs/TARGET-BUDGET-N if None.
+        settings: all other settings of the command line by their names: `max_params="5M"`, `trials=40`, `workers=0`.
+
+    Returns what was found; `answer` is None if nothing fits.
+
+    Raises:
+        ValueError: the request is wrong; one line says what was given and what is allowed.
+        OSError: the run folder or the device cannot be used.
+        RuntimeError: every candidate failed.
+    """
+    given = {"target": _named_target(target), "latency_budget": latency_budget, "run": run, **settings}
+    given |= {"space": space, "data": data, "task": task, "strategy": strategy, "objective": objective}
+    asked = _Asked(given, predictor, evaluate, callback, progress, profiles)
+    return _search(asked)
+
+
+def resume(
+    run: str | Path,
+    *,
+    space: str | Path | SearchSpace | None = None,
+    data: Data | None = None,
+    task: str | tasks.Task | None = None,
+    strategy: str | Strategy | None = None,
+    objective: str | type[Objective] | None = None,
+    predictor: Predictor | None = None,
+    evaluate: Evaluate | None = None,
+    callback: Callback | None = None,
+    progress: bool | Progress = False,
+    profiles: str | Path | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """Goes on with the search in a run folder, from what was finished.
+
+    Objects that were passed to `search` must be passed again. Of the settings only those may change that do not decide
+    what the run's numbers mean: `trials`, `repeats`, `workers`, `time_budget` and the like.
+
+    Raises as `search`; ValueError also if there is no run, or another process works on it.
+    """
+    given = {"run": run, **settings}
+    given |= {"space": space, "data": data, "task": task, "strategy": strategy, "objective": objective}
+    asked = _Asked(given, predictor, evaluate, callback, progress, profiles, earlier=Path(run), resume=True)
+    return _search(asked)
+
+
+def replay(
+    earlier: str | Path,
+    *,
+    target: Device | None = None,
+    latency_budget: str | None = None,
+    progress: bool | Progress = False,
+    profiles: str | Path | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """Searches again with the settings of an earlier run, given as its folder or its run.json.
+
+    Settings given here replace those of the run. Raises as `search`.
+    """
+    given = {"target": _named_target(target), "latency_budget": latency_budget, **settings}
+    return _search(_Asked(given, None, None, None, progress, profiles, earlier=Path(earlier)))
+
+
+def dry_run(
+    given: Mapping[str, Any], *, profiles: str | Path | None = None, earlier: Path | None = None
+) -> tuple[SearchSettings, DryRun]:
+    """Says what a search with these settings (as `search` takes them) would do, without training or writing."""
+    prepared = _prepare(_Asked(given, None, None, None, False, profiles, earlier=earlier), calibrate=False)
+    return prepared.settings, describe(prepared.settings, prepared.parts)
+
+
+def search_from(
+    given: Mapping[str, Any],
+    *,
+    profiles: str | Path | None = None,
+    progress: bool | Progress = False,
+    earlier: Path | None = None,
+    resume: bool = False,
+) -> SearchResult:
+    """Searches, resumes or replays with settings as the command line has them: what `nas.py` calls."""
+    return _search(_Asked(given, None, None, None, progress, profiles, earlier=earlier, resume=resume))
+
+
+# The names that are in **settings, for whoever asks what `search` takes.
+def _documented(function: Callable[..., Any]) -> None:
+    signature = inspect.signature(function)
+    named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in options()
+        if name not in signature.parameters
+    ]
+    function.__signature__ = signature.replace(parameters=[*named, *more])  # type: ignore[attr-defined]
+
+
+for _function in (search, resume, replay):
+    _documented(_function)
+
+
+# --- from names to parts
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller gave: settings as people write them, with objects where these have names."""
+
+    given: Mapping[str, Any]
+    predictor: Predictor | None
+    evaluate: Evaluate | None
+    callback: Callback | None
+    progress: bool | Progress
+    profiles: str | Path | None
+    earlier: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A search with all its parts, but for what measures."""
+
+    settings: SearchSettings
+    parts: Parts
+    target: Target
+    predictor: Predictor
+
+
+def _search(asked: _Asked) -> SearchResult:
+    prepared = _prepare(asked)
+    with ExitStack() as stack:
+        parts, target = prepared.parts, prepared.target
+        if target.can_be_measured:
+            meter = stack.enter_context(open_meter(target))
+            if isinstance(prepared.predictor, LatencyPredictor):
+                check_same_machine(meter.target, prepared.predictor.fingerprint, asked.profiles)
+
+            def measure(config: LowFormerConfig) -> Any:
+                return meter.measure(config, meter.target)
+
+            parts = replace(parts, measure=measure)
+        if asked.progress is True:
+            from .results.progress import SearchProgress
+
+            parts = replace(parts, progress=stack.enter_context(SearchProgress()))
+        elif callable(asked.progress):
+            parts = replace(parts, progress=asked.progress)
+        result = run_search(prepared.settings, parts, resume=asked.resume)
+    write_result(result)
+    result.report()
+    return result
+
+
+def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
+    """Reads the settings and finds all parts; what is wrong with them is said before anything starts."""
+    about = read_about(asked.earlier) if asked.earlier is not None else None
+    if asked.resume and asked.earlier is not None:
+        check_free(asked.earlier)
+    given, objects = _names(asked.given)
+    target, budgeted, values = _values(given, about)
+    settings = SearchSettings.from_dict({"latency_budget_ms": _UNBOUNDED_MS, **values})
+    check_storage(settings.storage)
+    space = _space(objects.get("space"), settings, None if "space" in given or "resolution" in given else about)
+    if about is not None and asked.resume:
+        check_space(space, about)
+    space, task = _with_head(space, tasks.task(objects.get("task", settings.task)))
+    facts = _facts(settings, target, objects.get("data"), task)
+    if calibrate:
+        _check_run_folder(Path(settings.run), resume=asked.resume)
+    say = _speaker(asked.progress)
+    predictor = asked.predictor or _predictor(target, asked, say, calibrate=calibrate)
+    if not budgeted:
+        budget_ms = whole_range_ms(settings, predictor, space, measurable=target.can_be_measured)
+        settings = settings.replace(latency_budget_ms=budget_ms)
+    also = {name: _predictor(Target.load(name), asked, say, calibrate=calibrate) for name in settings.also}
+    if isinstance(predictor, LatencyPredictor):
+        facts["latency_profile"] = predictor.provenance
+        say(f"target {target}: {predictor.source}")
+    parts = Parts(
+        predictor=predictor,
+        space=space,
+        also=also,
+        strategy=objects.get("strategy"),
+        objective=objects.get("objective"),
+        data=objects.get("data"),
+        task=task,
+        rest_s=REST_S,
+        callback=asked.callback,
+        about=facts,
+    )
+    if asked.evaluate is not None:
+        parts = replace(parts, evaluate=asked.evaluate)
+    return _Prepared(settings, parts, target, predictor)
+
+
+def _named_target(target: Device | None) -> str | None:
+    """The name of a target, or the file of one on another machine."""
+    if isinstance(target, Target) and target.box is not None and target.box.file is not None:
+        return str(target.box.file)
+    return None if target is None else str(target)
+
+
+def _names(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings with names in the place of objects, and the objects."""
+    values, objects = {name: value for name, value in given.items() if value is not None}, {}
+    for name, kind in (("strategy", Strategy), ("task", tasks.Task), ("space", SearchSpace)):
+        if isinstance(values.get(name), kind):
+            objects[name] = values[name]
+            values[name] = objects[name].name
+    if isinstance(values.get("objective"), type):
+        objects["objective"] = values["objective"]
+        values["objective"] = objects["objective"].name
+    if not isinstance(values.get("data"), str | None):
+        objects["data"] = sources.source(values["data"])
+        values["data"] = objects["data"].spec
+    for name in ("run", "space", "init_from"):
+        if isinstance(values.get(name), Path):
+            values[name] = str(values[name])
+    return values, objects
+
+
+def _values(given: dict[str, Any], about: dict[str, Any] | None) -> tuple[Target, bool, dict[str, Any]]:
+    """The target, whether there is a budget, and the values of the settings: those of the earlier run, then `given`."""
+    target, budget = given.pop("target", None), given.pop("latency_budget", None)
+    values = dict(about["settings"]) if about is not None else {}
+    budgeted = about is not None or budget is not None
+    if about is not None:
+        file = about.get("target_file")
+        if target is None and isinstance(file, str) and not Path(file).is_file():
+            raise ValueError(f"the run's target file {file} is gone: name it, or {values['target']}, with --target")
+        target = target or file or values["target"]
+    if target is None:
+        raise ValueError("--target is missing: which device? (rtx3090, cpu, ...; `lownas targets` lists them)")
+    if not budgeted and not given.get("pareto"):
+        raise ValueError("--latency-budget is missing: how long may one image take? (2ms, 800us; or --pareto)")
+    full = Target.load(target)
+    values |= read_options({**given, "latency_budget": budget})
+    if "also" in given:
+        values["also"] = {str(Target.load(name)): budget_ms for name, budget_ms in values["also"].items()}
+    if values.get("ray_address") is not None and "workers" not in values:
+        raise ValueError("--ray-address: say with --workers how many candidates train there at once")
+    values.setdefault("workers", _cores())
+    for name in ("space", "init_from"):
+        if name in given:
+            values[name] = _absolute(str(values[name]))
+    values["target"] = str(full)
+    if "run" not in given:
+        shown = f"{values['latency_budget_ms']:g}ms" if budgeted else "front"
+        values["run"] = str(_new_run(full, shown))
+    return full, budgeted, values
+
+
+def _space(given: SearchSpace | None, settings: SearchSettings, about: dict[str, Any] | None) -> SearchSpace:
+    """The space given, that of the earlier run as run.json holds it, or the one that the settings name."""
+    if given is not None:
+        return given
+    if about is not None and isinstance(about.get("space"), dict):
+        return SearchSpace(SpaceChoices.model_validate(about["space"]))
+    return SearchSpace.load(settings.space, settings.resolution)
+
+
+def _with_head(space: SearchSpace, task: tasks.Task) -> tuple[SearchSpace, tasks.Task]:
+    """The space of networks with the head that the task needs."""
+    if space.choices.head != task.head:
+        space = SearchSpace(space.choices.model_copy(update={"head": task.head}))
+    return space, task
+
+
+def _facts(settings: SearchSettings, target: Target, data: DataSource | None, task: tasks.Task) -> dict[str, Any]:
+    """Facts for run.json beside the settings; looks at the data and the weights that are inherited."""
+    facts: dict[str, Any] = {}
+    if settings.data is not None:
+        from ..evaluators.data.loading import load_data
+
+        few = {"train_images": LOOK_IMAGES, "validation_images": LOOK_IMAGES}
+        load_data(data or settings.data, LOOK_PIXELS, settings.seed, **few, task=task)
+    if settings.init_from is not None:
+        from ..evaluators.training.inherit import load_source
+
+        facts["init_from"] = load_source(settings.init_from).identity
+    if target.box is not None:
+        facts["target_file"] = str(Path(target.box.file or "").absolute())
+    return facts
+
+
+def _predictor(target: Target, asked: _Asked, say: Callable[[str], None], *, calibrate: bool) -> LatencyPredictor:
+    if calibrate:
+        return load_or_calibrate(target, asked.profiles, say, progress=asked.progress is True)
+    return load_predictor(target, asked.profiles)
+
+
+def _speaker(progress: bool | Progress) -> Callable[[str], None]:
+    """What says a line on stderr if progress is to be shown, and else nothing."""
+    if progress is not True:
+        return lambda line: None
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return lambda line: console.print(line, highlight=False)
+
+
+def _check_run_folder(run: Path, *, resume: bool) -> None:
+    """Refuses early what the search would refuse after calibrating."""
+    if (run / "run.json").exists() and not resume:
+        raise ValueError(f"there is already a run in {run}: go on with it (--resume) or name another folder (--run)")
+    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "is not a folder" if not nearest.is_dir() else "is not writable"
+        raise OSError(f"cannot write the run folder {run}: {nearest} {what}")
+
+
+def _new_run(target: Target, what: str) -> Path:
+    name = f"{target.alias or target.device}-{what}".replace(":", "-")
+    number = 1
+    while (path := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return path
+
+
+def _absolute(file: str) -> str:
+    """The absolute path of a file that a run names, as it may be resumed or replayed from another folder."""
+    return str(Path(file).absolute()) if Path(file).is_file() else file
+
+
+def _cores() -> int:
+    import psutil
+
+    return max(1, psutil.cpu_count(logical=False) or 1)

@@ -1,0 +1,304 @@
+"""Devices by name: measuring, calibrating and predicting latency.
+
+Here predictors and evaluators meet: what the one side fits is handed the measuring function of the other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..predictors import LatencyPredictor, Target
+from ..predictors.latency.target import profile_folders
+from ..search_space import PRESETS, LowFormerConfig, OpGraph, SearchSpace
+from .quantities import parse_duration, parse_percentage
+
+if TYPE_CHECKING:
+    from ..evaluators.device.measure import LatencyMeasurement
+    from ..predictors.latency.calibration import Progress
+
+# What has a latency: a configuration, the name of a published model, the path of an ONNX or config file, a graph.
+Network = LowFormerConfig | OpGraph | str | Path
+Device = str | Path | Target  # a target's name, its YAML file, or the target
+
+
+def predict(
+    networks: Network | Sequence[Network],
+    target: Device,
+    *,
+    coverage: float = 0.9,
+    profiles: str | Path | None = None,
+) -> Any:
+    """Predicts latency on a target, without the device.
+
+    Args:
+        networks: one network, or several: configurations, names of published models, ONNX files, config files.
+        target: name of a target ("rtx3090", "cpu"), or its YAML file.
+        coverage: probability that the interval holds the measured latency.
+        profiles: folder of the user's own target profiles.
+
+    Returns a `LatencyPrediction` in ms with its interval for one network, a list of them for several.
+
+    Raises ValueError for an unknown target or network, or a target without a profile.
+    """
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage: between 0 and 1, given {coverage}")
+    predictor = load_predictor(Target.load(target), profiles)
+    several = isinstance(networks, Sequence) and not isinstance(networks, str)
+    wanted: Sequence[Network] = networks if several else [networks]  # type: ignore[assignment, list-item]
+    found = predictor.predict([find_network(network) for network in wanted], coverage=coverage)
+    return found if several else found[0]
+
+
+def measure(network: Network, target: Device = "cpu", *, time_limit: str = "10s") -> LatencyMeasurement:
+    """Measures latency on this machine, or over SSH on the one that the target's file names.
+
+    Args:
+        network: a configuration, the name of a published model, an ONNX file or a config file.
+        target: name of a target at hand ("cpu"), or its YAML file.
+        time_limit: warm-up and runs end by then.
+
+    Raises ValueError if the target cannot be measured, OSError if its machine cannot be reached.
+    """
+    limit_s = parse_duration(time_limit, "time_limit")
+    found = find_network(network)
+    with open_meter(Target.load(target)) as meter:
+        return meter.measure(found, meter.target, time_limit_s=limit_s)
+
+
+def calibrate(
+    target: Device = "cpu",
+    *,
+    samples: int | None = None,
+    until: str | None = None,
+    space: str | Path | SearchSpace = "default",
+    time_limit: str | None = None,
+    seed: int = 0,
+    profiles: str | Path | None = None,
+    progress: bool | Callable[[Progress], None] = False,
+) -> LatencyPredictor:
+    """Measures a sample of a space on a device, fits a latency model, and saves it as the target's profile.
+
+    Args:
+        target: name of a target at hand ("cpu"), or the YAML file of a device.
+        samples: configurations to measure; 40, or with `until` at most 200.
+        until: stop once the held-out error is below this, at 90 % confidence: "3%".
+        space: what they are drawn from.
+        time_limit: no measurement begins later: "4m".
+        seed: of the sample.
+        profiles: folder of the user's own target profiles.
+        progress: True shows a bar; a function is told how far it is.
+
+    Returns the predictor; `provenance` has its held-out error. A calibration that broke off goes on where it stopped.
+
+    Raises ValueError if the target cannot be measured, OSError if its machine cannot be reached.
+    """
+    from ..predictors.latency.calibration import calibrate as fit_profile
+    from .results.progress import CalibrationBar
+
+    full = Target.load(target)
+    options: dict[str, Any] = {"space": space, "seed": seed}
+    if samples is not None:
+        options["samples"] = samples
+    if until is not None:
+        options["until"] = parse_percentage(until, "until")
+    if time_limit is not None:
+        options["time_limit_s"] = parse_duration(time_limit, "time_limit")
+    with open_meter(full) as meter:
+        known: Mapping[str, str] = {}
+        with suppress(ValueError):  # of a broken profile another may be made
+            known = LatencyPredictor.read(profile_folders(profiles)[0] / full.file_name).fingerprint
+        check_same_machine(meter.target, known, profiles)
+        if callable(progress):
+            return fit_profile(
+                meter.target, meter.measure_for_calibration, profiles=profiles, progress=progress, **options
+            )
+        with CalibrationBar(shown=progress) as bar:
+            return fit_profile(meter.target, meter.measure_for_calibration, profiles=profiles, progress=bar, **options)
+
+
+# --- networks by name
+
+
+def find_network(network: Network) -> LowFormerConfig | OpGraph | Path:
+    """A configuration, a graph, or the path of an ONNX file; from names of published models and from config files.
+
+    Raises ValueError, in one line, for what is none of these.
+    """
+    if isinstance(network, LowFormerConfig | OpGraph):
+        return network
+    path = Path(network)
+    if path.suffix == ".json":
+        return read_config(path)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise ValueError(f"no ONNX file at {path}")
+        return path
+    return preset(str(network))
+
+
+def preset(name: str) -> LowFormerConfig:
+    """A published model. Raises ValueError, with the nearest known names, for an unknown one."""
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(PRESETS)} and all"
+    raise ValueError(f"unknown model {name!r}: {hint}")
+
+
+def read_config(path: Path) -> LowFormerConfig:
+    """Reads a config file: what `export` and a run's best.json hold, or an entry of front/."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        data = json.loads(text)
+        if isinstance(data, dict) and isinstance(data.get("config"), dict) and "objective" in data:
+            data = data["config"]
+        return LowFormerConfig.from_dict(data)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: broken JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def timm_graph(name: str, *, copies: bool) -> OpGraph:
+    """The graph of a model of timm at its own input size, traced without weights.
+
+    `copies` says whether copies are kept, which compilers remove and PyTorch in eager mode executes.
+
+    Raises ValueError, in one line, if timm is not there or has no such model.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"--timm needs timm (pip install timm): {error}") from None
+    except RuntimeError as error:  # torchvision's, of a build for another torch
+        raise ValueError(f"--timm: timm cannot be imported ({error}): torchvision must fit torch") from None
+    import torch
+
+    from ..search_space import op_graph_from_torch
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+        raise ValueError(f"--timm: unknown model {name!r}: {hint}")
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False)
+    size = tuple(model.pretrained_cfg["input_size"])
+    return op_graph_from_torch(model, size, copies=copies, channels_last=copies)
+
+
+# --- devices at hand, and their profiles
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What measures a target at hand.
+
+    Attributes:
+        target: with what was found out about the device.
+        measure: (network, target, time_limit_s=...) to a measurement.
+        measure_for_calibration: (network, target) to a short one, with kernel times where there are any.
+    """
+
+    target: Target
+    measure: Callable[..., LatencyMeasurement]
+    measure_for_calibration: Callable[[LowFormerConfig | OpGraph, Target], LatencyMeasurement]
+
+
+@contextmanager
+def open_meter(target: Target) -> Iterator[Meter]:
+    """Opens what measures a target: this machine, or a box over SSH.
+
+    Raises ValueError or OSError if it cannot be measured.
+    """
+    from ..evaluators.device.measure import check_measurable, measure_for_calibration, measure_latency
+
+    if target.box is None:
+        check_measurable(target)
+        yield Meter(target, measure_latency, measure_for_calibration)
+        return
+    from ..evaluators.device.remote import RemoteBox
+
+    with RemoteBox(target.box) as box:
+        known = replace(target.box, fingerprint=box.fingerprint(target))
+        yield Meter(replace(target, box=known), box.measure_latency, box.measure_for_calibration)
+
+
+def check_same_machine(target: Target, known: Mapping[str, str], profiles: str | Path | None) -> None:
+    """Raises ValueError if a box is not the machine that its profile's fingerprint names."""
+    if target.box is not None and known and known != (here := target.fingerprint()):
+        differing = "; ".join(f"{key} {known.get(key)!r} there, {here[key]!r} on {target.box.host}" for key in here)
+        path = profile_folders(profiles)[0] / target.file_name
+        raise ValueError(
+            f"the profile of {target} is another machine's ({differing}): name this device otherwise, or remove {path}"
+        )
+
+
+def load_predictor(target: Target, profiles: str | Path | None = None) -> LatencyPredictor:
+    """Loads a target's profile. Raises ValueError, saying what to do, if it has none."""
+    if target.box is not None and not has_profile(target, profiles):
+        where = "" if profiles is None else f" --profiles {profiles}"
+        command = f"lownas calibrate --target {target.box.file}{where}"
+        raise ValueError(f"no profile of {target} yet: make one with `{command}`")
+    return LatencyPredictor.load(target, profiles)
+
+
+def load_or_calibrate(
+    target: Target, profiles: str | Path | None, say: Callable[[str], None], *, progress: bool
+) -> LatencyPredictor:
+    """Loads a target's profile; one of a device at hand that has none is calibrated."""
+    if has_profile(target, profiles) or not target.can_be_measured:
+        return LatencyPredictor.load(target, profiles)
+    where = "on this machine " if target.is_local else ""
+    say(f"no profile of {target} {where}yet: calibrating (at most 4 minutes, once)")
+    return calibrate(target, profiles=profiles, progress=progress)
+
+
+def has_profile(target: Target, profiles: str | Path | None) -> bool:
+    """Whether there is a profile of the target, usable or not."""
+    return any((folder / target.file_name).is_file() for folder in profile_folders(profiles))
+
+
+def describe_machine(profiles: str | Path | None = None) -> dict[str, Any]:
+    """What this machine is, which versions are installed, and what can be measured here, as JSON values."""
+    import platform
+
+    import psutil
+
+    from .. import __version__
+    from ..evaluators.device.measure import check_measurable
+    from ..predictors import list_profiles
+    from ..predictors.latency.machine import cpu_name
+    from ..predictors.latency.target import ALIASES
+    from .trials.run_folder import versions
+
+    measurable: dict[str, str] = {}
+    for alias in ALIASES:
+        target = Target.parse(alias)
+        if target.is_local:
+            try:
+                check_measurable(target)
+            except ValueError as error:
+                measurable[alias] = str(error)
+            else:
+                measurable[alias] = "can be measured here"
+    return {
+        "lownas": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load": round(psutil.getloadavg()[0], 2),
+        "versions": versions(),
+        "devices": measurable,
+        "profiles": [entry["alias"] or entry["target"] for entry in list_profiles(profiles) if entry["usable"]],
+    }

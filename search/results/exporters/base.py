@@ -1,0 +1,34 @@
+"""What an export format is, as a seam."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ....search_space.config import LowFormerConfig
+
+if TYPE_CHECKING:
+    from ....search_space.model import LowFormer
+
+
+class Exporter(Protocol):
+    """Writes a network in one format.
+
+    To write another one, give a class a `name`, a `suffix` and `write`, and register an instance
+    (`lownas.search.register_exporter`); then `lownas export --format NAME` and `result.export("NAME")` find it.
+    `write` writes the file completely or not at all: to a temporary file beside it, then renamed. It is handed the
+    model with its trained weights where there are some; else it writes fresh ones, or none, as the format has it. What
+    it needs beside this package is imported in `write`; a missing package is a ValueError that says what to install.
+
+    Attributes:
+        name: that users say.
+        suffix: of the file, with its dot.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+
+    def write(self, config: LowFormerConfig, path: Path, model: LowFormer | None) -> None:
+        """Writes `path`. Raises OSError, in one line, if that is not possible."""

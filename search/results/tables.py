@@ -1,0 +1,102 @@
+"""The tables that a person sees: of a search, of predictions and measurements, of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from ...predictors import LatencyPrediction, Target
+from ..trials.candidate import Candidate
+from .published import PublishedRow
+from .search_result import SearchResult
+
+if TYPE_CHECKING:
+    from ...evaluators.device.measure import LatencyMeasurement
+
+
+def result_table(result: SearchResult, published: Sequence[PublishedRow] = ()) -> Table:
+    """The answer and the next best, or the front; and the published models beside them, the fastest of these first."""
+    top1 = result.objective.is_imagenet_top1
+    table = Table(title=result.title)
+    table.add_column("model")
+    table.add_column(result.objective.label, justify="right")
+    table.add_column("published %", justify="right")
+    table.add_column("latency ms", justify="right")
+    table.add_column("interval", justify="right")
+    table.add_column("", justify="left")
+    table.add_column("params M", justify="right")
+    table.add_column("MACs M", justify="right")
+    for candidate in result.shown:
+        table.add_row(*_cells(candidate, top1), style="bold green" if candidate == result.answer else None)
+    if published:
+        table.add_section()
+    for row in published:
+        table.add_row(
+            row.name,
+            f"{row.prior_top1:.1f} (prior)" if top1 else "",
+            f"{row.top1:.1f}" if row.top1 is not None else "",
+            f"{row.latency_ms:.3g}",
+            f"{row.low_ms:.3g} to {row.high_ms:.3g}",
+            "predicted",
+            f"{row.params / 1e6:.1f}",
+            f"{row.macs / 1e6:.0f}",
+        )
+    return table
+
+
+def _cells(candidate: Candidate, top1: bool) -> list[str]:
+    extrapolated = candidate.extrapolated and top1
+    return [
+        candidate.config.id,
+        f"{candidate.objective:.1f}{'*' if extrapolated else ''}",
+        "",
+        f"{candidate.latency_ms:.3g}",
+        f"{candidate.low_ms:.3g} to {candidate.high_ms:.3g}",
+        candidate.latency_source,
+        f"{candidate.params / 1e6:.1f}",
+        f"{candidate.macs / 1e6:.0f}",
+    ]
+
+
+def prediction_table(target: Target, found: Sequence[tuple[str, LatencyPrediction]], coverage: float) -> Table:
+    """Predicted latencies by what people called the networks."""
+    per = " per image" if target.batch is None else ""
+    table = Table(title=f"predicted latency on {target}")
+    for column in ("model", f"ms{per}", f"{100 * coverage:g} % interval", "outside of what was measured"):
+        table.add_column(column, justify="left" if column in ("model", "outside of what was measured") else "right")
+    for name, one in found:
+        table.add_row(name, f"{one.latency_ms:.4g}", f"{one.low_ms:.3g} - {one.high_ms:.3g}", ", ".join(one.outside))
+    return table
+
+
+def measurement_table(target: Target, found: Sequence[tuple[str, LatencyMeasurement]]) -> Table:
+    """Measured latencies by what people called the networks."""
+    table = Table(title=f"measured latency on {target}")
+    table.add_column("model")
+    for column in ("median ms", "IQR ms", "p90 ms", "p99 ms", "runs"):
+        table.add_column(column, justify="right")
+    table.add_column("doubt")
+    for name, m in found:
+        numbers = (f"{value:.4g}" for value in (m.median_ms, m.iqr_ms, m.p90_ms, m.p99_ms))
+        table.add_row(name, *numbers, str(m.runs), "noisy" if m.noisy else "")
+    return table
+
+
+def targets_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """The targets that have a profile, as `predictors.list_profiles` gives them."""
+    table = Table(title="targets")
+    for column in ("name", "setting", "measured", "mean held-out error", "MACs alone"):
+        table.add_column(column, justify="left" if column in ("name", "setting") else "right", no_wrap=True)
+    for entry in entries:
+        if entry["path"] is None:
+            continue
+        errors = [entry["held_out_error"], entry["macs_only_error"]]
+        table.add_row(
+            entry["alias"] or "",
+            entry["target"],
+            "not usable" if entry["samples"] is None else str(entry["samples"]),
+            *("" if error is None else f"{100 * error:.1f} %" for error in errors),
+        )
+    return table

@@ -1,0 +1,132 @@
+"""How a search judges its candidates by default: proxy training, planned once per run. Torch is imported late."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...evaluators.data.sources import Data
+from ...evaluators.tasks import Task
+from ...search_space.config import LowFormerConfig
+from ..settings import SearchSettings
+from .task import Evaluation, TrainingTask
+
+if TYPE_CHECKING:
+    from ...evaluators.training.inherit import Source
+
+DEFAULT_PROXY_BUDGET_S = 360.0  # of all trainings together, so that a default search ends well within 10 minutes
+TIME_SHARE = 0.7  # of a time budget, for the trainings; proposing, starting and measuring take the rest
+
+
+def training_budget_s(settings: SearchSettings) -> float:
+    """Seconds that all proxy trainings may take together: as set, or the default within the time budget."""
+    if settings.proxy_budget_s is not None:
+        return settings.proxy_budget_s
+    limit = settings.time_budget_s
+    return DEFAULT_PROXY_BUDGET_S if limit is None else min(DEFAULT_PROXY_BUDGET_S, TIME_SHARE * limit)
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What the trainings of a run are to be planned for.
+
+    Attributes:
+        settings: of the search.
+        configs: a few candidates as the run will train, from small to large.
+        trainings: what the run costs, in whole trainings.
+        data, task: what is trained on, and what for.
+    """
+
+    settings: SearchSettings
+    configs: Sequence[LowFormerConfig]
+    trainings: float
+    data: Data = "formula"
+    task: str | Task = "classification"
+
+
+# What plans the trainings of a run, once: JSON values that are kept in run.json and handed to every task. A "data_card"
+# among them goes to data_card.json instead.
+Plan = Callable[[PlanRequest], Mapping[str, Any]]
+
+
+def plan_proxy(request: PlanRequest) -> dict[str, Any]:
+    """Chooses the proxy training for a run's time and data; times a few steps on this machine.
+
+    On the user's data there is also a "data_card". Raises ValueError if the data cannot be used.
+    """
+    from ...evaluators.data.loading import data_card
+    from ...evaluators.training.budget import choose_settings
+    from ...evaluators.training.proxy import load_proxy_data
+
+    settings, configs = request.settings, request.configs
+    chosen = choose_settings(
+        configs,
+        request.data,
+        training_budget_s(settings),
+        math.ceil(request.trainings),
+        settings.workers,
+        _device(),
+        epochs=settings.proxy_epochs,
+        seed=settings.seed,
+        task=request.task,
+    )
+    if settings.data is None:
+        return chosen.to_dict()
+    card = data_card(load_proxy_data(chosen, configs[0].resolution, request.data, request.task))
+    return {**chosen.to_dict(), "data_card": {**card, "seed": settings.seed}}
+
+
+def train_candidate(task: TrainingTask) -> Evaluation:
+    """Trains a candidate briefly and judges it: the default evaluation.
+
+    Images are those that are shared, or loaded. Weights are inherited from the checkpoint `init_from`.
+    """
+    from ...evaluators.training.proxy import train_proxy
+    from ...evaluators.training.settings import ProxySettings
+
+    result = train_proxy(
+        task.config,
+        task.shared if task.shared is not None else task.data,
+        ProxySettings.from_dict(task.proxy),
+        task.seed,
+        _device(),
+        until=task.until,
+        state=None if task.state is None else Path(task.state),
+        source=None if task.init_from is None else _source(task.init_from),
+        task=task.task,
+    )
+    return Evaluation(
+        result.accuracy,
+        result.loss,
+        result.seconds,
+        result.reason,
+        tuple(vars(record) for record in result.history),
+        {"images_per_second": result.images_per_second, "resolution": result.resolution, "share": result.share},
+    )
+
+
+def candidate_data(task: TrainingTask) -> tuple[Hashable, Callable[[], Any]]:
+    """The images that `train_candidate` needs for a task: their resolution, which names them, and what loads them."""
+    from ...evaluators.training.proxy import load_proxy_data
+    from ...evaluators.training.settings import ProxySettings
+
+    proxy, resolution = ProxySettings.from_dict(task.proxy), task.config.resolution
+    return proxy.proxy_resolution(resolution), lambda: load_proxy_data(proxy, resolution, task.data, task.task)
+
+
+@lru_cache(maxsize=1)
+def _source(path: str) -> Source:
+    """The network that all candidates of a run inherit from; a worker reads it once."""
+    from ...evaluators.training.inherit import load_source
+
+    return load_source(path)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

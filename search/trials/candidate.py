@@ -1,0 +1,75 @@
+"""A trained candidate as known when its search ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...search_space.config import LowFormerConfig
+from .records import LatencySource
+
+if TYPE_CHECKING:
+    from ...search_space.model import LowFormer
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained candidate, as known when the search ended.
+
+    Attributes:
+        trial: of its first training.
+        config: its architecture.
+        objective: what was maximized, in percent.
+        accuracy: mean proxy accuracy over its seeds, 0 to 1.
+        prior_top1: ImageNet top-1 in percent that the prior expects; `extrapolated` if outside the published models.
+        latency_ms, low_ms, high_ms: measured (median and range of the rounds' medians) or predicted (with the interval
+            at coverage 0.9), as `latency_source` says.
+        predicted_ms: predicted latency.
+        quantile_ms: what is held against the budget: the predicted quantile of the latency, or where it was measured
+            what a further round stays below.
+        macs, params: multiply-accumulates of one image, and parameters.
+        seeds: with how many seeds it was trained.
+    """
+
+    trial: int
+    config: LowFormerConfig
+    objective: float
+    accuracy: float
+    prior_top1: float
+    extrapolated: bool
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    latency_source: LatencySource
+    predicted_ms: float
+    quantile_ms: float
+    macs: int
+    params: int
+    seeds: int
+
+    def build(self) -> LowFormer:
+        """The torch model, with fresh weights."""
+        from ...search_space.model import build_model
+
+        return build_model(self.config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the configuration among them."""
+        return {
+            "trial": self.trial,
+            "id": self.config.id,
+            "objective": self.objective,
+            "accuracy": self.accuracy,
+            "seeds": self.seeds,
+            "prior_top1": self.prior_top1,
+            "extrapolated": self.extrapolated,
+            "latency_ms": self.latency_ms,
+            "low_ms": self.low_ms,
+            "high_ms": self.high_ms,
+            "latency_source": self.latency_source,
+            "predicted_ms": self.predicted_ms,
+            "quantile_ms": self.quantile_ms,
+            "macs": self.macs,
+            "params": self.params,
+            "config": self.config.to_dict(),
+        }
