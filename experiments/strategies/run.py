@@ -3,12 +3,15 @@
     python experiments/strategies/run.py --processes 2    # an hour on two cores; resumes; writes results.json
     python experiments/strategies/run.py --repetitions 3  # a look
 
-The strategies are those of a search, but the networks are the table's: what one asks for becomes the nearest network
-(by normalized choices) within the budget that it has not trained yet. A strategy sees accuracies and losses of one seed
-on the validation images, and answers as a search does, by what all its trainings tell. Regret is judged by the other
-seed on all images, with the long training where there is one (shifted to the short ones' mean): how much better the
-best network within the budget is than the answer. Trainings are counted in whole ones; "default" trains in rungs as a
-search on a user's data does. Each repetition is on four fifths of the networks, drawn anew, the same for all of them.
+The strategies, the schedule, the rungs, the objective and the surrogate are those of a search; only the candidates are
+the table's: mutants are its networks, and what a sampler draws from the space becomes the nearest network (by
+normalized choices) that is not trained yet. A strategy sees accuracies and losses of one seed on the validation images,
+and answers as a search does, by what all its trainings tell. Regret is judged by the other seed on all images, with
+the long training where there is one (shifted to the short ones' mean): how much better the best network within the
+budget is than the answer. Trainings are counted in whole ones; the default trains in rungs as a search on a user's data
+does. Each repetition is on four fifths of the networks, drawn anew, the same for all of them.
+
+A search is asked for as many trials as 100 trainings pay for, so that its opening is as long as that of such a search.
 
 One network stands apart: the only one of 64 pixels, which is also the largest, lies 0.6 points above every other, and
 whoever begins with the largest has it. So all is done without it, and once more with it.
@@ -19,32 +22,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 
 from lownas.experiments.tabular import Table
 from lownas.predictors.accuracy.prior import AccuracyPrior
-from lownas.predictors.accuracy.surrogate import AccuracyObservation, AccuracySurrogate
-from lownas.search.objectives.estimates import Objective
-from lownas.search.objectives.estimates import Observation as Trained
-from lownas.search.objectives.experience import ENOUGH, fitted, refit_step
-from lownas.search.objectives.pareto import expected_front_improvement, expected_improvement, order
-from lownas.search.settings import Strategy
-from lownas.search.strategies.base import division
-from lownas.search.strategies.feasible import most_varied
-from lownas.search.strategies.optuna_samplers import sampler
+from lownas.search.feasible_pool import Excluded, FeasiblePool, FeasibleSet
+from lownas.search.objectives import make_objective
+from lownas.search.objectives.run_surrogate import RunSurrogate
+from lownas.search.strategies import SearchState, make_strategy
 from lownas.search.strategies.rungs import Rungs
-from lownas.search.strategies.surrogate import initial
+from lownas.search.strategies.schedule import Schedule
+from lownas.search.trials.history import AskedTrial, History
+from lownas.search.trials.records import EvaluationResult, Proposal, RungEntry
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
 
 HERE = Path(__file__).parent
@@ -60,8 +60,8 @@ SETS = {"up to 48 pixels": 48, "all": 64}
 Floats = NDArray[np.float64]
 
 
-@dataclass
-class Pool:
+@dataclass(eq=False)
+class Networks:
     """The table's networks within a budget, as one seed shows them.
 
     Attributes:
@@ -85,258 +85,181 @@ class Pool:
         return codes / self._spread
 
     @cached_property
+    def index(self) -> dict[str, int]:
+        return {config.id: number for number, config in enumerate(self.configs)}
+
+    @cached_property
     def prior(self) -> Floats:
         return np.asarray(AccuracyPrior().imagenet_top1(self.configs), float)
 
     def nearest(self, config: LowFormerConfig, left: Sequence[int]) -> int:
+        if self.index.get(config.id) in left:
+            return self.index[config.id]
         codes = self.codes[list(left)]
         distance = ((codes - np.asarray(self.space.encode(config), float) / self._spread) ** 2).sum(axis=1)
         return left[int(np.argmin(distance))]
 
-    def spanning(self, position: int, of: int, left: Sequence[int]) -> int:
-        """The one whose size is the `position`-th of `of` evenly spread ones."""
-        logs = np.log(self.macs)
-        target = logs.min() + (logs.max() - logs.min()) * position / max(of - 1, 1)
-        return min(left, key=lambda i: abs(logs[i] - target))
+    def quantile_ms(self, configs: Sequence[LowFormerConfig], q: float) -> Floats:
+        """Latencies as measured, whatever the quantile; of a network outside the table that of the nearest one."""
+        everything = range(len(self.configs))
+        return np.array([self.latency_ms[self.nearest(config, everything)] for config in configs])
 
 
-@dataclass
-class Trials:
-    """What a strategy has trained: by network the rungs that it reached; `spent` in whole trainings.
+class TablePool(FeasiblePool):
+    """The candidates of a search, where they are networks of the table."""
 
-    Attributes:
-        rungs: 3, or 2 or 1, the last of these.
-        log: what was observed, in order.
-    """
+    def __init__(self, networks: Networks) -> None:
+        budget_ms = float(networks.latency_ms.max())
+        columns = networks.prior, networks.latency_ms, networks.macs
+        found = FeasibleSet(tuple(networks.configs), *columns, budget_ms, len(networks.configs), -np.inf)
+        super().__init__(networks.space, networks, budget_ms, 0.5, lambda: found, found)
+        self.networks = networks
 
-    pool: Pool
+    def mutants(
+        self, parents: Sequence[LowFormerConfig], rng: np.random.Generator, count: int, excluded: Excluded | None = None
+    ) -> tuple[list[LowFormerConfig], NDArray[np.intp]]:
+        """All networks, each a child of the nearest parent."""
+        codes = self.networks.codes
+        own = codes[[self.networks.index[parent.id] for parent in parents]]
+        distance = ((codes[:, None] - own[None]) ** 2).sum(axis=2)
+        return list(self.networks.configs), np.argmin(distance, axis=1)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A strategy of a search, its rungs, and whether the surrogate or the accuracy at a rung decides who goes on."""
+
+    strategy: str
     rungs: int = 1
-    reached: dict[int, int] = field(default_factory=dict)
-    spent: float = 0.0
-    log: list[AccuracyObservation] = field(default_factory=list)
-    fits: tuple[int, Floats] | None = None
-    built: tuple[int, AccuracySurrogate] | None = None
-    known: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
-
-    def left(self) -> list[int]:
-        return [i for i in range(len(self.pool.configs)) if i not in self.reached]
-
-    def train(self, network: int, rung: int = 2) -> None:
-        shares = (0.0, *(epochs / EPOCHS[-1] for epochs in EPOCHS))
-        before = self.reached.get(network, -1)
-        self.spent += shares[rung + 1] - shares[before + 1]
-        self.reached[network] = rung
-        loss = float(self.pool.loss[network]) if rung == 2 else None
-        place = rung - (3 - self.rungs)
-        self.log.append(
-            AccuracyObservation(self.pool.configs[network], place, float(self.pool.seen[network, rung]), loss)
-        )
-
-    def surrogate(self) -> AccuracySurrogate:
-        """Of all trainings, as a search has it: see `lownas.search.objectives.experience`."""
-        if self.built is not None and self.built[0] == len(self.log):
-            return self.built[1]
-        count = refit_step(len(self.log))
-        if self.fits is None or self.fits[0] != count:
-            self.fits = count, fitted(self.pool.space, self.log[: max(count, 2)], self.rungs, self.known)
-        found = AccuracySurrogate(
-            self.pool.space,
-            self.log,
-            rungs=self.rungs,
-            hyperparameters=self.fits[1],
-            fit=False,
-            feature_cache=self.known,
-        )
-        self.built = len(self.log), found
-        return found
-
-    def farthest(self) -> tuple[list[int], Floats]:
-        """Those trained farthest, and how they compare."""
-        top = max(self.reached.values())
-        known = [i for i, rung in self.reached.items() if rung == top]
-        if len(self.reached) < ENOUGH:
-            return known, self.pool.seen[known, top]
-        return known, self.surrogate().mean([self.pool.configs[i] for i in known])
-
-    def incumbent(self) -> int:
-        known, worth = self.farthest()
-        return known[int(np.argmax(worth))]
-
-    def front(self) -> list[int]:
-        """Of those trained farthest, the ones that no other beats in accuracy without being slower."""
-        known, worth = self.farthest()
-        front: list[int] = []
-        best = -np.inf
-        for place in np.argsort(self.pool.latency_ms[known], kind="stable"):
-            if worth[place] > best:
-                best = worth[place]
-                front.append(known[place])
-        return front
+    judged_by_surrogate: bool = True
 
 
-Run = Iterator[Trials]  # yields itself after each step
-
-
-def random_search(pool: Pool, rng: np.random.Generator, pareto: bool) -> Run:
-    trials = Trials(pool)
-    for network in rng.permutation(len(pool.configs)):
-        trials.train(int(network))
-        yield trials
-
-
-def with_sampler(name: Strategy) -> Callable[[Pool, np.random.Generator, bool], Run]:
-    def run(pool: Pool, rng: np.random.Generator, pareto: bool) -> Run:
-        directions = ["maximize", "minimize"] if pareto else ["maximize"]
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        study = optuna.create_study(directions=directions, sampler=sampler(name, int(rng.integers(2**31))))
-        trials = Trials(pool)
-        while left := trials.left():
-            trial = study.ask()
-            asked = pool.space.suggest(trial)
-            network = pool.nearest(asked, left)
-            trials.train(network)
-            values = [100 * pool.seen[network, 2], pool.latency_ms[network]][: 1 + pareto]
-            frozen = study.get_trials(deepcopy=False)[-1]
-            # What was trained is told, not what was asked for.
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            study.add_trial(
-                optuna.trial.create_trial(
-                    values=values,
-                    params=pool.space.to_params(pool.configs[network]),
-                    distributions=distributions(pool.space),
-                    system_attrs={key: value for key, value in frozen.system_attrs.items() if "generation" in key},
-                )
-            )
-            yield trials
-
-    return run
-
-
-def distributions(space: SearchSpace) -> dict[str, optuna.distributions.BaseDistribution]:
-    if not hasattr(distributions, "known"):
-        trial = optuna.create_study().ask()
-        space.suggest(trial)
-        distributions.known = trial.distributions  # type: ignore[attr-defined]
-    return distributions.known  # type: ignore[attr-defined, no-any-return]
-
-
-def evolution(pool: Pool, rng: np.random.Generator, pareto: bool) -> Run:
-    """The surrogate off: by the prior, and half of what the parent reached beyond it."""
-    trials = Trials(pool)
-    explore, exploit, _ = division(MOST // 3)
-    while left := trials.left():
-        count = len(trials.reached)
-        if count < explore:
-            network = pool.spanning(count, explore, left)
-        elif count < explore + exploit:
-            network = max(left, key=lambda i: pool.prior[i])
-        else:
-            known = list(trials.reached)
-            observed = [Trained(pool.configs[i].id, pool.prior[i], (pool.seen[i, 2],)) for i in known]
-            objective = Objective(observed, on_user_data=True)
-            values = np.array([objective.value(pool.configs[i].id) for i in known])
-            ranking = np.column_stack([values, -np.log(pool.latency_ms[known])]) if pareto else values[:, None]
-            parents = [known[i] for i in order(ranking)[:3]]
-            children = [int(rng.choice(left)) for _ in range(len(left))] if len(left) > 1 else left
-            origin = [min(parents, key=lambda p: float(((pool.codes[p] - pool.codes[c]) ** 2).sum())) for c in children]
-            expected = np.array(
-                [
-                    objective.estimate(pool.configs[p].id, np.array([pool.prior[c]]))[0]
-                    for p, c in zip(origin, children, strict=True)
-                ]
-            )
-            if pareto:
-                expected = expected_front_improvement(
-                    expected,
-                    np.full(len(expected), 0.2),
-                    pool.latency_ms[children],
-                    values,
-                    pool.latency_ms[known],
-                    float(pool.latency_ms.max()),
-                )
-            promising = np.argsort(-expected, kind="stable")[: max(5, len(children) // 20)]
-            chosen = most_varied(pool.space, [pool.configs[children[i]] for i in promising], [])
-            network = next(children[i] for i in promising if pool.configs[children[i]] == chosen)
-        trials.train(network)
-        yield trials
-
-
-def surrogate(rungs: int, *, judges: bool = False) -> Callable[[Pool, np.random.Generator, bool], Run]:
-    """In rungs or not; who goes on is judged by the accuracy at a rung, or by the surrogate, if it `judges`."""
-
-    def run(pool: Pool, rng: np.random.Generator, pareto: bool) -> Run:
-        trials, schedule = Trials(pool, rungs), Rungs(rungs)
-        first = initial(MOST // 3)
-        lowest = 3 - rungs
-
-        def worth(rung: int, here: Sequence[int]) -> Floats:
-            if judges and len(trials.reached) >= ENOUGH:
-                values = trials.surrogate().mean([pool.configs[i] for i in here])
-            else:
-                values = pool.seen[here, rung + lowest]
-            return np.stack([values, *([-pool.latency_ms[here]] if pareto else [])], axis=1)
-
-        while True:
-            judged = [
-                {i: [pool.seen[i, rung]] for i, top in trials.reached.items() if top >= rung}
-                for rung in range(lowest, 3)
-            ]
-            if (promoted := schedule.promotable(judged, worth=worth)) is not None:
-                trials.train(promoted, trials.reached[promoted] + 1)
-                yield trials
-                continue
-            left = trials.left()
-            if not left:
-                if rungs == 1:
-                    return
-                waiting = [i for i, rung in trials.reached.items() if rung < 2]
-                if not waiting:
-                    return
-                top = max(trials.reached[i] for i in waiting)
-                farthest = [i for i in waiting if trials.reached[i] == top]
-                best = farthest[int(np.argmax(worth(top - lowest, farthest)[:, 0]))]
-                trials.train(best, trials.reached[best] + 1)
-                yield trials
-                continue
-            count = len(trials.reached)
-            if count < -(-first // 2):
-                network = pool.spanning(count, -(-first // 2), left)
-            elif count < first:
-                good = sorted(left, key=lambda i: -pool.prior[i])[: max(5, len(left) // 20)]
-                tried = [pool.configs[i] for i in trials.reached]
-                chosen = most_varied(pool.space, [pool.configs[i] for i in good], tried)
-                network = next(i for i in good if pool.configs[i] == chosen)
-            else:
-                model = trials.surrogate()
-                known = list(trials.reached)
-                means, _ = model.predict([pool.configs[i] for i in known])
-                mean, spread = model.predict([pool.configs[i] for i in left])
-                if pareto:
-                    budget = float(pool.latency_ms.max())
-                    seen_ms = pool.latency_ms[known]
-                    gain = expected_front_improvement(mean, spread, pool.latency_ms[left], means, seen_ms, budget)
-                else:
-                    gain = expected_improvement(mean, spread, float(means.max()))
-                network = left[int(np.argmax(gain))]
-            trials.train(network, lowest)
-            yield trials
-
-    return run
-
-
-STRATEGIES: dict[str, Callable[[Pool, np.random.Generator, bool], Run]] = {
-    "random": random_search,
-    "tpe": with_sampler("tpe"),
-    "nsga2": with_sampler("nsga2"),
-    "evolution (surrogate off)": evolution,
-    "surrogate, no rungs": surrogate(1),
-    "surrogate, 2 rungs judged by it": surrogate(2, judges=True),
-    "surrogate, 3 rungs": surrogate(3),
-    "surrogate, 3 rungs judged by it": surrogate(3, judges=True),
+ARMS = {
+    "random": Arm("random"),
+    "tpe": Arm("tpe"),
+    "nsga2": Arm("nsga2"),
+    "evolution (surrogate off)": Arm("evolution"),
+    "surrogate, no rungs": Arm("surrogate"),
+    "surrogate, 2 rungs judged by it": Arm("surrogate", 2),
+    "surrogate, 3 rungs": Arm("surrogate", 3, judged_by_surrogate=False),
+    "surrogate, 3 rungs judged by it": Arm("surrogate", 3),
 }
 
 
-def pools(table: Table, space: SearchSpace, repetition: int, resolution: int) -> dict[float, Pool]:
+class TableSearch:
+    """A search whose trainings are looked up in the table.
+
+    Attributes:
+        spent: in whole trainings.
+    """
+
+    def __init__(self, networks: Networks, arm: Arm, seed: int, *, front: bool) -> None:
+        self.networks, self.arm, self.rungs = networks, arm, Rungs(arm.rungs)
+        self.history, self.spent = History(), 0.0
+        objective = make_objective("accuracy", on_data=True, front=front, prior=AccuracyPrior())
+        surrogate = RunSurrogate(networks.space, self.history, arm.rungs)
+        pool = TablePool(networks)
+        trials = next(n for n in range(MOST, 100 * MOST) if self.rungs.trainings(n) >= MOST)
+        self.state = SearchState(self.history, pool, objective, surrogate, arm.rungs, trials, seed)
+        self.schedule = Schedule(make_strategy(arm.strategy), self.state, repeats=0)
+        self._network: dict[int, int] = {}  # by trial
+
+    def steps(self) -> Iterator[float]:
+        """Trains one part after the other, as the trial loop would with one worker; gives what was spent so far."""
+        while True:
+            left = [i for i in range(len(self.networks.configs)) if i not in self._network.values()]
+            trial = self.rungs.promotable(self._judged(), worth=self._worth)
+            if trial is None and left:
+                proposal = self.schedule.propose(len(self._network))
+                trial = None if proposal is None else self._begin(proposal, left)
+            if trial is None:
+                trial = self.rungs.promotable(self._judged(), closing=True, worth=self._worth)
+            if trial is None:
+                return
+            self._train(trial)
+            yield self.spent
+
+    def _begin(self, proposal: Proposal, left: Sequence[int]) -> int:
+        number = len(self._network)
+        self._network[number] = self.networks.nearest(proposal.config, left)
+        config = self.networks.configs[self._network[number]]
+        self.history.asked[number] = AskedTrial(self.networks.space.to_params(config), dict(proposal.attrs), {})
+        self.history.begin(number, Proposal(config, proposal.role, proposal.seed))
+        return number
+
+    def _train(self, trial: int) -> None:
+        """Looks up how far the trial gets at its next rung."""
+        rung, network = len(self.history.rungs.get(trial, ())), self._network[trial]
+        shares = (0.0, *self.rungs.shares)
+        self.spent += shares[rung + 1] - shares[rung]
+        proposal = self.history.open[trial]
+        accuracy = float(self.networks.seen[network, rung + len(EPOCHS) - self.arm.rungs])
+        facts: dict[str, Any] = {
+            "trial": trial,
+            "role": proposal.role,
+            "seed": proposal.seed,
+            "config": proposal.config,
+        }
+        if rung < self.rungs.last:
+            share = self.rungs.shares[rung]
+            self.history.add_rung(RungEntry(rung=rung, share=share, accuracy=accuracy, seconds=0.0, **facts))
+            return
+        latency_ms = float(self.networks.latency_ms[network])
+        latency: dict[str, Any] = dict.fromkeys(("latency_ms", "low_ms", "high_ms", "quantile_ms"), latency_ms)
+        result = EvaluationResult(
+            status="complete",
+            config_id=proposal.config.id,
+            accuracy=accuracy,
+            prior_top1=float(self.networks.prior[network]),
+            objective=100 * accuracy,
+            macs=int(self.networks.macs[network]),
+            params=0,
+            details={"loss": float(self.networks.loss[network])},
+            **latency,
+            **facts,
+        )
+        self.history.add_result(result)
+
+    def _judged(self) -> list[dict[int, tuple[float, ...]]]:
+        judged: list[dict[int, tuple[float, ...]]] = [{} for _ in range(self.rungs.count)]
+        for trial, network in self._network.items():
+            latency_ms = float(self.networks.latency_ms[network])
+            values = [entry.accuracy for entry in self.history.rungs.get(trial, ())]
+            if trial in self.history.results:
+                values.append(self.history.results[trial].accuracy or 0.0)
+            for rung, value in enumerate(values):
+                judged[rung][trial] = self.state.objective.goal.comparable(value, latency_ms)
+        return judged
+
+    def _worth(self, rung: int, trials: Sequence[int]) -> Floats:
+        judged = self._judged()[rung]
+        worth = np.array([judged[trial] for trial in trials])
+        if self.arm.judged_by_surrogate:
+            configs = [self.networks.configs[self._network[trial]] for trial in trials]
+            worth[:, 0] = self.state.objective.at_rung(configs, worth[:, 0], self.state.surrogate)
+        return worth
+
+    def answer(self) -> int:
+        """The network that a search would answer with now."""
+        state = self.state
+        best = state.objective.leaders(self.history, state.surrogate, state.pool)[0]
+        return self.networks.index[best.id]
+
+    def front(self) -> list[int]:
+        """Of the networks trained to the end, those that no other beats in accuracy without being slower."""
+        estimates = self.state.objective.estimates(self.history, self.state.surrogate)
+        known = [self.networks.index[name] for name in estimates.trained]
+        known.sort(key=lambda i: float(self.networks.latency_ms[i]))
+        front: list[int] = []
+        best = -np.inf
+        for i in known:
+            if (value := estimates.value(self.networks.configs[i].id)) > best:
+                best = value
+                front.append(i)
+        return front
+
+
+def pools(table: Table, space: SearchSpace, repetition: int, resolution: int) -> dict[float, Networks]:
     """By budget, the networks of up to this resolution, as one of the two seeds shows them."""
     seed = repetition % 2
     networks = [n for n in table.networks if n.role not in PRESETS and n.config.resolution <= resolution]
@@ -353,7 +276,9 @@ def pools(table: Table, space: SearchSpace, repetition: int, resolution: int) ->
     for share in BUDGETS:
         inside = np.flatnonzero(drawn & (latency <= np.quantile(latency, share)))
         configs = [networks[i].config for i in inside]
-        found[share] = Pool(space, configs, seen[inside], loss[inside], truth[inside], latency[inside], macs[inside])
+        found[share] = Networks(
+            space, configs, seen[inside], loss[inside], truth[inside], latency[inside], macs[inside]
+        )
     return found
 
 
@@ -362,7 +287,7 @@ def trained(table: Table) -> int:
     return sum(network.role not in PRESETS for network in table.networks)
 
 
-def area(pool: Pool, front: Sequence[int]) -> float:
+def area(pool: Networks, front: Sequence[int]) -> float:
     """Under the front over ln latency, in points: of what it is truly worth."""
     logs = np.log(pool.latency_ms)
     end, floor = float(logs.max() + np.log(1.1)), float(pool.truth.min())
@@ -373,16 +298,16 @@ def area(pool: Pool, front: Sequence[int]) -> float:
     return 100 * (total + (best - floor) * (end - at))
 
 
-def curve(name: str, pool: Pool, seed: int, pareto: bool) -> list[float]:
+def curve(name: str, networks: Networks, seed: int, front: bool) -> list[float]:
     """Regret (or the area under the front) in points once so many trainings are spent, for 1 to `MOST`."""
-    rng = np.random.default_rng([seed, 7])
-    best = float(pool.truth.max())
+    best = float(networks.truth.max())
     values: list[float] = []
-    for trials in STRATEGIES[name](pool, rng, pareto):
-        if (missing := min(int(trials.spent + 1e-9), MOST) - len(values)) > 0:
-            value = area(pool, trials.front()) if pareto else 100 * (best - float(pool.truth[trials.incumbent()]))
-            values += [value] * missing
-        if trials.spent >= MOST:
+    search = TableSearch(networks, ARMS[name], seed, front=front)
+    for spent in search.steps():
+        if (missing := min(int(spent + 1e-9), MOST) - len(values)) > 0:
+            regret = 0.0 if front else 100 * (best - float(networks.truth[search.answer()]))
+            values += [float(area(networks, search.front())) if front else regret] * missing
+        if spent >= MOST:
             break
     return values + [values[-1]] * (MOST - len(values))
 
@@ -410,7 +335,7 @@ def main() -> None:
     given = parser.parse_args()
     WORK.mkdir(exist_ok=True)
     kinds = [(f"budget {share:g}", share, False) for share in BUDGETS] + [("front", 1.0, True)]
-    jobs = [(title, *kind, name, given.repetitions) for title in given.sets for kind in kinds for name in STRATEGIES]
+    jobs = [(title, *kind, name, given.repetitions) for title in given.sets for kind in kinds for name in ARMS]
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         done = dict(zip(jobs, pool.map(curves, jobs), strict=True))
     table, space = Table.load(), SearchSpace.load("tiny")
@@ -428,7 +353,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps({**about, "sets": {**known_sets, **found}}, indent=1) + "\n")
 
 
-def summary(known: Sequence[dict[float, Pool]], curves: dict[str, dict[str, Floats]]) -> dict[str, object]:
+def summary(known: Sequence[dict[float, Networks]], curves: dict[str, dict[str, Floats]]) -> dict[str, object]:
     found: dict[str, object] = {
         "networks, mean": {
             f"budget {share:g}": round(float(np.mean([len(of[share].configs) for of in known])), 1) for share in BUDGETS
