@@ -19,8 +19,11 @@ from ..search_space.graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph
 from ..search_space.graph.from_config import units
 from ..search_space.units import Unit, unit_graph
 
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
-"""Bytes per element, by precision."""
+BYTES: dict[str, tuple[int, int]] = {"fp32": (4, 4), "fp16": (2, 2), "bf16": (2, 2), "amp": (4, 2), "int8": (1, 1)}
+"""Bytes of a weight and of an element of an activation, by precision; "amp" keeps its weights in fp32."""
+THROUGHPUT_BATCH = 256
+"""Images at a time where a target says "as many as fit": what the published throughputs were measured with, see
+experiments/published/."""
 IN_PLACE = frozenset(
     {"hardswish", "gelu", "relu", "sigmoid", "silu", "hardsigmoid", "tanh", "add", "mul", "batch_norm"}
 )
@@ -57,14 +60,16 @@ def _unit_memory(unit: Unit) -> tuple[int, int]:
 
 
 def peak_memory_bytes(
-    configs: Sequence[LowFormerConfig], precision: str = "fp32", batch: int = 1
+    configs: Sequence[LowFormerConfig], precision: str = "fp32", batch: int | None = 1
 ) -> NDArray[np.float64]:
-    """(n,) bytes of weights and of the activations of `batch` images, at `precision` ("fp32", "fp16" or "int8").
+    """(n,) bytes of weights and of the activations of `batch` images (None: `THROUGHPUT_BATCH`), at a precision.
 
-    Raises ValueError for another precision.
+    Raises ValueError for a precision that is not in `BYTES`.
     """
     if precision not in BYTES:
         raise ValueError(f"precision: one of {sorted(BYTES)}, given {precision!r}")
     parts = [[_unit_memory(unit) for unit in units(config)] for config in configs]
-    elements = [batch * max(peak for peak, _ in part) + sum(weights for _, weights in part) for part in parts]
-    return BYTES[precision] * np.array(elements, dtype=np.float64)
+    activations = (batch or THROUGHPUT_BATCH) * np.array([max(peak for peak, _ in part) for part in parts], np.float64)
+    weights = np.array([sum(weights for _, weights in part) for part in parts], np.float64)
+    per_weight, per_activation = BYTES[precision]
+    return per_weight * weights + per_activation * activations

@@ -106,7 +106,7 @@ def calibrate(
         until: stops as soon as the mean error on held-out configs is below this with 90 % confidence (0.03 is 3 %), as
             checked after every `CONFIGS_PER_CHECK` configs; the more checks, the lower is the confidence in the last.
         probes: small graphs of operators that the space lacks, so that other networks can be predicted too; measured
-            if the runtime tells kernel times. By default `search_space.probes.probe_graphs()`; {} for none.
+            if the runtime reports kernel times. By default `search_space.probes.probe_graphs()`; {} for none.
         seed: of the sample.
         time_limit_s: no measurement begins after this time, except of the first `MIN_SAMPLES` configs. By default
             `DEFAULT_TIME_LIMIT_S`, with `until` `UNTIL_TIME_LIMIT_S`.
@@ -127,8 +127,7 @@ def calibrate(
         from ...search_space.probes import probe_graphs
 
         probes = probe_graphs()
-    folder = Path(profiles) if profiles is not None else user_profiles()
-    file = Path(path) if path is not None else folder / f"{target.file_name.removesuffix('.json')}.measurements.jsonl"
+    file = _log_file(target, profiles) if path is None else Path(path)
     begin = time.monotonic()
     sentinel = sentinel_config()
     first = measure(sentinel, target)
@@ -174,6 +173,12 @@ class _Effort:
         if until is not None and not 0 < until < 1:
             raise ValueError(f"the held-out error to reach is between 0 and 100 %, given {until:.0%}")
         return cls(samples, until, time_limit_s)
+
+
+def _log_file(target: Target, profiles: str | Path | None) -> Path:
+    """The file of a target's measurements beside its profile."""
+    folder = Path(profiles) if profiles is not None else user_profiles()
+    return folder / f"{target.file_name.removesuffix('.json')}.measurements.jsonl"
 
 
 def _header(target: Target, first: Measured, space: SearchSpace, seed: int, effort: _Effort) -> dict[str, Any]:
@@ -357,7 +362,7 @@ def _provenance(
     fitted: _Fitted,
     measuring: _Measuring,
 ) -> dict[str, Any]:
-    """What a profile tells of its measurements and its fit."""
+    """What a profile says about its measurements and its fit."""
     samples, fit = fitted.samples, fitted.fit
     provenance: dict[str, Any] = {
         "source": f"measured on {'this machine' if target.is_local else target.device} with {target.runtime}",

@@ -174,13 +174,13 @@ class LatencyPredictor:
         for item in items:
             item = self._checked(item)
             physical, outside = self._item_ms(item)
-            strange = UNMODELLED_FACTOR if "other" in outside else 1.0
+            upper_factor = UNMODELLED_FACTOR if "other" in outside else 1.0
             widening = OUTSIDE_WIDENING if set(outside) - self.allowed else 1.0
             result.append(
                 LatencyPrediction(
                     latency_ms=physical * math.exp(center),
                     low_ms=physical * math.exp(center + widening * (low - center)),
-                    high_ms=strange * physical * math.exp(center + widening * (high - center)),
+                    high_ms=upper_factor * physical * math.exp(center + widening * (high - center)),
                     coverage=coverage,
                     source=self.source,
                     outside=_named(outside, item),

@@ -44,13 +44,15 @@ class UnitCosts:
         starts: list[int] = []
         with _garbage_collector_paused():
             for config in configs:
-                layout = PLAIN
+                layout, of_layout = PLAIN, known[PLAIN]
                 starts.append(len(rows))
                 for unit in units(config):
-                    entry = known[layout].get(unit)
+                    entry = of_layout.get(unit)
                     if entry is None:
                         entry = self._add(unit, layout)
-                    row, layout = entry
+                    row, after = entry
+                    if after != layout:
+                        layout, of_layout = after, known[after]
                     rows.append(row)
         self._cost_new()
         sums = np.add.reduceat(self._ms[rows], starts)

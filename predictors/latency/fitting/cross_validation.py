@@ -1,6 +1,6 @@
 """Fits a latency model to samples and estimates, on samples left out, the errors that it makes on other networks.
 
-Where the runtime tells the times of single kernels, every kernel class is fitted to them, and the whole networks' times
+Where the runtime reports the times of single kernels, every kernel class is fitted to them, and the whole networks' times
 set overhead and scale; without, all classes are fitted to the whole networks' times at once. Whether the learned
 corrections are kept is decided on folds of the samples fitted on.
 """
@@ -38,7 +38,7 @@ class Fit:
         held_out_error: mean absolute relative error of the same predictions.
         macs_only_error: the same error of a line in log MACs.
         corrected: whether the model has learned corrections.
-        quiet_factor: as `quiet_factor` gives it.
+        quiet_factor: factor from a typical measured time to that of a quiet machine (`quiet_factor`).
         typical: the times that the model predicts, medians on a quiet machine, over those that it was fitted on.
     """
 

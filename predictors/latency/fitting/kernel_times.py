@@ -1,4 +1,4 @@
-"""Fits every kernel class to the times of single kernels, where a runtime tells them."""
+"""Fits every kernel class to the times of single kernels, where a runtime reports them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Sample:
         config: what was measured.
         latency_ms: undisturbed time of a run.
         disturbance: how far the median was above it, relative; 0 on a quiet machine.
-        kernel_ms: times of kernels by "ROW:ROLE" (`Kernels.keys`), where the runtime tells.
+        kernel_ms: times of kernels by "ROW:ROLE" (`Kernels.keys`), where the runtime reports them.
     """
 
     config: LowFormerConfig

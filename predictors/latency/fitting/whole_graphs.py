@@ -43,7 +43,7 @@ def fit_graphs(
     strength: float = PULL_TO_PRIOR,
     weights: Array | None = None,
 ) -> KernelModel:
-    """Fits all coefficients at once to whole-graph times, for runtimes that tell no kernel times.
+    """Fits all coefficients at once to whole-graph times, for runtimes that report no kernel times.
 
     Minimizes log errors (soft L1), with every log coefficient drawn towards `prior`, or towards a common value of its
     family of classes.

@@ -20,6 +20,9 @@ class Runtime(ABC):
 
     A runtime that merges nothing is complete with this:
 
+        from lownas.predictors.latency.kernels import PLAIN, Fuser, class_of
+        from lownas.predictors.latency.runtimes import Runtime, register_runtime
+
         class Toy(Runtime):
             name = "toy"
             library = "toy-runtime"
@@ -59,8 +62,8 @@ class Runtime(ABC):
     def fusion(self, precision: str) -> str:
         """The name of the fusion rules that apply at `precision`; override it where they differ between precisions.
 
-        Profiles keep this name, so that it must not change its meaning. By default there are one runtime's rules, of
-        the runtime's own name.
+        Profiles keep this name, so that it must not change its meaning. By default a runtime has one set of rules, of
+        its own name.
         """
         return self.name
 
