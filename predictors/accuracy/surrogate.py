@@ -283,7 +283,7 @@ def _logits(observations: Sequence[AccuracyObservation], at_top: NDArray[np.bool
     accuracies = np.clip([seen.accuracy for seen in observations], ACCURACY_MARGIN, 1 - ACCURACY_MARGIN)
     logits: Floats = np.log(accuracies / (1 - accuracies))
     top = np.flatnonzero(at_top)
-    losses = [loss for i in top if (loss := observations[i].loss) is not None]
+    losses = [loss for i in top.tolist() if (loss := observations[i].loss) is not None]
     if len(losses) == len(top):
         logits[top] = _with_loss(logits[top], np.array(losses))
     return logits

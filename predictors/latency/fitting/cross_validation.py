@@ -1,7 +1,7 @@
 """Fits a latency model to samples and estimates, on samples left out, the errors that it makes on other networks.
 
-Where the runtime reports the times of single kernels, every kernel class is fitted to them, and the whole networks' times
-set overhead and scale; without, all classes are fitted to the whole networks' times at once. Whether the learned
+Where the runtime reports the times of single kernels, every kernel class is fitted to them, and the whole networks'
+times set overhead and scale; without, all classes are fitted to the whole networks' times at once. Whether the learned
 corrections are kept is decided on folds of the samples fitted on.
 """
 
