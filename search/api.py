@@ -36,6 +36,7 @@ from .trials.status import Progress
 
 REST_S = 6.0  # between two measurements of a network
 LOOK_IMAGES, LOOK_PIXELS = 64, 32  # how much of the data is looked at before anything starts
+_WHOLE_RANGE = "whole_range"  # in run.json: that no budget was given, and the front is of the whole space
 _UNBOUNDED_MS = 1e9  # in the place of the budget of a front without one, until the predictor has said what that is
 
 
@@ -232,7 +233,7 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
     if asked.resume and asked.earlier is not None:
         check_free(asked.earlier)
     given, objects = _names(asked.given)
-    target, budgeted, values = _values(given, about)
+    target, budgeted, values = _values(given, about, resume=asked.resume)
     settings = SearchSettings.from_dict({"latency_budget_ms": _UNBOUNDED_MS, **values})
     check_storage(settings.storage)
     space = _space(objects.get("space"), settings, None if "space" in given or "resolution" in given else about)
@@ -240,6 +241,8 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
         check_space(space, about)
     space, task = _with_head(space, tasks.task(objects.get("task", settings.task)))
     facts = _facts(settings, target, objects.get("data"), task)
+    if not budgeted or (about is not None and about.get(_WHOLE_RANGE) and asked.resume):
+        facts[_WHOLE_RANGE] = True
     if calibrate:
         _check_run_folder(Path(settings.run), resume=asked.resume)
     say = _speaker(asked.progress)
@@ -294,11 +297,17 @@ def _names(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return values, objects
 
 
-def _values(given: dict[str, Any], about: dict[str, Any] | None) -> tuple[Target, bool, dict[str, Any]]:
+def _values(
+    given: dict[str, Any], about: dict[str, Any] | None, *, resume: bool
+) -> tuple[Target, bool, dict[str, Any]]:
     """The target, whether there is a budget, and the values of the settings: those of the earlier run, then `given`."""
     target, budget = given.pop("target", None), given.pop("latency_budget", None)
     values = dict(about["settings"]) if about is not None else {}
-    budgeted = about is not None or budget is not None
+    # The range of a front without a budget is that of the run's device: of another one it is another.
+    ranged = about is not None and about.get(_WHOLE_RANGE, False) and not resume
+    if ranged:
+        del values["latency_budget_ms"]
+    budgeted = budget is not None or "latency_budget_ms" in values
     if about is not None:
         file = about.get("target_file")
         if target is None and isinstance(file, str) and not Path(file).is_file():
@@ -306,7 +315,7 @@ def _values(given: dict[str, Any], about: dict[str, Any] | None) -> tuple[Target
         target = target or file or values["target"]
     if target is None:
         raise ValueError("--target is missing: which device? (rtx3090, cpu, ...; `lownas targets` lists them)")
-    if not budgeted and not given.get("pareto"):
+    if not budgeted and not given.get("pareto", values.get("pareto")):
         raise ValueError("--latency-budget is missing: how long may one image take? (2ms, 800us; or --pareto)")
     full = Target.load(target)
     values |= read_options({**given, "latency_budget": budget})
@@ -315,9 +324,9 @@ def _values(given: dict[str, Any], about: dict[str, Any] | None) -> tuple[Target
     if values.get("ray_address") is not None and "workers" not in values:
         raise ValueError("--ray-address: say with --workers how many candidates train there at once")
     values.setdefault("workers", _cores())
-    for name in ("space", "init_from"):
+    for name, absolute in (("space", _absolute), ("init_from", _absolute), ("data", _absolute_data)):
         if name in given:
-            values[name] = _absolute(str(values[name]))
+            values[name] = absolute(str(values[name]))
     values["target"] = str(full)
     if "run" not in given:
         shown = f"{values['latency_budget_ms']:g}ms" if budgeted else "front"
@@ -395,6 +404,13 @@ def _new_run(target: Target, what: str) -> Path:
 def _absolute(file: str) -> str:
     """The absolute path of a file that a run names, as it may be resumed or replayed from another folder."""
     return str(Path(file).absolute()) if Path(file).is_file() else file
+
+
+def _absolute_data(spec: str) -> str:
+    """A specification of data, with the absolute path of the file or folder that it names."""
+    kind, colon, argument = spec.partition(":")
+    path, *rest = (argument, "") if Path(argument).exists() else argument.partition(":")
+    return f"{kind}:{Path(path).absolute()}{''.join(rest)}" if colon and path and Path(path).exists() else spec
 
 
 def _cores() -> int:

@@ -51,7 +51,8 @@ class FeasibleSet:
     Attributes:
         configs: n distinct configurations.
         score: (n,) the estimate that was maximized, in points.
-        quantile_ms: (n,) the latency quantile held against the budget.
+        quantile_ms: (n,) what is held against the budget: the latency quantile, or as much as a limit takes of it.
+        latency_ms: (n,) the latency quantile alone.
         macs: (n,) multiply-accumulates.
         budget_ms: the budget.
         scored: how many configurations were scored in all, the infeasible ones included.
@@ -61,6 +62,7 @@ class FeasibleSet:
     configs: tuple[LowFormerConfig, ...]
     score: Floats
     quantile_ms: Floats
+    latency_ms: Floats
     macs: Floats
     budget_ms: float
     scored: int
@@ -95,14 +97,14 @@ class FeasibleSet:
 
         If all these are excluded, the fastest one left.
         """
-        fastest_ms = float(self.quantile_ms.min())
+        fastest_ms = float(self.latency_ms.min())
         most_ms = fastest_ms * (self.budget_ms / fastest_ms) ** share
         left = np.array([i for i, config in enumerate(self.configs) if config.id not in exclude], dtype=np.intp)
         if not len(left):
             return None
-        fitting = left[self.quantile_ms[left] <= most_ms * (1 + 1e-9)]
+        fitting = left[self.latency_ms[left] <= most_ms * (1 + 1e-9)]
         if not len(fitting):
-            return self.configs[int(left[np.argmin(self.quantile_ms[left])])]
+            return self.configs[int(left[np.argmin(self.latency_ms[left])])]
         return self.configs[int(fitting[np.argmax(self.score[fitting])])]
 
     def size_target(self, position: int, count: int) -> float:
@@ -144,15 +146,19 @@ class FeasiblePool:
         self,
         space: SearchSpace,
         predictor: LatencyQuantiles,
+        use: LatencyQuantiles,
         budget_ms: float,
         confidence: float,
         evolve: Callable[[], FeasibleSet],
         found: FeasibleSet,
     ) -> None:
-        """`evolve` finds the candidates by the predictor as it is when that is called."""
+        """`predictor` knows latency alone, `use` what is held against the budget: limits count there too.
+
+        `evolve` finds the candidates by these as they are when that is called.
+        """
         self.space, self.budget_ms, self.confidence = space, budget_ms, confidence
         self.found, self.nothing_fits = found, False
-        self._predictor, self._evolve = predictor, evolve
+        self._predictor, self._use, self._evolve = predictor, use, evolve
 
     def renew(self) -> None:
         """Finds the candidates again, after the predictor has learned; notes if nothing fits any more."""
@@ -166,8 +172,11 @@ class FeasiblePool:
         return np.asarray(self._predictor.quantile_ms(configs, 0.5), float)
 
     def quantile_ms(self, configs: Sequence[LowFormerConfig]) -> Floats:
-        """(n,) what is held against the budget, in ms: the latency that each stays below at the confidence."""
-        return np.asarray(self._predictor.quantile_ms(configs, self.confidence), float)
+        """(n,) what is held against the budget, in ms: the latency that each stays below at the confidence.
+
+        Where a limit is tighter, it is as much of the budget as the candidate uses of that limit.
+        """
+        return np.asarray(self._use.quantile_ms(configs, self.confidence), float)
 
     def fits(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
         """(n,) which candidates are within the budget and all further limits."""
@@ -183,7 +192,7 @@ class FeasiblePool:
         """Draws `count` mutants; gives the distinct ones that fit, and (n,) the index of each one's parent."""
         return mutants(
             self.space,
-            self._predictor,
+            self._use,
             parents,
             self.budget_ms,
             rng,
@@ -275,6 +284,7 @@ def evolve(
     evaluations: int = 20_000,
     seeds: Iterable[LowFormerConfig] = (),
     excluded: Excluded | None = None,
+    latency: LatencyQuantiles | None = None,
 ) -> FeasibleSet:
     """Evolves configurations towards the highest `score` within the budget, and keeps the best of every size alive.
 
@@ -285,17 +295,23 @@ def evolve(
         seeds: configurations to start from, beside a random sample.
         evaluations: configurations scored in all; duplicates count, so that small spaces end too.
         excluded: (n,) which configurations are no candidates, whatever their latency.
+        latency: latency alone, where `predictor` counts limits too.
 
     Raises NothingFits if no configuration was found within the budget.
     """
     seen: set[str] = set()
     found: list[LowFormerConfig] = []
-    columns: list[Floats] = []  # (3, n) score, quantile_ms, macs of the feasible
+    columns: list[Floats] = []  # (4, n) score, quantile_ms, latency_ms, macs of the feasible
     scored = 0
     population: list[LowFormerConfig] = []
     samples = [space.sample(rng) for _ in range(min(_SAMPLES, evaluations))]
     sampled = {config.id for config in samples}
     fresh = [*seeds, *samples]
+
+    def described(configs: list[LowFormerConfig], quantile: Floats) -> Floats:
+        alone = quantile if latency is None else np.asarray(latency.quantile_ms(configs, confidence), float)
+        return np.stack([score(configs), quantile, alone, total_macs(configs)])
+
     while True:
         scored += len(fresh)
         distinct = {config.id: config for config in fresh if config.id not in seen}
@@ -307,7 +323,7 @@ def evolve(
             kept = [batch[i] for i in feasible]
             if kept:
                 found.extend(kept)
-                columns.append(np.stack([score(kept), quantile[feasible], total_macs(kept)]))
+                columns.append(described(kept, quantile[feasible]))
                 population = _parents(found, np.concatenate(columns, axis=1))
             elif not found:  # nothing fits yet: go on from the fastest
                 population = [batch[i] for i in np.argsort(quantile, kind="stable")[:32]]
@@ -319,12 +335,13 @@ def evolve(
         quantile = np.asarray(predictor.quantile_ms([config], confidence), float)
         if over_budget(quantile, budget_ms)[0]:
             raise NothingFits(f"no model of the space {space.name!r} was found within {budget_ms:g} ms")
-        found, columns = [config], [np.stack([score([config]), quantile, total_macs([config])])]
+        found, columns = [config], [described([config], quantile)]
     table = np.concatenate(columns, axis=1)
     # What was sampled is in the first batch, at the front.
     first = zip(found, columns[0][0].tolist(), strict=False)
     random_best = max((value for config, value in first if config.id in sampled), default=-np.inf)
-    return FeasibleSet(tuple(found), table[0], table[1], table[2], budget_ms, scored, random_best)
+    scores, quantiles, latencies, macs = table
+    return FeasibleSet(tuple(found), scores, quantiles, latencies, macs, budget_ms, scored, random_best)
 
 
 def _excluded(configs: Sequence[LowFormerConfig], excluded: Excluded | None) -> NDArray[np.bool_]:
@@ -333,7 +350,7 @@ def _excluded(configs: Sequence[LowFormerConfig], excluded: Excluded | None) -> 
 
 def _parents(found: Sequence[LowFormerConfig], table: Floats) -> list[LowFormerConfig]:
     """The best 64, and the best of each bin in log MACs, repeated so that both halves weigh the same."""
-    score, quantile, macs = table
+    score, quantile, _, macs = table
     best = np.argsort(-score, kind="stable")[:64]
     log_macs = np.log(macs)
     low, high = float(log_macs.min()), float(log_macs.max())

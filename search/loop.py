@@ -346,7 +346,6 @@ class TrialLoop:
     def _facts(self, trial: OpenTrial) -> dict[str, Any]:
         config = trial.proposal.config
         graph = op_graph(config)
-        predicted = trial.cost.predicted
         return {
             "trial": trial.number,
             "role": trial.proposal.role,
@@ -354,9 +353,7 @@ class TrialLoop:
             "config_id": config.id,
             "seed": trial.proposal.seed,
             "prior_top1": float(self.objective.prior.imagenet_top1([config])[0]),
-            "latency_ms": float(predicted.latency_ms),
-            "low_ms": float(predicted.low_ms),
-            "high_ms": float(predicted.high_ms),
+            **self.latency.known_latency(config, trial.cost),
             "quantile_ms": trial.cost.quantile_ms,
             "macs": graph.macs,
             "params": graph.params,

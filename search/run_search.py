@@ -43,6 +43,7 @@ from .settings import SearchSettings
 from .strategies import SearchState, Strategy, make_strategy
 from .strategies.rungs import Rungs
 from .strategies.schedule import Schedule, second_seeds, typical_candidates, whole_trainings
+from .training.pool import open_caller
 from .training.proxy import Plan, PlanRequest, plan_proxy, train_candidate, training_budget_s
 from .training.task import Evaluate
 from .trials.database import check_storage
@@ -207,6 +208,7 @@ def _pool(
             evaluations=settings.evaluations,
             seeds=[preset for preset in PRESETS.values() if preset in space],
             excluded=excluded,
+            latency=use.latency,
         )
 
     again = partial(find, latency.budget_use, objective.excluded)
@@ -217,7 +219,8 @@ def _pool(
         if not (resume and latency.predictor.measured):
             raise
         fits, found = False, find(latency.uncorrected_use)
-    pool = FeasiblePool(space, latency.budget_use, settings.latency_budget_ms, settings.confidence, again, found)
+    budget_ms, confidence = settings.latency_budget_ms, settings.confidence
+    pool = FeasiblePool(space, latency.predictor, latency.budget_use, budget_ms, confidence, again, found)
     pool.nothing_fits = not fits
     return pool
 
@@ -241,14 +244,16 @@ def _plan(
     settings: SearchSettings, parts: Parts, objective: Objective, rungs: Rungs, found: FeasibleSet, run: RunFolder
 ) -> None:
     """Plans the trainings, and writes run.json."""
-    request = PlanRequest(
-        settings,
-        typical_candidates(found, settings.trials, objective.goal),
-        whole_trainings(rungs, settings.trials, settings.repeats),
-        _data(settings, parts, objective),
-        _task(settings, parts),
-    )
-    proxy = dict(parts.plan(request))
+    with open_caller(settings, run.log) as call:
+        request = PlanRequest(
+            settings,
+            typical_candidates(found, settings.trials, objective.goal),
+            whole_trainings(rungs, settings.trials, settings.repeats),
+            _data(settings, parts, objective),
+            _task(settings, parts),
+            call,
+        )
+        proxy = dict(parts.plan(request))
     if (card := proxy.pop("data_card", None)) is not None:
         write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
     run.write_about(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -50,6 +51,10 @@ LOOK_IMAGES = 64  # of each part that are loaded to learn what the data are
 DRAWN_CANDIDATES = 24  # that stand for a space
 
 
+Timer = Callable[[Sequence[LowFormerConfig], ProxySettings, ImageData, tasks.Task], list[float]]
+"""What times training steps: networks, settings, a look at the data and a task to seconds per training image."""
+
+
 @dataclass(frozen=True)
 class _Budget:
     """The time of a run's proxy trainings.
@@ -85,10 +90,11 @@ def choose_settings(
     seed: int = 0,
     threads: int = 1,
     task: str | tasks.Task = "classification",
+    timer: Timer | None = None,
 ) -> ProxySettings:
     """Chooses settings with which `trials` trainings take about `proxy_budget_seconds` together.
 
-    Times a few steps of a small, a middling and a large candidate on this machine. To be called once in a run.
+    Times a few steps of a small, a middling and a large candidate. To be called once in a run.
 
     Args:
         candidates: typical ones, or the space to draw them from.
@@ -98,19 +104,12 @@ def choose_settings(
         epochs: pins the epochs.
         seed: of the data's split, and of the draw from the space.
         task: what is learned.
+        timer: times the steps where candidates will train; on this machine if None.
 
     Raises:
         ValueError: the data cannot be used, or the budget is not positive.
     """
-    if not (math.isfinite(proxy_budget_seconds) and proxy_budget_seconds > 0):
-        raise ValueError(f"the proxy budget must be a positive number of seconds, given {proxy_budget_seconds}")
-    if trials < 1:
-        raise ValueError(f"trials: at least 1, given {trials}")
-    if isinstance(candidates, SearchSpace):
-        rng = np.random.default_rng(seed)
-        candidates = [candidates.sample(rng) for _ in range(DRAWN_CANDIDATES)]
-    if not candidates:
-        raise ValueError("candidates: at least one is needed to choose proxy settings")
+    candidates = _typical(candidates, proxy_budget_seconds, trials, seed)
     source, learned = sources.source(data), tasks.task(task)
     look = load_data(
         source, SMALLEST_RESOLUTION, seed, train_images=LOOK_IMAGES, validation_images=LOOK_IMAGES, task=learned
@@ -130,19 +129,36 @@ def choose_settings(
         held_out = min(held_out, int(look.card["available_validation_images"]))
     settings = replace(settings, validation_images=held_out)
 
-    seconds_per_image = _mean_seconds_per_image(candidates, settings, look, learned, device, threads)
+    timed = timer or partial(seconds_per_image, device=device, threads=threads)
+    each = _mean_seconds_per_image(candidates, settings, look, learned, timed)
     evaluation = (held_out + BATCH_NORM_IMAGES) / EVALUATED_PER_TRAINED
     budget = _Budget(proxy_budget_seconds, math.ceil(trials / max(1, workers)), evaluation)
-    settings, seconds_per_image = _with_resolution(settings, budget, seconds_per_image)
-    passes = _usable_passes(settings, budget, seconds_per_image)
+    settings, each = _with_resolution(settings, budget, each)
+    passes = _usable_passes(settings, budget, each)
     if source.made_to_order:
         if source.open_classes:
             wanted = int(passes / IMAGES_PER_DRAWN_CLASS)
             settings = replace(settings, classes=min(MAX_DRAWN_CLASSES, max(FORMULA_CLASSES, wanted)))
         passes = min(passes, 2 * IMAGES_PER_DRAWN_CLASS * settings.classes)
     settings = _with_images(settings, passes, available, epochs)
-    expected = (settings.epochs * settings.train_images + evaluation) * seconds_per_image
+    expected = (settings.epochs * settings.train_images + evaluation) * each
     return replace(settings, expected_seconds=round(expected, 2))
+
+
+def _typical(
+    candidates: SearchSpace | Sequence[LowFormerConfig], proxy_budget_seconds: float, trials: int, seed: int
+) -> Sequence[LowFormerConfig]:
+    """The candidates, or some drawn from the space. Raises ValueError if no training can be planned for them."""
+    if not (math.isfinite(proxy_budget_seconds) and proxy_budget_seconds > 0):
+        raise ValueError(f"the proxy budget must be a positive number of seconds, given {proxy_budget_seconds}")
+    if trials < 1:
+        raise ValueError(f"trials: at least 1, given {trials}")
+    if isinstance(candidates, SearchSpace):
+        rng = np.random.default_rng(seed)
+        return [candidates.sample(rng) for _ in range(DRAWN_CANDIDATES)]
+    if not candidates:
+        raise ValueError("candidates: at least one is needed to choose proxy settings")
+    return candidates
 
 
 def _with_resolution(settings: ProxySettings, budget: _Budget, seconds_per_image: float) -> tuple[ProxySettings, float]:
@@ -186,8 +202,7 @@ def _mean_seconds_per_image(
     settings: ProxySettings,
     look: ImageData,
     task: tasks.Task,
-    device: str,
-    threads: int,
+    timer: Timer,
 ) -> float:
     """Mean over the candidates of the seconds that training costs per image.
 
@@ -200,8 +215,23 @@ def _mean_seconds_per_image(
     ordered = sorted(candidates, key=proxy_macs)
     macs = np.array([proxy_macs(config) for config in ordered])
     timed = sorted({0, len(ordered) // 2, len(ordered) - 1})
-    seconds = [_seconds_per_image(ordered[i], settings, look, task, device, threads) for i in timed]
+    seconds = timer([ordered[i] for i in timed], settings, look, task)
     return float(np.interp(macs, macs[timed], seconds).mean())
+
+
+def seconds_per_image(
+    configs: Sequence[LowFormerConfig],
+    settings: ProxySettings,
+    look: ImageData,
+    task: tasks.Task,
+    device: str = "cpu",
+    threads: int = 1,
+) -> list[float]:
+    """Times training steps of each network on this machine; gives seconds per training image.
+
+    `look` is a small part of the data, of which only the kind of labels and their number matter.
+    """
+    return [_seconds_per_image(config, settings, look, task, device, threads) for config in configs]
 
 
 def _seconds_per_image(

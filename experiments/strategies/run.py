@@ -110,9 +110,9 @@ class TablePool(FeasiblePool):
 
     def __init__(self, networks: Networks) -> None:
         budget_ms = float(networks.latency_ms.max())
-        columns = networks.prior, networks.latency_ms, networks.macs
+        columns = networks.prior, networks.latency_ms, networks.latency_ms, networks.macs
         found = FeasibleSet(tuple(networks.configs), *columns, budget_ms, len(networks.configs), -np.inf)
-        super().__init__(networks.space, networks, budget_ms, 0.5, lambda: found, found)
+        super().__init__(networks.space, networks, networks, budget_ms, 0.5, lambda: found, found)
         self.networks = networks
 
     def mutants(

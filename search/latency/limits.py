@@ -55,7 +55,7 @@ class Limits:
 
         def memory(configs: Sequence[LowFormerConfig]) -> Floats:
             assert target is not None
-            return peak_memory_bytes(configs, target.precision, target.batch or 1)
+            return peak_memory_bytes(configs, target.precision, target.batch)
 
         def latency_of(predictor: LatencyQuantiles) -> Callable[[Sequence[LowFormerConfig]], Floats]:
             return lambda configs: np.asarray(predictor.quantile_ms(configs, settings.confidence), float)
@@ -98,10 +98,14 @@ class BudgetUse:
     """How much of what is allowed a candidate takes, in ms of the latency budget.
 
     That is the quantile of its latency or, where a limit is tighter, the same share of the budget as it uses of that
-    limit. So one number says how near a candidate is to the edge of what is allowed.
+    limit. So one number says how near a candidate is to the edge of what is allowed; it is no latency.
+
+    Attributes:
+        latency: the predictor of latency alone, or None where there are no limits, and this is the latency.
     """
 
     def __init__(self, predictor: LatencyQuantiles, limits: Limits, budget_ms: float) -> None:
+        self.latency = predictor if limits else None
         self._predictor, self._limits, self._budget_ms = predictor, limits, budget_ms
 
     def quantile_ms(self, configs: Sequence[LowFormerConfig], q: float) -> Floats:

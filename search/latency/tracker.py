@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,6 +86,15 @@ class LatencyTracker:
         """What a candidate is predicted to cost now."""
         quantile_ms = float(self.predictor.quantile_ms([config], self.settings.confidence)[0])
         return Cost(self.predictor.predict([config])[0], quantile_ms)
+
+    def known_latency(self, config: LowFormerConfig, cost: Cost) -> dict[str, Any]:
+        """The latency of a candidate for its result: as measured in this run (median and range), or as predicted."""
+        if medians := self.measurements.medians_ms(config):
+            values = float(np.median(medians)), min(medians), max(medians)
+        else:
+            values = float(cost.predicted.latency_ms), float(cost.predicted.low_ms), float(cost.predicted.high_ms)
+        source = "measured" if medians else "predicted"
+        return {**dict(zip(("latency_ms", "low_ms", "high_ms"), values, strict=True)), "latency_source": source}
 
     def excess(self, config: LowFormerConfig, cost: Cost) -> dict[str, float]:
         """By how much a candidate exceeds the budget and each limit, as shares of them; negative where it is within."""

@@ -6,7 +6,9 @@ Whatever an evaluation raises becomes a failed outcome of that trial alone. Eval
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from ...evaluators.device.agent import training
 from ..settings import SearchSettings
@@ -53,6 +55,31 @@ def open_pool(
         insecure=settings.insecure,
         log=log,
     )
+
+
+@contextmanager
+def open_caller(settings: SearchSettings, log: logging.Logger) -> Iterator[Callable[..., Any] | None]:
+    """Opens what calls a function where candidates train, on a worker of a cluster; None if they train on this machine.
+
+    It takes the function and its arguments, and gives the result. Raises ValueError if there is no such cluster.
+    """
+    if settings.ray_address is None:
+        yield None
+        return
+    from .ray_pool import RayPool
+
+    pool = RayPool(
+        lambda task: 0.0,
+        settings.workers,
+        settings.gpu_fraction,
+        address=settings.ray_address,
+        insecure=settings.insecure,
+        log=log,
+    )
+    try:
+        yield pool.call
+    finally:
+        pool.close()
 
 
 def describe_error(error: BaseException) -> str:

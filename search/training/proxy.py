@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ from ..settings import SearchSettings
 from .task import Evaluation, TrainingTask
 
 if TYPE_CHECKING:
+    from ...evaluators.data.records import ImageData
     from ...evaluators.training.inherit import Source
+    from ...evaluators.training.settings import ProxySettings
 
 DEFAULT_PROXY_BUDGET_S = 360.0  # of all trainings together, so that a default search ends well within 10 minutes
 TIME_SHARE = 0.7  # of a time budget, for the trainings; proposing, starting and measuring take the rest
@@ -39,6 +41,7 @@ class PlanRequest:
         configs: a few candidates as the run will train, from small to large.
         trainings: what the run costs, in whole trainings.
         data, task: what is trained on, and what for.
+        call: calls a function with arguments where candidates train, and gives its result; None if that is here.
     """
 
     settings: SearchSettings
@@ -46,6 +49,7 @@ class PlanRequest:
     trainings: float
     data: Data = "formula"
     task: str | Task = "classification"
+    call: Callable[..., Any] | None = None
 
 
 # What plans the trainings of a run, once: JSON values that are kept in run.json and handed to every task. A "data_card"
@@ -54,7 +58,7 @@ Plan = Callable[[PlanRequest], Mapping[str, Any]]
 
 
 def plan_proxy(request: PlanRequest) -> dict[str, Any]:
-    """Chooses the proxy training for a run's time and data; times a few steps on this machine.
+    """Chooses the proxy training for a run's time and data; times a few steps where candidates train.
 
     On the user's data there is also a "data_card". Raises ValueError if the data cannot be used.
     """
@@ -69,15 +73,24 @@ def plan_proxy(request: PlanRequest) -> dict[str, Any]:
         training_budget_s(settings),
         math.ceil(request.trainings),
         settings.workers,
-        _device(),
         epochs=settings.proxy_epochs,
         seed=settings.seed,
         task=request.task,
+        timer=_time_steps if request.call is None else partial(request.call, _time_steps),
     )
     if settings.data is None:
         return chosen.to_dict()
     card = data_card(load_proxy_data(chosen, configs[0].resolution, request.data, request.task))
     return {**chosen.to_dict(), "data_card": {**card, "seed": settings.seed}}
+
+
+def _time_steps(
+    configs: Sequence[LowFormerConfig], settings: ProxySettings, look: ImageData, task: Task
+) -> list[float]:
+    """Times training steps on the device that candidates train on here; seconds per training image."""
+    from ...evaluators.training.budget import seconds_per_image
+
+    return seconds_per_image(configs, settings, look, task, _device())
 
 
 def train_candidate(task: TrainingTask) -> Evaluation:

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -98,6 +98,7 @@ class RayPool:
             retry_exceptions=False,
             runtime_env={"env_vars": ONE_THREAD},
         )(_in_worker)
+        self._call = ray.remote(num_cpus=1, num_gpus=gpu_share, runtime_env={"env_vars": ONE_THREAD})(_called)
         self._send = ray.remote(num_cpus=0, max_retries=0)(_send)
 
     def _start(self, ray: Any, workers: int, address: str | None) -> None:
@@ -138,6 +139,13 @@ class RayPool:
         future = self._remote.remote(self._evaluate, self._registry, self._submitted, task, shared)
         due = time.monotonic() + (self._timeout_s or math.inf)
         self._futures[future] = _Pending(task.trial, self._submitted, due)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function on a worker, and gives its result. Raises RuntimeError, in one line, if that fails."""
+        try:
+            return self._ray.get(self._call.remote(function, *arguments))
+        except self._ray.exceptions.RayError as error:
+            raise RuntimeError(f"on a worker: {describe_error(error)}") from None
 
     def wait(self, timeout_s: float | None = None) -> list[TaskOutcome]:
         give_up = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
@@ -316,6 +324,10 @@ def copy_package(folder: Path) -> Path:
     for file in root.glob("*.py"):
         shutil.copy2(file, copy / file.name)
     return copy
+
+
+def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def _in_worker(evaluate: Evaluate, registry: Any, number: int, task: TrainingTask, shared: Any) -> TaskOutcome:
