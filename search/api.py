@@ -25,7 +25,7 @@ from .loop import Callback
 from .objectives import Objective
 from .results.files import write_result
 from .results.search_result import SearchResult
-from .run_search import DryRun, Parts, check_space, run_search, whole_range_ms
+from .run_search import DryRun, Parts, check_space, chosen, run_search, whole_range_ms
 from .run_search import dry_run as describe
 from .settings import SearchSettings, options, read_options
 from .strategies import Strategy
@@ -236,6 +236,7 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
     target, budgeted, values = _values(given, about, resume=asked.resume)
     settings = SearchSettings.from_dict({"latency_budget_ms": _UNBOUNDED_MS, **values})
     check_storage(settings.storage)
+    chosen(settings, objects.get("strategy"), objects.get("objective"))
     space = _space(objects.get("space"), settings, None if "space" in given or "resolution" in given else about)
     if about is not None and asked.resume:
         check_space(space, about)

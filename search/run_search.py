@@ -113,7 +113,7 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
     """
     started = time.monotonic()
     check_storage(settings.storage)
-    objective, strategy, rungs = chosen(settings, parts)
+    objective, strategy, rungs = chosen(settings, parts.strategy, parts.objective, parts.prior)
     with RunFolder.open(settings.run, resume=resume) as run:
         if resume:
             _check_resumable(settings, parts, run)
@@ -150,17 +150,21 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         return result
 
 
-def chosen(settings: SearchSettings, parts: Parts) -> tuple[Objective, Strategy, Rungs]:
-    """What is maximized, who proposes and how often candidates are compared, as the settings and parts say.
+def chosen(
+    settings: SearchSettings,
+    strategy: Strategy | None = None,
+    objective: type[Objective] | None = None,
+    prior: AccuracyPrior | None = None,
+) -> tuple[Objective, Strategy, Rungs]:
+    """What is maximized, who proposes and how often candidates are compared: as given, or by the settings.
 
     Raises ValueError for unknown names, or a strategy that cannot work towards the objective.
     """
-    on_data = settings.data is not None
-    wanted, prior = parts.objective or settings.objective, parts.prior or AccuracyPrior()
-    objective = make_objective(wanted, on_data=on_data, front=settings.pareto, prior=prior)
-    strategy = make_strategy(parts.strategy or settings.strategy or objective.default_strategy)
-    strategy.check(objective)
-    return objective, strategy, Rungs(settings.rungs or objective.default_rungs, least=settings.finalists)
+    on_data, wanted = settings.data is not None, objective or settings.objective
+    made = make_objective(wanted, on_data=on_data, front=settings.pareto, prior=prior or AccuracyPrior())
+    proposes = make_strategy(strategy or settings.strategy or made.default_strategy)
+    proposes.check(made)
+    return made, proposes, Rungs(settings.rungs or made.default_rungs, least=settings.finalists)
 
 
 def _data(settings: SearchSettings, parts: Parts, objective: Objective) -> Data:
@@ -313,7 +317,7 @@ def dry_run(settings: SearchSettings, parts: Parts) -> DryRun:
     limits = Limits(settings, parts.also)
     use = BudgetUse(predictor, limits, settings.latency_budget_ms)
     check_budget(space, use, settings.latency_budget_ms, rng, confidence=confidence, limits=str(limits))
-    _, _, rungs = chosen(settings, parts)
+    _, _, rungs = chosen(settings, parts.strategy, parts.objective, parts.prior)
     return DryRun(
         size=space.size,
         feasible_share=feasible_share(space, use, settings.latency_budget_ms, rng, confidence=confidence),
