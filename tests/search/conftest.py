@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from numpy.typing import NDArray
 
 from lownas.predictors.costs import total_macs
-from lownas.search.results.outcome import SearchOutcome
-from lownas.search.run_search import search
+from lownas.search.results.search_result import SearchResult
+from lownas.search.run_search import Parts
+from lownas.search.run_search import run_search as search_with
 from lownas.search.settings import SearchSettings
+from lownas.search.training.proxy import PlanRequest
+from lownas.search.training.task import Evaluation, TrainingTask
+from lownas.search.trials.run_folder import read_results
 from lownas.search_space.config import LowFormerConfig
-from lownas.search_space.space import SearchSpace
 from lownas.search_space.graph.from_config import op_graph
+from lownas.search_space.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,43 @@ def stub_accuracy(config: LowFormerConfig, seed: int) -> float:
     return float(np.clip(0.2 + 0.08 * math.log10(op_graph(config).macs / 1e5) + taste + noise, 0.01, 0.99))
 
 
-def stub_evaluate(task: Mapping[str, Any]) -> dict[str, Any]:
-    config = LowFormerConfig.from_dict(task["config"])
-    accuracy = stub_accuracy(config, task["seed"])
-    return {"accuracy": accuracy, "history": [{"epoch": 1, "accuracy": accuracy}], "seconds": 0.5}
+def stub_evaluate(task: TrainingTask) -> Evaluation:
+    accuracy = stub_accuracy(task.config, task.seed)
+    return Evaluation(accuracy, seconds=0.5, history=({"epoch": 1, "accuracy": accuracy},))
 
 
-def stub_plan(settings: SearchSettings, configs: Sequence[LowFormerConfig]) -> dict[str, Any]:
-    return {"epochs": 3, "configs": len(configs)}
+def rung_evaluate(task: TrainingTask) -> Evaluation:
+    """Learns as the training goes on; the order at a rung is nearly that at the end."""
+    accuracy = stub_accuracy(task.config, task.seed)
+    share = 0.5 + 0.5 * task.until
+    return replace(stub_evaluate(task), accuracy=accuracy * share, seconds=9 * task.until)
+
+
+def noisy_evaluate(task: TrainingTask) -> Evaluation:
+    """A training that says little of its network: half of what it reaches is the luck of its seed. Small ones are best,
+    which no prior expects."""
+    luck = 0.06 * float(np.random.default_rng(task.seed).standard_normal())
+    accuracy = 0.7 - 0.2 * math.log10(op_graph(task.config).macs / 1e5) + luck
+    return Evaluation(accuracy, -math.log(accuracy), 0.5)
+
+
+def stub_plan(request: PlanRequest) -> dict[str, Any]:
+    return {"epochs": 3, "configs": len(request.configs)}
+
+
+def facts(run: str | Path) -> list[dict[str, Any]]:
+    """All results of a run, as they stand in its folder."""
+    return [result.to_dict() for result in read_results(run)]
+
+
+def load_study(run: str | Path) -> optuna.Study:
+    """The study in a run's folder, as Optuna's own tools open it."""
+    return optuna.load_study(study_name="lownas", storage=f"sqlite:///{run}/study.db")
+
+
+def states(run: str | Path) -> list[str]:
+    """The states of a run's trials, as its study has them."""
+    return [trial.state.name for trial in load_study(run).trials]
 
 
 @pytest.fixture(scope="session")
@@ -95,27 +129,39 @@ def settings(tmp_path: Path) -> Callable[..., SearchSettings]:
 
 
 @pytest.fixture
-def evaluate() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+def evaluate() -> Callable[[TrainingTask], Evaluation]:
     return stub_evaluate
 
 
 @pytest.fixture
-def plan() -> Callable[..., dict[str, Any]]:
+def plan() -> Callable[[PlanRequest], Mapping[str, Any]]:
     return stub_plan
 
 
 @pytest.fixture
-def run_search(settings, space, predictor, evaluate, plan) -> Callable[..., SearchOutcome]:
-    def run(*, resume=False, evaluate=evaluate, plan=plan, measure=None, progress=None, **changes):
-        return search(
-            settings(**changes),
-            predictor=predictor,
-            space=space,
-            resume=resume,
-            evaluate=evaluate,
-            plan=plan,
-            measure=measure,
-            progress=progress,
+def parts(predictor, space, evaluate, plan) -> Parts:
+    """The stand-ins as parts of a search."""
+    return Parts(predictor=predictor, space=space, evaluate=evaluate, plan=plan)
+
+
+@pytest.fixture
+def run_search(settings, parts) -> Callable[..., SearchResult]:
+    """A small search with the stand-ins; parts can be replaced, and all else changes its settings."""
+
+    def run(
+        *,
+        resume=False,
+        evaluate=parts.evaluate,
+        plan=parts.plan,
+        measure=None,
+        progress=None,
+        callback=None,
+        others=None,
+        **changes,
+    ):
+        given = replace(
+            parts, evaluate=evaluate, plan=plan, measure=measure, progress=progress, callback=callback, also=others
         )
+        return search_with(settings(**changes), given, resume=resume)
 
     return run

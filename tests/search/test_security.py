@@ -12,7 +12,7 @@ import pytest
 
 from lownas.evaluators.training.inherit import load_source
 from lownas.predictors import LatencyPredictor, Target
-from lownas.search.results.export import run_config
+from lownas.search.results.files import run_config
 from lownas.search.settings import SearchSettings
 from lownas.search_space import LowFormerConfig, SearchSpace
 from lownas.search_space.graph.onnx_reader import op_graph_from_onnx

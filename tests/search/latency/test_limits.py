@@ -1,14 +1,15 @@
 """Limits beside the latency budget: parameters, MACs, memory, further targets."""
 
 import numpy as np
-import optuna
 import pytest
 
 from lownas.predictors.memory import peak_memory_bytes
 from lownas.search.latency.limits import Limits
-from lownas.search.run_search import dry_run, search
+from lownas.search.run_search import dry_run
 from lownas.search.trials.run_folder import read_results
 from lownas.search_space import op_graph
+
+from ..conftest import load_study
 
 
 class Slower:
@@ -21,15 +22,6 @@ class Slower:
         raise AssertionError("only quantiles are asked for")
 
 
-@pytest.fixture
-def run_search(settings, space, predictor, evaluate, plan):
-    def run(others=None, **changes):
-        asked = settings(**changes)
-        return search(asked, predictor=predictor, space=space, evaluate=evaluate, plan=plan, also=others)
-
-    return run
-
-
 TARGET = "stub/onnxruntime/fp32/b1/t1"
 OTHER = "other/none/fp32/b1/t1"
 
@@ -37,7 +29,7 @@ OTHER = "other/none/fp32/b1/t1"
 @pytest.mark.parametrize("strategy", ["evolution", "surrogate", "random"])
 def test_all_limits_hold_for_every_candidate(run_search, strategy) -> None:
     outcome = run_search(
-        {OTHER: Slower()},
+        others={OTHER: Slower()},
         target=TARGET,
         strategy=strategy,
         data="digits",
@@ -58,14 +50,12 @@ def test_all_limits_hold_for_every_candidate(run_search, strategy) -> None:
         assert peak_memory_bytes([result.config])[0] <= 1.6e6
         assert sum(stage.depth for stage in result.config.stages) <= 7
         assert set(result.details["limits"]) == {"parameters", "MACs", "memory", f"latency on {OTHER}"}
-    study = optuna.load_study(study_name="lownas", storage=f"sqlite:///{outcome.run}/study.db")
+    study = load_study(outcome.run)
     assert study.trials[trained[0].trial].constraints["MACs"] == pytest.approx(trained[0].macs / 6e6 - 1, abs=1e-4)
     assert any("Its parameters: 0." in note and "at most 0.4 M allowed" in note for note in outcome.notes)
 
 
-def test_limits_that_nothing_satisfies_are_refused_in_one_line(
-    run_search, settings, space, predictor, tmp_path
-) -> None:
+def test_limits_that_nothing_satisfies_are_refused_in_one_line(run_search, settings, parts, tmp_path) -> None:
     expected = (
         r"fits a latency budget of 0.8 ms and parameters <= 0.001 M: the closest .* needs .* times as much of one"
     )
@@ -73,7 +63,7 @@ def test_limits_that_nothing_satisfies_are_refused_in_one_line(
         run_search(max_params=1000)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=expected):
-        dry_run(settings(max_params=1000), predictor=predictor, space=space)
+        dry_run(settings(max_params=1000), parts)
     with pytest.raises(ValueError, match=f"no latency predictor for {OTHER}"):
         run_search(also={OTHER: 1.0})
 

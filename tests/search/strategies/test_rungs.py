@@ -1,11 +1,11 @@
-import itertools
+"""Successive halving: who goes on from rung to rung."""
+
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lownas.search.objectives.pareto import order
 from lownas.search.strategies.rungs import MOST_COMPARED, Rungs
 
 
@@ -69,38 +69,6 @@ def test_rungs_close_from_below_once_nothing_new_comes() -> None:
 def test_one_rung_promotes_nothing() -> None:
     assert Rungs(1).promotable([{0: (0.5,)}]) is None
     assert Rungs(1).promotable([{0: (0.5,)}], closing=True) is None
-
-
-def test_order_by_one_objective_is_descending() -> None:
-    values = np.array([[0.2], [0.9], [0.2], [0.5]])
-    assert order(values).tolist() == [1, 3, 0, 2]
-
-
-def test_order_by_several_objectives_is_by_pareto_fronts() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(60, 2))
-    place = {int(index): rank for rank, index in enumerate(order(values))}
-    for a, b in itertools.permutations(range(60), 2):
-        if (values[a] >= values[b]).all() and (values[a] > values[b]).any():
-            assert place[a] < place[b], "who dominates comes first"
-    front = [i for i in range(60) if not ((values >= values[i]).all(axis=1) & (values > values[i]).any(axis=1)).any()]
-    assert set(order(values)[: len(front)].tolist()) == set(front)
-    # Front by front, also with equal ones, as its definition has it.
-    values = np.vstack([rng.integers(0, 6, size=(80, 2)), values])
-    ranked, left = [], list(range(len(values)))
-    while left:
-        here = values[left]
-        beaten = ((here[None] >= here[:, None]).all(2) & (here[None] > here[:, None]).any(2)).any(1)
-        ranked.append({i for i, dominated in zip(left, beaten, strict=True) if not dominated})
-        left = [i for i in left if i not in ranked[-1]]
-    ordered = order(values).tolist()
-    for members in ranked:
-        assert {ordered.pop(0) for _ in members} == members
-    values = values[80:]
-    # The ends of a front are the most isolated.
-    assert {int(values[front, 0].argmax()), int(values[front, 1].argmax())} == {
-        front.index(i) for i in order(values)[:2]
-    }
 
 
 def test_several_objectives_are_promoted_by_fronts() -> None:

@@ -15,8 +15,9 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ.pop("RAY_AUTH_MODE", None)
 sys.path.insert(0, sys.argv[1])
 from ray.cluster_utils import Cluster
+from lownas.search.run_search import Parts, run_search
 from lownas.search.settings import SearchSettings
-from lownas.search.study import search
+from lownas.search.training.task import Evaluation
 from lownas.search_space import SearchSpace
 from tests.search.conftest import StubPredictor, stub_plan
 
@@ -28,7 +29,8 @@ nodes = set()
 def evaluate(task):
     import ray
     time.sleep(0.7)
-    return {"accuracy": 0.5 + task["config"]["stem_width"] / 100, "node": ray.get_runtime_context().get_node_id()}
+    accuracy = 0.5 + task.config.stem_width / 100
+    return Evaluation(accuracy, details={"node": ray.get_runtime_context().get_node_id()})
 
 def progress(status):
     if status.done >= 6 and not nodes:
@@ -38,8 +40,8 @@ def progress(status):
 settings = SearchSettings.from_dict({"target": "stub/none/fp32/b1/t1", "latency_budget_ms": 0.8, "space": "tiny",
     "data": "digits", "rungs": 1, "strategy": "random", "trials": 20, "repeats": 0, "evaluations": 800,
     "run": sys.argv[2], "workers": 2, "ray_address": cluster.address})
-outcome = search(settings, predictor=StubPredictor(), space=SearchSpace.load("tiny"), evaluate=evaluate,
-    plan=stub_plan, progress=progress)
+parts = Parts(StubPredictor(), SearchSpace.load("tiny"), evaluate=evaluate, plan=stub_plan, progress=progress)
+outcome = run_search(settings, parts)
 assert nodes and outcome.answer is not None
 cluster.shutdown()
 """

@@ -17,9 +17,11 @@ import optuna
 import pytest
 from sqlalchemy import event
 
-from lownas.search.trials import database as storage
+from lownas.search.trials import database
 from lownas.search.trials.database import check_storage, open_storage
 from lownas.search.trials.run_folder import RunFolder, read_results
+
+from ..conftest import load_study
 
 LOCKED_S = 30.0
 
@@ -44,14 +46,14 @@ def test_a_database_locked_for_half_a_minute_and_read_meanwhile(run_search, eval
 
     def read() -> None:
         while not stop.is_set():
-            study = optuna.load_study(study_name="lownas", storage=f"sqlite:///{run}/study.db")
+            study = load_study(run)
             assert len(study.get_trials()) <= 12
             time.sleep(0.2)
 
     threads: list[threading.Thread] = []
 
     def evaluated(task):
-        if task["trial"] == 3 and not threads:
+        if task.trial == 3 and not threads:
             threads.extend(threading.Thread(target=target) for target in (lock, read))
             for thread in threads:
                 thread.start()
@@ -66,12 +68,12 @@ def test_a_database_locked_for_half_a_minute_and_read_meanwhile(run_search, eval
     assert locked[1] - locked[0] >= LOCKED_S
     assert outcome.seconds > LOCKED_S  # it really waited
     assert statuses(run) == {"complete": 12}
-    study = optuna.load_study(study_name="lownas", storage=f"sqlite:///{run}/study.db")
+    study = load_study(run)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
 
 
 def test_a_lock_that_stays_is_said_in_one_line(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(storage, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(database, "PATIENCE_S", 0.5)
     known = open_storage(f"sqlite:///{tmp_path}/study.db")
     study = optuna.create_study(storage=known)
     with sqlite3.connect(tmp_path / "study.db") as connection:
@@ -105,7 +107,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
     run = str(small_disk / "run")
 
     def filling(task):
-        if task["trial"] == 4:
+        if task.trial == 4:
             with ballast.open("wb") as file, pytest.raises(OSError):
                 for size in (65536, 512):
                     while True:
@@ -211,7 +213,7 @@ def postgres(tmp_path, monkeypatch):
     pytest.importorskip("psycopg")
     server = Server(Path(binaries[-1]), tmp_path / "cluster")
     server.control("start")
-    monkeypatch.setenv(storage.PASSWORD, "not for eyes")
+    monkeypatch.setenv(database.PASSWORD, "not for eyes")
     yield server
     server.control("stop", "-m", "immediate")
 
@@ -221,8 +223,8 @@ def test_a_study_in_postgresql_whose_server_is_restarted(run_search, evaluate, p
     threads = []
 
     def evaluated(task):
-        if task["trial"] in (3, 7) and len(threads) < 2:
-            mode = "immediate" if task["trial"] == 3 else "fast"
+        if task.trial in (3, 7) and len(threads) < 2:
+            mode = "immediate" if task.trial == 3 else "fast"
 
             def restart() -> None:
                 postgres.control("stop", "-m", mode)
@@ -254,7 +256,7 @@ def test_a_study_in_postgresql_whose_server_is_restarted(run_search, evaluate, p
 
 
 def test_a_wrong_password_is_one_line(postgres, monkeypatch) -> None:
-    monkeypatch.setenv(storage.PASSWORD, "guessed")
+    monkeypatch.setenv(database.PASSWORD, "guessed")
     with pytest.raises(OSError, match="password authentication failed") as caught:
         open_storage(f"postgresql+psycopg://lownas@127.0.0.1:{postgres.port}/postgres")
     assert "\n" not in str(caught.value) and "guessed" not in str(caught.value)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lownas.search.settings import SearchSettings
 from lownas.search.trials.records import EvaluationResult
 from lownas.search.trials.run_folder import RunFolder, git_commit, read_results, read_settings, versions, write_text
 from lownas.search_space.presets import PRESETS
@@ -107,16 +106,6 @@ def test_broken_run_json(started, text: str) -> None:
         RunFolder.open(started, resume=True)
     with pytest.raises(ValueError, match=r"run\.json"):
         read_settings(started)
-
-
-def test_settings_name_what_is_wrong(settings) -> None:
-    with pytest.raises(ValueError, match=r"latency_budget_ms: .* \(given: -1\.0\)"):
-        settings(latency_budget_ms=-1.0)
-    with pytest.raises(ValueError, match="epoch: unknown key"):
-        settings(epoch=3)
-    with pytest.raises(ValueError, match="confidence"):
-        settings(confidence=1.0)
-    assert SearchSettings.from_dict(settings().to_dict()) == settings()
 
 
 def test_a_folder_that_holds_something_else(tmp_path) -> None:

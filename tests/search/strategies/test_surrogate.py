@@ -1,0 +1,26 @@
+"""The strategy "surrogate"."""
+
+import numpy as np
+
+from lownas.search.strategies.surrogate import initial
+
+from ..conftest import stub_accuracy
+
+
+def test_the_first_candidates_are_few() -> None:
+    assert [initial(trials) for trials in (1, 4, 16, 40, 1000)] == [1, 4, 4, 10, 16]
+
+
+def test_the_surrogate_finds_more_than_chance(run_on_data, tmp_path) -> None:
+    found = {
+        strategy: [
+            100 * stub_accuracy(outcome.answer.config, 0)
+            for seed in range(3)
+            for outcome in [
+                run_on_data(strategy=strategy, trials=24, repeats=0, seed=seed, run=str(tmp_path / f"{strategy}{seed}"))
+            ]
+            if outcome.answer is not None
+        ]
+        for strategy in ("surrogate", "random")
+    }
+    assert np.mean(found["surrogate"]) > np.mean(found["random"]) + 0.5
