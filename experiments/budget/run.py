@@ -33,9 +33,10 @@ from lownas.predictors import LatencyPredictor, Target
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.predictors.latency.calibration import calibrate
 from lownas.predictors.latency.target import profile_folders
-from lownas.search.run_search import search
+from lownas.search import Evaluation, TrainingTask
+from lownas.search.feasible_pool import evolve, fastest
+from lownas.search.run_search import Parts, run_search
 from lownas.search.settings import SearchSettings
-from lownas.search.strategies.feasible import evolve_front, fastest
 from lownas.search_space import LowFormerConfig, SearchSpace
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -50,11 +51,10 @@ VARIANTS: dict[str, tuple[float, bool]] = {  # confidence, and whether the searc
 }
 
 
-def evaluate(task: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(task: TrainingTask) -> Evaluation:
     """The prior's accuracy, a little noise, and no time."""
-    config = LowFormerConfig.from_dict(task["config"])
-    noise = 0.002 * np.random.default_rng(task["seed"]).standard_normal()
-    return {"accuracy": float(AccuracyPrior().imagenet_top1([config])[0]) / 100 + noise, "seconds": 0.01}
+    noise = 0.002 * np.random.default_rng(task.seed).standard_normal()
+    return Evaluation(float(AccuracyPrior().imagenet_top1([task.config])[0]) / 100 + noise, seconds=0.01)
 
 
 def answer(
@@ -73,20 +73,20 @@ def answer(
                 "run": str(Path(folder) / "run"),
             }
         )
-        outcome = search(
-            settings,
-            predictor=predictor,
-            space=space,
+        parts = Parts(
+            predictor,
+            space,
             evaluate=evaluate,
-            plan=lambda *_: {},
+            plan=lambda request: {},
             measure=(lambda config: measure_latency(config, target)) if measures else None,
             rest_s=REST_S,
         )
-    if outcome.answer is None:
-        return {"config": None, "seconds": round(time.monotonic() - began, 1), "notes": list(outcome.notes)}
+        result = run_search(settings, parts)
+    if result.answer is None:
+        return {"config": None, "seconds": round(time.monotonic() - began, 1), "notes": list(result.notes)}
     return {
-        "config": outcome.answer.config.to_dict(),
-        "said_ms": round(outcome.answer.latency_ms, 4),
+        "config": result.answer.config.to_dict(),
+        "said_ms": round(result.answer.latency_ms, 4),
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -134,20 +134,20 @@ def main() -> None:
         budgets = known["budgets_ms"]
     else:
         rng = np.random.default_rng(0)
-        front = evolve_front(space, predictor, AccuracyPrior().imagenet_top1, 1e6, rng)
-        ends = fastest(space, predictor, rng)[1] * LEAST, float(front.quantile_ms[front.best_index()])
+        found = evolve(space, predictor, AccuracyPrior().imagenet_top1, 1e6, rng)
+        ends = fastest(space, predictor, rng)[1] * LEAST, float(found.quantile_ms[found.best_index()])
         # In random order, so that any first part spreads over all.
         budgets = [float(f"{ms:.3g}") for ms in rng.permutation(np.geomspace(*ends, BUDGETS))]
     for number in range(len(rows), min(BUDGETS, len(rows) + (limit or BUDGETS))):
-        found = {variant: answer(variant, budgets[number], number, target, predictor, space) for variant in VARIANTS}
-        afresh(found, target)
-        rows.append({"budget_ms": budgets[number], **found})
+        answers = {variant: answer(variant, budgets[number], number, target, predictor, space) for variant in VARIANTS}
+        afresh(answers, target)
+        rows.append({"budget_ms": budgets[number], **answers})
         host = {"target": str(target), "predictor": predictor.provenance, "host": dict(predictor.fingerprint)}
         document = {**known, **host, "summary": summary(rows), "budgets_ms": budgets, "rows": rows}
         temporary = RESULTS.with_suffix(".new")
         temporary.write_text(json.dumps(document, indent=1) + "\n")
         temporary.replace(RESULTS)
-        print(number, budgets[number], {v: (found[v].get("said_ms"), found[v].get("afresh_ms")) for v in found})
+        print(number, budgets[number], {v: (a.get("said_ms"), a.get("afresh_ms")) for v, a in answers.items()})
     print(json.dumps(known.get("summary") if not rows else summary(rows), indent=1))
 
 

@@ -22,11 +22,13 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from lownas.evaluators.data.loading import ImageData, data_identity
+from lownas.evaluators.data.loading import data_identity
+from lownas.evaluators.data.records import ImageData
 from lownas.evaluators.tasks import task
 from lownas.evaluators.training.batches import ImageBatches
 from lownas.evaluators.training.inherit import Source, inherit, load_source, save_source
-from lownas.evaluators.training.proxy import ProxySettings, load_proxy_data, prepared_model, train_proxy
+from lownas.evaluators.training.proxy import load_proxy_data, prepared_model, train_proxy
+from lownas.evaluators.training.settings import ProxySettings
 from lownas.evaluators.training.trainer import (
     Training,
     evaluate,

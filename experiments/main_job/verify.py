@@ -20,13 +20,14 @@ import numpy as np
 import onnxruntime
 
 from lownas.evaluators.data.loading import linear_baseline
-from lownas.evaluators.training.proxy import ProxySettings, load_proxy_data
+from lownas.evaluators.training.proxy import load_proxy_data
+from lownas.evaluators.training.settings import ProxySettings
 from lownas.predictors import LatencyPredictor
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.predictors.latency.machine import cpu_name
 from lownas.search.settings import SearchSettings
 from lownas.search.trials.run_folder import read_about, read_results
-from lownas.search_space import SearchSpace
+from lownas.search_space import LowFormerConfig, SearchSpace
 
 RANDOM = 1000
 
@@ -50,7 +51,8 @@ def main() -> None:
     space = SearchSpace.load(settings.space, settings.resolution)
     predictor = LatencyPredictor.load(settings.target, arguments.profiles)
     prior = AccuracyPrior()
-    rng, fitting, drawn = np.random.default_rng(987_654_321), [], 0
+    rng, drawn = np.random.default_rng(987_654_321), 0
+    fitting: list[LowFormerConfig] = []
     while len(fitting) < RANDOM and drawn < 100 * RANDOM:
         batch = [space.sample(rng) for _ in range(RANDOM)]
         quantile = predictor.quantile_ms(batch, settings.confidence)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,8 @@ def measured_bytes(config: LowFormerConfig, folder: Path) -> tuple[int, int]:
 def main() -> None:
     space, rng = SearchSpace.load("default"), np.random.default_rng(6)
     configs = {**PRESETS, **{f"random {i}": space.sample(rng) for i in range(RANDOM)}}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    _, per_activation = BYTES["fp32"]
     with tempfile.TemporaryDirectory() as folder:
         for name, config in configs.items():
             activations, total = (
@@ -76,7 +78,7 @@ def main() -> None:
             row = {
                 "name": name,
                 "resolution": config.resolution,
-                "activations_mb": round(BYTES["fp32"] * peak_activations(op_graph(config)) / 1e6, 2),
+                "activations_mb": round(per_activation * peak_activations(op_graph(config)) / 1e6, 2),
                 "measured_activations_mb": round(float(activations) / 1e6, 2),
                 "total_mb": round(float(peak_memory_bytes([config])[0]) / 1e6, 2),
                 "measured_total_mb": round(float(total) / 1e6, 2),

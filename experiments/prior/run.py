@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lownas.predictors import AccuracyPrior, LatencyPredictor
-from lownas.search.strategies.feasible import evolve_front
+from lownas.search.feasible_pool import evolve
 from lownas.search_space import PRESETS, PUBLISHED, LowFormerConfig, SearchSpace, op_graph
 from lownas.search_space.graph.from_config import units
 from lownas.search_space.units import AttentionUnit, LocalUnit, MlpUnit, unit_graph
@@ -146,7 +146,7 @@ def maximized(law: Law) -> list[dict[str, Any]]:
 
     found = []
     for budget_ms, seed in itertools.product(BUDGETS_MS, SEEDS):
-        front = evolve_front(
+        feasible = evolve(
             space,
             predictor,
             score,
@@ -156,14 +156,14 @@ def maximized(law: Law) -> list[dict[str, Any]]:
             seeds=list(PRESETS.values()),
             excluded=prior.beyond,
         )
-        best = front.configs[front.best_index()]
+        best = feasible.configs[feasible.best_index()]
         row = features(best)
         found.append(
             {
                 "budget_ms": budget_ms,
                 "seed": seed,
-                "top1": round(float(front.score.max()), 2),
-                "best_random": round(front.random_best, 2),
+                "top1": round(float(feasible.score.max()), 2),
+                "best_random": round(feasible.random_best, 2),
                 "gmacs_at_224": round(row["gmacs"] * (224 / row["resolution"]) ** 2, 2),
                 "resolution": best.resolution,
                 "blocks": round(float(np.exp(row["blocks"]))),

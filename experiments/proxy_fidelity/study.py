@@ -30,7 +30,7 @@ from lownas.experiments.tabular import Network, Table
 from lownas.experiments.tabular.table import ceiling, seed_noise, true_spread
 from lownas.predictors.accuracy import surrogate
 from lownas.predictors.accuracy.surrogate import RUNGS_BEYOND_LAST, AccuracyObservation
-from lownas.search.objectives.experience import learn
+from lownas.search.objectives.run_surrogate import learn
 from lownas.search_space import PRESETS, PUBLISHED, SearchSpace
 
 RESULTS = Path(__file__).with_name("study.json")

@@ -29,7 +29,7 @@ from lownas.experiments.proxy_fidelity.scores import zero_cost_scores
 from lownas.experiments.proxy_fidelity.study import RUNG_EPOCHS, at_rungs
 from lownas.experiments.tabular import Table
 from lownas.experiments.tabular.training import normalized, parts
-from lownas.search.objectives.experience import learn
+from lownas.search.objectives.run_surrogate import learn
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
 from lownas.search_space.graph.from_config import units
 

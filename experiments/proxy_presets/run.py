@@ -17,7 +17,8 @@ import torch
 from scipy.stats import kendalltau
 
 from lownas.evaluators.data.loading import data_identity, linear_baseline
-from lownas.evaluators.training.proxy import ProxySettings, load_proxy_data, train_proxy
+from lownas.evaluators.training.proxy import load_proxy_data, train_proxy
+from lownas.evaluators.training.settings import ProxySettings
 from lownas.search_space import PRESETS, PUBLISHED
 
 NAMES = tuple(name for name in PRESETS if name.startswith("lowformer_"))

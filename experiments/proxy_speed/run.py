@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from lownas.evaluators.data.loading import load_data
 from lownas.evaluators.tasks import task
 from lownas.evaluators.training.batches import ImageBatches
-from lownas.evaluators.training.proxy import ProxySettings, prepared_model
+from lownas.evaluators.training.proxy import prepared_model
+from lownas.evaluators.training.settings import ProxySettings
 from lownas.evaluators.training.trainer import Training, seeded, torch_threads
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 

@@ -21,21 +21,27 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
-from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from lownas.predictors import LatencyPredictor
+from lownas.search import Evaluation, TrainingTask
+from lownas.search.run_search import Parts, run_search
+from lownas.search.settings import SearchSettings
+from lownas.search.trials.run_folder import read_results
+from lownas.search_space import SearchSpace
 
 RESULTS = Path(__file__).with_suffix(".json")
 TRIALS, READERS = 200, 3
 PATHS = ("/api/studies", "/api/studies/1", "/api/studies/1/param_importances", "/csv/1")
 
 
-def evaluate(task: Any) -> dict[str, Any]:
-    rng = np.random.default_rng(task["seed"])
+def evaluate(task: TrainingTask) -> Evaluation:
+    rng = np.random.default_rng(task.seed)
     time.sleep(0.05)
-    return {"accuracy": float(0.4 + 0.1 * task["until"] + 0.1 * rng.random()), "seconds": 0.05}
+    return Evaluation(float(0.4 + 0.1 * task.until + 0.1 * rng.random()), seconds=0.05)
 
 
 def read(port: int, done: threading.Event, answers: Counter[str], first: int) -> None:
@@ -54,12 +60,6 @@ def read(port: int, done: threading.Event, answers: Counter[str], first: int) ->
 
 
 def main() -> None:
-    from lownas.predictors import LatencyPredictor
-    from lownas.search.run_search import search
-    from lownas.search.settings import SearchSettings
-    from lownas.search.trials.run_folder import read_results
-    from lownas.search_space import SearchSpace
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -96,13 +96,8 @@ def main() -> None:
         watcher.start()
         began = time.monotonic()
         try:
-            search(
-                settings,
-                predictor=LatencyPredictor.load("rtx3090"),
-                space=SearchSpace.load("tiny"),
-                evaluate=evaluate,
-                plan=lambda *_: {},
-            )
+            predictor, space = LatencyPredictor.load("rtx3090"), SearchSpace.load("tiny")
+            run_search(settings, Parts(predictor, space, evaluate=evaluate, plan=lambda request: {}))
             seconds = time.monotonic() - began
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/csv/1", timeout=60) as answer:
                 shown = len(answer.read().decode().strip().splitlines()) - 1

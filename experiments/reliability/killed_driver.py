@@ -33,14 +33,19 @@ def child(kind: str, run: str, seed: int, rungs: int) -> None:
     import numpy as np
 
     from lownas.predictors import LatencyPredictor
-    from lownas.search.run_search import search
+    from lownas.search import Evaluation, TrainingTask
+    from lownas.search.run_search import Parts, run_search
     from lownas.search.settings import SearchSettings
-    from lownas.search.training.proxy_task import plan_proxy, train_candidate
+    from lownas.search.training.proxy import PlanRequest, plan_proxy, train_candidate
     from lownas.search_space import SearchSpace
 
-    def cheap(task: Any) -> dict[str, Any]:
-        rng = np.random.default_rng([task["seed"], task["config"]["stem_width"]])
-        return {"accuracy": float(0.4 + 0.1 * task["until"] + 0.1 * rng.random()), "seconds": 1.0}
+    def cheap(task: TrainingTask) -> Evaluation:
+        rng = np.random.default_rng([task.seed, task.config.stem_width])
+        return Evaluation(float(0.4 + 0.1 * task.until + 0.1 * rng.random()), seconds=1.0)
+
+    def fixed_plan(request: PlanRequest) -> dict[str, Any]:
+        """The plan is timed on this machine; both searches of a seed get the same."""
+        return {**plan_proxy(request), "epochs": 9, "train_images": 256, "expected_seconds": 1.0}
 
     settings = SearchSettings.from_dict(
         {
@@ -57,25 +62,15 @@ def child(kind: str, run: str, seed: int, rungs: int) -> None:
             "run": run,
         }
     )
-    outcome = search(
-        settings,
-        predictor=LatencyPredictor.load("rtx3090"),
-        space=SearchSpace.load("tiny"),
-        resume=(Path(run) / "run.json").exists(),
+    parts = Parts(
+        LatencyPredictor.load("rtx3090"),
+        SearchSpace.load("tiny"),
         evaluate=cheap if kind == "cheap" else train_candidate,
-        # The plan is timed on this machine; both searches of a seed get the same.
-        plan=(lambda *_: {}) if kind == "cheap" else fixed_plan(plan_proxy),
+        plan=(lambda request: {}) if kind == "cheap" else fixed_plan,
     )
-    assert outcome.answer is not None
-    (Path(run) / "answer.txt").write_text(outcome.answer.config.id)
-
-
-def fixed_plan(plan: Any) -> Any:
-    def fixed(settings: Any, configs: Any) -> Any:
-        chosen = dict(plan(settings, configs))
-        return {**chosen, "epochs": 9, "train_images": 256, "expected_seconds": 1.0}
-
-    return fixed
+    result = run_search(settings, parts, resume=(Path(run) / "run.json").exists())
+    assert result.answer is not None
+    (Path(run) / "answer.txt").write_text(result.answer.config.id)
 
 
 def start(kind: str, run: Path, seed: int, rungs: int) -> subprocess.Popen[bytes]:

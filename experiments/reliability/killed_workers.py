@@ -17,23 +17,28 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import psutil
+
+from lownas.predictors import LatencyPredictor
+from lownas.search import Evaluation, TrainingTask
+from lownas.search.run_search import Parts, run_search
+from lownas.search.settings import SearchSettings
+from lownas.search_space import SearchSpace
 
 RESULTS = Path(__file__).with_suffix(".json")
 EVERY_S = 10.0
 TRIALS = 60
 
 
-def evaluate(task: Any) -> dict[str, Any]:
+def evaluate(task: TrainingTask) -> Evaluation:
     """Takes a while, and notes each time that it is begun."""
-    with (Path(os.environ["LOWNAS_BEGUN"]) / str(task["trial"])).open("a") as file:
+    with (Path(os.environ["LOWNAS_BEGUN"]) / str(task.trial)).open("a") as file:
         file.write("x")
-    if task["config"]["stem_width"] == int(os.environ["LOWNAS_POISON"]):
+    if task.config.stem_width == int(os.environ["LOWNAS_POISON"]):
         os.kill(os.getpid(), 9)
-    time.sleep(2 + 4 * random.Random(task["trial"]).random())
-    return {"accuracy": 0.5 + task["config"]["stem_width"] / 1000, "seconds": 4.0}
+    time.sleep(2 + 4 * random.Random(task.trial).random())
+    return Evaluation(0.5 + task.config.stem_width / 1000, seconds=4.0)
 
 
 def kill_workers(done: threading.Event, killed: list[str]) -> None:
@@ -47,15 +52,11 @@ def kill_workers(done: threading.Event, killed: list[str]) -> None:
 
 
 def main() -> None:
-    from lownas.predictors import LatencyPredictor
-    from lownas.search.run_search import search
-    from lownas.search.settings import SearchSettings
-    from lownas.search_space import SearchSpace
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--poison", action="store_true")
     given = parser.parse_args()
-    done, killed = threading.Event(), []
+    done = threading.Event()
+    killed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         begun = Path(folder) / "begun"
         begun.mkdir()
@@ -79,15 +80,10 @@ def main() -> None:
         killer = threading.Thread(target=kill_workers, args=(done, killed))
         if not given.poison:
             killer.start()
-        outcome = search(
-            settings,
-            predictor=LatencyPredictor.load("rtx3090"),
-            space=SearchSpace.load("tiny"),
-            evaluate=evaluate,
-            plan=lambda *_: {},
-        )
+        predictor, space = LatencyPredictor.load("rtx3090"), SearchSpace.load("tiny")
+        result = run_search(settings, Parts(predictor, space, evaluate=evaluate, plan=lambda request: {}))
         done.set()
-        lines = [json.loads(line) for line in (outcome.run / "results.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (result.run / "results.jsonl").read_text().splitlines()]
         times = Counter(len(path.read_text()) for path in begun.iterdir())
         failed = Counter(line["reason"] for line in lines if line["status"] == "failed")
     row = {
@@ -95,7 +91,7 @@ def main() -> None:
         "trials": dict(Counter(line["status"] for line in lines)),
         "trials begun so often": {str(count): number for count, number in sorted(times.items())},
         "reasons of failures": dict(failed),
-        "seconds": round(outcome.seconds, 1),
+        "seconds": round(result.seconds, 1),
     }
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     known["one network kills every worker" if given.poison else f"a worker killed every {EVERY_S:g} s"] = row

@@ -4,8 +4,8 @@
     python experiments/workers/run.py --trials 20 --epochs 12  # as long a pair, of fewer and longer trainings
 
 The same candidates, drawn at random from the tiny space, each trained on digits by the same plan; with one worker and
-with two in turn. Counted is the time from the start of the training phase, Ray's start included, to the last result: so
-also the end, when one of two workers has nothing left to do, which weighs the more the fewer trials there are.
+with two in turn. Counted is the whole training phase, from the start of Ray until it has stopped: so also the last
+training, when one of two workers has nothing left to do, which weighs the more the fewer trials there are.
 """
 
 from __future__ import annotations
@@ -24,28 +24,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from lownas.predictors import LatencyPredictor
-from lownas.search.loop import Driver
-from lownas.search.run_search import search
+from lownas.search.run_search import Parts, run_search
 from lownas.search.settings import SearchSettings
-from lownas.search.training.proxy_task import plan_proxy
+from lownas.search.training.proxy import PlanRequest, plan_proxy
+from lownas.search.trials.status import SearchStatus
 from lownas.search_space import SearchSpace
 
 RESULTS = Path(__file__).with_name("results.json")
-train = Driver.train
-seconds: list[float] = []
-
-
-def timed(self: Driver, *arguments: Any) -> bool:
-    began = time.monotonic()
-    try:
-        return train(self, *arguments)
-    finally:
-        seconds.append(time.monotonic() - began)
 
 
 def trials_per_minute(workers: int, trials: int, epochs: int) -> float:
-    def fixed_plan(settings: Any, configs: Any) -> Any:
-        return {**plan_proxy(settings, configs), "epochs": epochs, "train_images": 1400}
+    began: dict[str, float] = {}  # each phase of the search, in seconds of `time.monotonic`
+
+    def watch(status: SearchStatus) -> None:
+        began.setdefault(status.phase, time.monotonic())
+
+    def fixed_plan(request: PlanRequest) -> dict[str, Any]:
+        return {**plan_proxy(request), "epochs": epochs, "train_images": 1400}
 
     with tempfile.TemporaryDirectory() as folder:
         settings = SearchSettings.from_dict(
@@ -62,11 +57,10 @@ def trials_per_minute(workers: int, trials: int, epochs: int) -> float:
                 "run": str(Path(folder) / "run"),
             }
         )
-        outcome = search(
-            settings, predictor=LatencyPredictor.load("rtx3090"), space=SearchSpace.load("tiny"), plan=fixed_plan
-        )
-    assert outcome.counts["complete"] == trials
-    return 60 * trials / seconds[-1]
+        predictor, space = LatencyPredictor.load("rtx3090"), SearchSpace.load("tiny")
+        result = run_search(settings, Parts(predictor, space, plan=fixed_plan, progress=watch))
+    assert result.counts["complete"] == trials
+    return 60 * trials / (began["done"] - began["train"])
 
 
 def main() -> None:
@@ -75,7 +69,6 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=4)
     asked = parser.parse_args()
-    Driver.train = timed  # type: ignore[method-assign]
     rows = []
     for number in range(asked.pairs):
         order = (1, 2) if number % 2 == 0 else (2, 1)
