@@ -98,36 +98,34 @@ def _search_parameters() -> list[inspect.Parameter]:
     from lownas.search.settings import options
 
     kinds: dict[str, Any] = {"flag": bool | None, "budgets": list[str] | None}
-    texts = ("seconds", "milliseconds", "amount", "bytes")
+    kinds |= dict.fromkeys(("seconds", "milliseconds", "amount", "bytes"), str | None)
     found: list[tuple[str, Any, Any]] = []
     for name, (_, field, option) in options().items():
-        annotation = kinds.get(option.kind) or (str | None if option.kind in texts else field.annotation)
-        if option.kind not in kinds and option.kind not in texts:
-            annotation = annotation | None if isinstance(annotation, type) else annotation
-        default = option.default or ("" if field.is_required() or option.kind in kinds else field.default)
+        if not option.group:
+            continue
+        kind = kinds.get(option.kind) or (field.annotation | None)  # type: ignore[operator]
+        default = option.default or ("" if field.is_required() or option.kind in ("flag", "budgets") else field.default)
         text = option.help if default in ("", None) else f"{option.help} [{default}]"
         flags = f"--{name.replace('_', '-')}"
         flags = f"{flags}/--no-{name}" if option.kind == "flag" else flags
-        found.append((name, Annotated[annotation, _option(flags, help=text, group=option.group)], None))
-    own = {
-        "resume": (bool, "--resume", "Go on with the run in --run.", False),
-        "replay": (Path | None, "--replay", "Search again with the settings of this run.json.", None),
-        "profiles": (Path | None, "--profiles", "Folder of your own target profiles.", None),
-        "dry_run": (bool, "--dry-run", "Only say what would be done.", False),
-        "as_json": (bool, "--json", "JSON on stdout, and nothing else there.", False),
-    }
-    for name, (kind, flag, text, default) in own.items():
-        found.append((name, Annotated[kind, _option(flag, help=text, group="Run")], default))
-    kw = inspect.Parameter.KEYWORD_ONLY
-    return [inspect.Parameter(name, kw, default=default, annotation=kind) for name, kind, default in found]
+        found.append((name, Annotated[kind, _option(flags, help=text, group=option.group)], None))
+    for name, kind, text, default in (
+        ("resume", bool, "Go on with the run in --run.", False),
+        ("replay", Path | None, "Search again with the settings of this run.json.", None),
+        ("profiles", Path | None, "Folder of your own target profiles.", None),
+        ("dry_run", bool, "Only say what would be done.", False),
+        ("json", bool, "JSON on stdout, and nothing else there.", False),
+    ):
+        found.append((name, Annotated[kind, _option(f"--{name.replace('_', '-')}", help=text, group="Run")], default))
+    only = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(name, only, default=default, annotation=kind) for name, kind, default in found]
 
 
-def search(
-    *, resume: bool, replay: Path | None, profiles: Path | None, dry_run: bool, as_json: bool, **given: Any
-) -> None:
+def search(*, resume: bool, replay: Path | None, profiles: Path | None, dry_run: bool, **given: Any) -> None:
     """Search for the most accurate backbone within a latency budget on a device."""
     from lownas.search.api import search_from
 
+    as_json = given.pop("json")
     given = {name: value for name, value in given.items() if value not in (None, [], ())}
     if resume and "run" not in given:
         raise ValueError("--resume: name the run to go on with (--run DIR)")
@@ -207,8 +205,7 @@ def _print_dry_run(given: dict[str, Any], profiles: Path | None, earlier: Path |
     print(f"space:     {settings.space}, {plan.size:.2e} combinations; {share}")
     extremes = f"{plan.fastest_ms:.3g} to {plan.slowest_ms:.3g} ms"
     print(f"latency:   {extremes}, fastest to slowest (quantile {settings.confidence:g} of the prediction)")
-    time = f"about {duration_text(plan.expected_s)}"
-    print(f"trainings: {plan.trainings:.3g}, with {settings.workers} workers; time: {time}")
+    print(f"trainings: {plan.trainings:.3g}, with {settings.workers} workers; about {duration_text(plan.expected_s)}")
 
 
 def _target(name: str | None) -> Target:

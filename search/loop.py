@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..evaluators.data.sources import Data
 from ..evaluators.tasks import Task
 from ..search_space.graph.from_config import op_graph
+from ..search_space.heads import head
 from .latency.tracker import Cost, LatencyTracker
 from .randomness import training_seed
 from .settings import SearchSettings
@@ -290,6 +291,7 @@ class TrialLoop:
                 data=training.data,
                 proxy=training.proxy,
                 task=training.task,
+                head=head(trial.proposal.config.head),
                 init_from=self.settings.init_from,
                 until=self.rungs.shares[rung],
                 state=str(self.run.state_path(trial.number).resolve()) if self.rungs.count > 1 else None,

@@ -1,7 +1,7 @@
 """The settings of a search: names, types, defaults and help, in one place.
 
 The command line, the arguments of `lownas.search.search`, run.json and the documentation all follow from the fields of
-`SearchSettings`. A field without an `Option` cannot be given on the command line.
+`SearchSettings`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Option:
 
     Attributes:
         help: one line, without the default.
-        group: heading that it stands under in the help.
+        group: heading that it stands under in the help; empty where it is given in Python only.
         kind: how its text is read. "seconds" and "milliseconds" are durations with a unit ("2ms"), "amount" and "bytes"
             numbers such as "5M" and "50MB", "budgets" a list of TARGET=DURATION.
         default: what is done where nothing is given, if the field's default does not say it.
@@ -44,6 +44,7 @@ class Option:
 
 _GOAL, _SPACE, _ACCURACY = "Target and limits", "Space", "Accuracy"
 _SEARCH, _WORKERS, _RUN = "Search", "Workers", "Run"
+_CODE = ""  # given in Python only
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -133,10 +134,12 @@ class SearchSettings(BaseModel):
         Option("No training starts that would end later: 5m, 2h.", _SEARCH, "seconds", changeable=True),
     ] = None
     seed: Annotated[int, Option("Of everything random in the run.", _SEARCH)] = Field(default=0, ge=0, lt=2**32)
-    # Configurations that are scored by prior and latency predictor to propose the candidates.
-    evaluations: int = Field(default=20_000, ge=100)
-    # How many of the best are measured where the target is at hand.
-    finalists: Annotated[int, Option("", "", changeable=True)] = Field(default=3, ge=1)
+    evaluations: Annotated[
+        int, Option("Configurations that are scored by prior and latency predictor to propose candidates.", _CODE)
+    ] = Field(default=20_000, ge=100)
+    finalists: Annotated[
+        int, Option("How many of the best are measured where the target is at hand.", _CODE, changeable=True)
+    ] = Field(default=3, ge=1)
 
     workers: Annotated[
         int,
@@ -190,7 +193,7 @@ class SearchSettings(BaseModel):
 
     def check_resumable_from(self, stored: SearchSettings) -> None:
         """Raises ValueError if this run would not continue the one with the settings `stored`."""
-        changeable = sorted(name for name in type(self).model_fields if _is_changeable(name))
+        changeable = sorted(name for name, field in type(self).model_fields.items() if _option(field).changeable)
         for name in type(self).model_fields:
             before, now = getattr(stored, name), getattr(self, name)
             if name not in changeable and before != now:
@@ -201,12 +204,11 @@ class SearchSettings(BaseModel):
 
 
 def options() -> dict[str, tuple[str, FieldInfo, Option]]:
-    """The settings that people give: by the name that they use, the field's name, the field and how it is given."""
+    """The settings by the names that people use: each with the field's name, the field and how it is given."""
     found = {}
     for name, field in SearchSettings.model_fields.items():
         option = _option(field)
-        if option is not None and option.group:
-            found[name.removesuffix(_UNIT.get(option.kind, ""))] = (name, field, option)
+        found[name.removesuffix(_UNIT.get(option.kind, ""))] = (name, field, option)
     return found
 
 
@@ -253,10 +255,5 @@ def _budget(text: str) -> tuple[str, str]:
     return name, budget
 
 
-def _option(field: FieldInfo) -> Option | None:
-    return next((item for item in field.metadata if isinstance(item, Option)), None)
-
-
-def _is_changeable(name: str) -> bool:
-    option = _option(SearchSettings.model_fields[name])
-    return option is not None and option.changeable
+def _option(field: FieldInfo) -> Option:
+    return next(item for item in field.metadata if isinstance(item, Option))

@@ -100,7 +100,10 @@ def train_candidate(task: TrainingTask) -> Evaluation:
     """
     from ...evaluators.training.proxy import train_proxy
     from ...evaluators.training.settings import ProxySettings
+    from ...search_space.heads import HEADS, register_head
 
+    if task.head is not None and task.head.name not in HEADS:
+        register_head(task.head)
     result = train_proxy(
         task.config,
         task.shared if task.shared is not None else task.data,

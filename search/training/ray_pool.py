@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ class RayPool:
         self._owned = not _in_use()
         if self._owned and address is not None:
             check_address(address, insecure=insecure)
+        self._sigterm = signal.getsignal(signal.SIGTERM)
         with _environment(_ray_variables(local=address is None)):
             import ray
 
@@ -122,6 +124,7 @@ class RayPool:
         try:
             ray.init(address=address, runtime_env=runtime_env, **quiet)
         except (ConnectionError, RuntimeError, OSError) as error:
+            _handle_sigterm(self._sigterm)
             raise ValueError(f"--ray-address {address}: no cluster answers there: {describe_error(error)}") from None
 
     @property
@@ -211,6 +214,7 @@ class RayPool:
         self._shared.clear()
         if self._owned and self._ray.is_initialized():
             self._ray.shutdown()
+            _handle_sigterm(self._sigterm)
 
 
 def _in_use() -> bool:
@@ -241,13 +245,21 @@ def _ray_variables(*, local: bool) -> dict[str, str]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables for as long as this lasts."""
+    """Sets environment variables for as long as this lasts; then all are as before, also those that Ray has set."""
+    before = dict(os.environ)
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name in variables:
-            os.environ.pop(name, None)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _handle_sigterm(handler: Any) -> None:
+    """Handles SIGTERM as before Ray took that over, which it does in the main thread alone."""
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from ...evaluators.data.sources import Data
 from ...evaluators.tasks import Task
 from ...search_space.config import LowFormerConfig
+from ...search_space.heads import Head
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class TrainingTask:
         seed: of weights, order and augmentation.
         data: what is trained on.
         proxy: how, as the run's plan says (JSON values, the same for all candidates of a run).
-        task: what the network is to do with an image.
+        task, head: what the network is to do with an image, and with which head; a worker may not know it by name.
         init_from: checkpoint that weights are inherited from, or None.
         until: share of the whole training after which it is judged; 1 is the end.
         state: file in which a training that stops early waits, and that it goes on from, or None.
@@ -35,6 +36,7 @@ class TrainingTask:
     data: Data = "formula"
     proxy: Mapping[str, Any] = field(default_factory=dict)
     task: str | Task = "classification"
+    head: Head | None = None
     init_from: str | None = None
     until: float = 1.0
     state: str | None = None
