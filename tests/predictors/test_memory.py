@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lownas.predictors.memory import peak_activations, peak_memory_bytes
+from lownas.predictors.latency.target import ALIASES, Target
+from lownas.predictors.memory import THROUGHPUT_BATCH, peak_activations, peak_memory_bytes
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph import GRAPH_INPUT, GraphBuilder
 
@@ -43,3 +44,16 @@ def test_a_network_is_as_large_as_its_largest_unit() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"precision: one of .*'fp16'.*, given 'fp8'"):
         peak_memory_bytes([PRESETS["lowformer_b0"]], "fp8")
+
+
+def test_mixed_precision_keeps_its_weights_in_fp32_and_throughput_is_of_a_full_batch() -> None:
+    configs = list(PRESETS.values())[:4]
+    weights = np.array([op_graph(config).column("weights").sum() for config in configs], float)
+    activations = peak_memory_bytes(configs, "fp16") / 2 - weights
+    assert peak_memory_bytes(configs, "bf16") == pytest.approx(2 * (weights + activations))
+    assert peak_memory_bytes(configs, "amp") == pytest.approx(4 * weights + 2 * activations)
+    full = peak_memory_bytes(configs, "amp", None)
+    assert full == pytest.approx(4 * weights + 2 * THROUGHPUT_BATCH * activations)
+    for name in ALIASES:
+        target = Target.parse(name)
+        assert (peak_memory_bytes(configs, target.precision, target.batch) > 0).all()

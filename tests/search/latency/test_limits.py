@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from lownas.predictors.costs import total_params
 from lownas.predictors.memory import peak_memory_bytes
-from lownas.search.latency.limits import Limits
+from lownas.search.feasible_pool import FeasiblePool, evolve
+from lownas.search.latency.limits import BudgetUse, Limits
+from lownas.search.objectives.goal import ParetoFront
 from lownas.search.run_search import dry_run
 from lownas.search.trials.run_folder import read_results
 from lownas.search_space import op_graph
@@ -77,3 +80,27 @@ def test_what_is_over_is_said(settings, space) -> None:
     assert limits.reason(config).startswith(f"parameters of {graph.params / 1e6:.4g} M: over the limit (parameters <= ")
     none = Limits(settings())
     assert not none and none.reason(config) == "" and none.used([config]) == [0]
+
+
+def test_on_a_front_a_limit_is_no_latency(settings, space, predictor) -> None:
+    """With most of the parameters used, a candidate of a third of a millisecond still takes a third of a millisecond."""
+    config = space.sample(np.random.default_rng(0))
+    params = float(total_params([config])[0])
+    asked = settings(latency_budget_ms=100.0, pareto=True, max_params=1.03 * params)
+    use = BudgetUse(predictor, Limits(asked), 100.0)
+    found = evolve(
+        space,
+        use,
+        lambda configs: np.zeros(len(configs)),
+        100.0,
+        np.random.default_rng(0),
+        evaluations=300,
+        latency=use.latency,
+    )
+    pool = FeasiblePool(space, predictor, use, 100.0, 0.9, lambda: found, found)
+    assert pool.quantile_ms([config])[0] > 95 and pool.fits([config])[0]
+    assert pool.latency_ms([config])[0] == pytest.approx(float(predictor.latency_ms([config])[0]))
+    assert found.latency_ms == pytest.approx(predictor.quantile_ms(found.configs, 0.9))
+    alone = FeasiblePool(space, predictor, predictor, 100.0, 0.9, lambda: found, found)
+    known = np.array([1.0]), None, [config], np.array([0.0]), [config]
+    assert ParetoFront().improvement(*known, pool) == pytest.approx(ParetoFront().improvement(*known, alone))

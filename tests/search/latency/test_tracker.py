@@ -1,5 +1,7 @@
 """What is measured in a run decides what is proposed in it."""
 
+import json
+
 import pytest
 
 from lownas.search.feasible_pool import NothingFits
@@ -48,3 +50,18 @@ def test_once_nothing_fits_as_measured_nothing_more_is_proposed(run_search, pred
     assert any("nothing more was proposed" in note for note in outcome.notes)
     again = run_search(measure=ever_slower, data="digits", rungs=1, strategy=strategy, resume=True)
     assert again.answer is None and again.counts == {"complete": 4}
+
+
+def test_a_result_has_the_latency_that_was_measured_where_one_was(run_search, predictor) -> None:
+    def slower(config):
+        return StubMeasurement(1.01 * float(predictor.latency_ms([config])[0]))
+
+    outcome = run_search(measure=slower)
+    results = {result.config_id: result for result in read_results(outcome.run)}
+    lines = [json.loads(line) for line in (outcome.run / "measured.jsonl").read_text().splitlines()]
+    anchors = {line["config_id"] for line in lines if line["role"] == "anchor"} & results.keys()
+    assert anchors and {results[name].latency_source for name in anchors} == {"measured"}
+    assert {result.latency_source for name, result in results.items() if name not in anchors} == {"predicted"}
+    for name in anchors:
+        true_ms = 1.01 * float(predictor.latency_ms([results[name].config])[0])
+        assert results[name].latency_ms == pytest.approx(true_ms)

@@ -38,3 +38,20 @@ def test_missing_data_is_said_before_anything_starts(settings, space, tmp_path) 
     data = f"imagefolder:{tmp_path / 'none'}"
     with pytest.raises(ValueError, match="no such folder"):
         plan_proxy(PlanRequest(settings(data=data), [space.sample(np.random.default_rng(0))], 12.0, data))
+
+
+def test_steps_are_timed_where_candidates_train(settings, space) -> None:
+    called = []
+
+    def call(function, *arguments):
+        called.append(function.__name__)
+        return [1e-3] * len(arguments[0])
+
+    configs = [space.sample(np.random.default_rng(0))]
+    asked = settings(data="digits", proxy_budget_s=1000.0, trials=2, repeats=0)
+    proxy = plan_proxy(PlanRequest(asked, configs, 2.0, "digits", call=call))
+    assert called == ["_time_steps"]
+    images = proxy["epochs"] * proxy["train_images"]
+    assert proxy["expected_seconds"] == pytest.approx(
+        1e-3 * (images + (proxy["validation_images"] + 512) / 3), rel=0.01
+    )
