@@ -89,12 +89,14 @@ class LatencyTracker:
 
     def known_latency(self, config: LowFormerConfig, cost: Cost) -> dict[str, Any]:
         """The latency of a candidate for its result: as measured in this run (median and range), or as predicted."""
+        predicted_ms = float(cost.predicted.latency_ms)
         if medians := self.measurements.medians_ms(config):
             values = float(np.median(medians)), min(medians), max(medians)
         else:
-            values = float(cost.predicted.latency_ms), float(cost.predicted.low_ms), float(cost.predicted.high_ms)
+            values = predicted_ms, float(cost.predicted.low_ms), float(cost.predicted.high_ms)
         source = "measured" if medians else "predicted"
-        return {**dict(zip(("latency_ms", "low_ms", "high_ms"), values, strict=True)), "latency_source": source}
+        known = dict(zip(("latency_ms", "low_ms", "high_ms"), values, strict=True))
+        return {**known, "latency_source": source, "predicted_ms": predicted_ms}
 
     def excess(self, config: LowFormerConfig, cost: Cost) -> dict[str, float]:
         """By how much a candidate exceeds the budget and each limit, as shares of them; negative where it is within."""

@@ -39,7 +39,7 @@ def conclude(
     """
     history, objective = state.history, state.objective
     estimates = objective.estimates(history, state.surrogate)
-    candidates = _candidates(state, estimates, latency)
+    candidates = _candidates(state, estimates)
     failed = history.of_status("failed")
     if not candidates and failed and not interrupted:
         raise RuntimeError(f"all {len(failed)} candidates failed; the first: {failed[0].reason}")
@@ -77,12 +77,11 @@ def conclude(
     )
 
 
-def _candidates(state: SearchState, estimates: Estimates, latency: LatencyTracker) -> list[Candidate]:
+def _candidates(state: SearchState, estimates: Estimates) -> list[Candidate]:
     """The trained candidates with their latencies as known when they were tried, the best first."""
     ranked = state.objective.ranked(state.history, estimates, state.pool)
     seeds = Counter(result.config_id for result in state.history.complete() if not result.reason)
-    configs = [result.config for result in ranked]
-    extrapolated, predictions = state.objective.prior.extrapolates(configs), latency.predictor.predict(configs)
+    extrapolated = state.objective.prior.extrapolates([result.config for result in ranked])
     return [
         Candidate(
             trial=result.trial,
@@ -95,13 +94,13 @@ def _candidates(state: SearchState, estimates: Estimates, latency: LatencyTracke
             low_ms=result.low_ms,
             high_ms=result.high_ms,
             latency_source=result.latency_source,
-            predicted_ms=float(predicted.latency_ms),
+            predicted_ms=result.latency_ms if result.predicted_ms is None else result.predicted_ms,
             quantile_ms=result.quantile_ms,
             macs=result.macs,
             params=result.params,
             seeds=seeds[result.config_id],
         )
-        for result, outside, predicted in zip(ranked, extrapolated, predictions, strict=True)
+        for result, outside in zip(ranked, extrapolated, strict=True)
     ]
 
 

@@ -136,7 +136,8 @@ class EvaluationResult(_Record):
         objective: what is maximized, in percent, as far as known when the trial ended.
         latency_ms, low_ms, high_ms: latency with its interval at coverage 0.9.
         quantile_ms: the latency quantile that is held against the budget.
-        latency_source: whether the latency was measured or predicted.
+        latency_source: whether the latency was measured in this run before the trial ended, or predicted.
+        predicted_ms: what was predicted when the trial began; None in files of early versions, where `latency_ms` is it.
         macs, params: costs.
         seconds: how long the training took.
         history: what the evaluation reported on the way, one mapping per epoch or rung.
@@ -158,6 +159,7 @@ class EvaluationResult(_Record):
     high_ms: float
     quantile_ms: float
     latency_source: LatencySource = "predicted"
+    predicted_ms: float | None = None
     macs: int
     params: int
     seconds: float = 0.0

@@ -57,7 +57,7 @@ def test_a_result_has_the_latency_that_was_measured_where_one_was(run_search, pr
         return StubMeasurement(1.01 * float(predictor.latency_ms([config])[0]))
 
     outcome = run_search(measure=slower)
-    results = {result.config_id: result for result in read_results(outcome.run)}
+    results = {result.config_id: result for result in reversed(read_results(outcome.run))}  # the first of each
     lines = [json.loads(line) for line in (outcome.run / "measured.jsonl").read_text().splitlines()]
     anchors = {line["config_id"] for line in lines if line["role"] == "anchor"} & results.keys()
     assert anchors and {results[name].latency_source for name in anchors} == {"measured"}
