@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from ..evaluators.data.sources import Data
 from ..evaluators.tasks import Task
+from ..search_space.config import DEFAULT_HEAD, LowFormerConfig
 from ..search_space.graph.from_config import op_graph
-from ..search_space.heads import head
+from ..search_space.heads import Head, head
 from .latency.tracker import Cost, LatencyTracker
 from .randomness import training_seed
 from .settings import SearchSettings
@@ -291,7 +292,7 @@ class TrialLoop:
                 data=training.data,
                 proxy=training.proxy,
                 task=training.task,
-                head=head(trial.proposal.config.head),
+                head=_travelling_head(trial.proposal.config),
                 init_from=self.settings.init_from,
                 until=self.rungs.shares[rung],
                 state=str(self.run.state_path(trial.number).resolve()) if self.rungs.count > 1 else None,
@@ -441,6 +442,11 @@ class TrialLoop:
         left_s = typical * max(left, 0) / max(size, 1) if typical and self.rungs.count == 1 else None
         at_rungs = sum(number in self.history.rungs for number in self._open)
         self.report(phase, self.history.results.values(), len(self._training), left_s, at_rungs)
+
+
+def _travelling_head(config: LowFormerConfig) -> Head | None:
+    """The head of a candidate where workers may not know it: one that was registered in this process."""
+    return None if config.head == DEFAULT_HEAD else head(config.head)
 
 
 def _reached(entries: list[RungEntry]) -> list[dict[str, float]]:
