@@ -137,7 +137,7 @@ class EvaluationResult(_Record):
         latency_ms, low_ms, high_ms: latency with its interval at coverage 0.9.
         quantile_ms: the latency quantile that is held against the budget.
         latency_source: whether the latency was measured in this run before the trial ended, or predicted.
-        predicted_ms: what was predicted when the trial began; None in files of early versions, where `latency_ms` is it.
+        predicted_ms: what was predicted when the trial began; None in early files, where `latency_ms` is that.
         macs, params: costs.
         seconds: how long the training took.
         history: what the evaluation reported on the way, one mapping per epoch or rung.
