@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -175,14 +176,21 @@ def as_postgres(*command: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([*prefix, *command], check=True, capture_output=True, cwd="/", **options)
 
 
+def free_port() -> int:
+    """A port outside of those that the system gives to clients: one of them may take it while the server is away."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
+
+
 class Server:
     """A PostgreSQL cluster of its own, on a free port, that asks for a password."""
 
     def __init__(self, binaries: Path, folder: Path) -> None:
         self.binaries, self.folder = binaries, folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         folder.mkdir()
         password = folder.parent / "password"
         password.write_text("not for eyes")
@@ -225,6 +233,8 @@ def test_a_study_in_postgresql_whose_server_is_restarted(run_search, evaluate, p
     def evaluated(task):
         if task.trial in (3, 7) and len(threads) < 2:
             mode = "immediate" if task.trial == 3 else "fast"
+            for thread in threads:
+                thread.join()  # the server is up, but who started it may not have noticed yet
 
             def restart() -> None:
                 postgres.control("stop", "-m", mode)
