@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .search import calibrate, measure, predict, resume
 
-__version__ = "0.1.0"
 __all__ = ["calibrate", "measure", "predict", "resume"]
 
 

@@ -273,11 +273,11 @@ def describe_machine(profiles: str | Path | None = None) -> dict[str, Any]:
 
     import psutil
 
-    from .. import __version__
     from ..evaluators.device.measure import check_measurable
     from ..predictors import list_profiles
     from ..predictors.latency.machine import cpu_name
     from ..predictors.latency.target import ALIASES
+    from ..version import __version__
     from .trials.run_folder import versions
 
     measurable: dict[str, str] = {}

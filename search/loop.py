@@ -22,7 +22,8 @@ from .settings import SearchSettings
 from .strategies.base import SearchState
 from .strategies.rungs import Judged, Rungs
 from .strategies.schedule import Schedule
-from .training.pool import DIED, RETRIES, STOPPED, TrainingPool, open_pool
+from .training.opening import open_pool
+from .training.pool import DIED, RETRIES, STOPPED, TrainingPool
 from .training.proxy import candidate_data, train_candidate
 from .training.task import Evaluate, TaskOutcome, TrainingTask
 from .trials.recorder import TrialRecorder

@@ -43,7 +43,7 @@ from .settings import SearchSettings
 from .strategies import SearchState, Strategy, make_strategy
 from .strategies.rungs import Rungs
 from .strategies.schedule import Schedule, second_seeds, typical_candidates, whole_trainings
-from .training.pool import open_caller
+from .training.opening import open_caller
 from .training.proxy import Plan, PlanRequest, plan_proxy, train_candidate, training_budget_s
 from .training.task import Evaluate
 from .trials.database import check_storage

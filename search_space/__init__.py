@@ -1,8 +1,8 @@
 """Describes architectures: configurations, the published ones, the search space, operator graphs and torch models.
 
 Names are resolved on first use. Everything here works without torch, except `build_model`, `load_checkpoint`,
-`export_state_dict`, `op_graph_from_torch` and what they return. YAML files are read, and ONNX files read and written, by
-libraries that are imported on first use as well.
+`export_state_dict`, `op_graph_from_torch` and what they return. YAML files are read, and ONNX files read and written,
+by libraries that are imported on first use as well.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _notes_on_measurements(state: SearchState, latency: LatencyTracker) -> list[
             f"predictions are now multiplied by {latency.predictor.factor:.3g}."
         )
     if state.pool.nothing_fits:
-        notes.append("By what was measured then, nothing in the space fits the budget: nothing more was proposed.")
+        notes.append("Measurements showed that nothing in the space fits the budget: nothing more was proposed.")
     return notes
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..trials.candidate import Candidate
 from ..trials.run_folder import write_text
+from .findings import SearchFindings
 from .published import PublishedRow, published_rows
-from .search_result import SearchResult
 
 
-def write_report(result: SearchResult, published: Sequence[PublishedRow] | None = None) -> Path:
+def write_report(result: SearchFindings, published: Sequence[PublishedRow] | None = None) -> Path:
     """Writes report.html into the run folder; gives its path.
 
     It shows the objective against latency, the candidates, and the published models (None: under the run's predictor).
@@ -35,7 +35,7 @@ def write_report(result: SearchResult, published: Sequence[PublishedRow] | None 
     return path
 
 
-def _figure(result: SearchResult, published: Sequence[PublishedRow]) -> str:
+def _figure(result: SearchFindings, published: Sequence[PublishedRow]) -> str:
     """The scatter plot as HTML, plotly's script included."""
     import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 

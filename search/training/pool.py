@@ -6,13 +6,10 @@ Whatever an evaluation raises becomes a failed outcome of that trial alone. Eval
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...evaluators.device.agent import training
-from ..settings import SearchSettings
-from .task import Evaluate, Evaluation, Share, TaskOutcome, TrainingTask
+from .task import Evaluate, Evaluation, TaskOutcome, TrainingTask
 
 RETRIES = 2  # a trial whose worker died is tried again at most this often
 DIED = f"its worker process died, {RETRIES + 1} times"
@@ -35,51 +32,6 @@ class TrainingPool(Protocol):
 
     def close(self) -> None:
         """Gives up what is pending and frees everything. May be called twice."""
-
-
-def open_pool(
-    evaluate: Evaluate, settings: SearchSettings, log: logging.Logger, share: Share | None = None
-) -> TrainingPool:
-    """Opens the pool that a search's settings ask for: Ray workers, or this process if there are to be none."""
-    if not settings.workers:
-        return InProcessPool(evaluate, log)
-    from .ray_pool import RayPool
-
-    return RayPool(
-        evaluate,
-        settings.workers,
-        settings.gpu_fraction,
-        share=share,
-        trial_timeout_s=settings.trial_timeout_s,
-        address=settings.ray_address,
-        insecure=settings.insecure,
-        log=log,
-    )
-
-
-@contextmanager
-def open_caller(settings: SearchSettings, log: logging.Logger) -> Iterator[Callable[..., Any] | None]:
-    """Opens what calls a function where candidates train, on a worker of a cluster; None if they train on this machine.
-
-    It takes the function and its arguments, and gives the result. Raises ValueError if there is no such cluster.
-    """
-    if settings.ray_address is None:
-        yield None
-        return
-    from .ray_pool import RayPool
-
-    pool = RayPool(
-        lambda task: 0.0,
-        settings.workers,
-        settings.gpu_fraction,
-        address=settings.ray_address,
-        insecure=settings.insecure,
-        log=log,
-    )
-    try:
-        yield pool.call
-    finally:
-        pool.close()
 
 
 def describe_error(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from typing import Any, Self, TypeVar
 
 from filelock import FileLock, Timeout
 
-from ... import __version__
+from ...version import __version__
 from ..settings import SearchSettings
 from .records import EvaluationResult, MeasuredRound, RungEntry
 
