@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__ as __version__
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from .search import calibrate, measure, predict, resume
 
 __all__ = ["calibrate", "measure", "predict", "resume"]
+
+# As a library it says nothing by itself; who wants to hear what is worth a warning configures logging.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import signal
 import sys
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lownas.evaluators.device.measure import LatencyMeasurement
-    from lownas.predictors import LatencyPrediction, Target
+    from lownas.predictors import Target
     from lownas.search import SearchResult
     from lownas.search_space import LowFormerConfig, OpGraph
 
@@ -259,7 +260,7 @@ def predict(
 ) -> None:
     """Predict latency on a target, without the device."""
     from lownas.search.devices import load_predictor, timm_graph
-    from lownas.search.results.tables import prediction_table
+    from lownas.search.results.tables import prediction_record, prediction_table
 
     full = _target(target)
     if not 0 < coverage < 1:
@@ -274,23 +275,10 @@ def predict(
     found = [(name, prediction) for (name, _), prediction in zip(items, predictions, strict=True)]
     if as_json:
         for name, prediction in found:
-            _print_json(_prediction_to_dict(name, full, prediction))
+            _print_json(prediction_record(name, full, prediction))
         return
     _stdout().print(prediction_table(full, found, coverage))
     _stdout().print(predictor.source, highlight=False, soft_wrap=True)
-
-
-def _prediction_to_dict(name: str, target: Target, prediction: LatencyPrediction) -> dict[str, Any]:
-    return {
-        "input": name,
-        "target": str(target),
-        "latency_ms": prediction.latency_ms,
-        "low_ms": prediction.low_ms,
-        "high_ms": prediction.high_ms,
-        "coverage": prediction.coverage,
-        "source": prediction.source,
-        "outside": list(prediction.outside),
-    }
 
 
 @app.command()
@@ -305,7 +293,7 @@ def measure(
     """Measure latency on this machine, or on the one that a target's file names."""
     from lownas.search.devices import open_meter
     from lownas.search.quantities import parse_duration
-    from lownas.search.results.tables import measurement_table
+    from lownas.search.results.tables import measurement_record, measurement_table
 
     full = _target(target)
     limit_s = parse_duration(time_limit, "--time-limit")
@@ -319,23 +307,10 @@ def measure(
                 measurement = meter.measure(item, meter.target, time_limit_s=limit_s)
                 found.append((name, measurement))
                 if as_json:
-                    _print_json(_measurement_to_dict(name, full, measurement))
+                    _print_json(measurement_record(name, full, measurement))
     finally:  # also of what was measured before an interrupt or a model that cannot run
         if found and not as_json:
             _stdout().print(measurement_table(full, found))
-
-
-def _measurement_to_dict(name: str, target: Target, measurement: LatencyMeasurement) -> dict[str, Any]:
-    return {
-        "input": name,
-        "target": str(target),
-        "median_ms": measurement.median_ms,
-        "iqr_ms": measurement.iqr_ms,
-        "p90_ms": measurement.p90_ms,
-        "p99_ms": measurement.p99_ms,
-        "runs": measurement.runs,
-        "noisy": measurement.noisy,
-    }
 
 
 @app.command()
@@ -456,16 +431,23 @@ def doctor(profiles: Profiles = None, as_json: Json = False) -> None:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Our own warnings as one line on stderr, without the source line that raised them."""
+    """Shows what is worth a warning as one line on stderr, without the source line that raised it."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         print(f"lownas: warning: {message}", file=sys.stderr)
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.showwarning = show
-        yield
+    said = logging.StreamHandler()
+    said.setLevel(logging.WARNING)
+    said.setFormatter(logging.Formatter("lownas: warning: %(message)s"))
+    logging.getLogger("lownas").addHandler(said)
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.filterwarnings("ignore", category=category)
+            warnings.showwarning = show
+            yield
+    finally:
+        logging.getLogger("lownas").removeHandler(said)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

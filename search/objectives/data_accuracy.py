@@ -37,19 +37,22 @@ class DataAccuracy(Objective):
         return 100 * accuracy
 
     def notes(self, history: History, estimates: Estimates) -> list[str]:
-        notes = ["Accuracies are of short proxy trainings on the data given."]
-        noise = estimates.agreement.noise
-        between = f", which between seeds differs by {100 * noise:.2g} points (standard deviation)" if noise else ""
+        notes = ["Accuracies are those of short proxy trainings on your data."]
         if estimates.learned:
             notes.append(
-                "Candidates are ranked by what all trainings together let expect of each, those of similar candidates "
-                f"too, after a longer training, from which larger ones gain more; not by its own short one{between}."
+                "Candidates are ranked by an estimate of their accuracy after a longer training, learned from all "
+                "trainings together: similar candidates inform each other, and larger ones gain more from longer training."
             )
             notes.append(
-                "How far this can be trusted, on Fashion-MNIST in the space 'tiny': its Kendall's tau with a training "
-                f"seven times as long is {FIDELITY['estimate']:.2f}, that of the short training's own accuracy "
-                f"{FIDELITY['own']:.2f}, that of MACs {FIDELITY['MACs']:.2f}."
+                "How far the estimate can be trusted, on Fashion-MNIST in the space 'tiny': its rank correlation "
+                f"(Kendall's tau) with trainings seven times as long is {FIDELITY['estimate']:.2f}, that of the short "
+                f"trainings' own accuracies {FIDELITY['own']:.2f}, that of MACs {FIDELITY['MACs']:.2f}."
+            )
+        if noise := estimates.agreement.noise:
+            notes.append(
+                f"Two short trainings of one candidate, with different seeds, differ by {100 * noise:.2g} points "
+                "(standard deviation)."
             )
         if pruned := history.statuses["pruned"]:
-            notes.append(f"Stopped early, at rungs: {pruned} of {pruned + len(estimates.trained)} candidates.")
+            notes.append(f"{pruned} of {pruned + len(estimates.trained)} candidates were stopped early, at a rung.")
         return notes

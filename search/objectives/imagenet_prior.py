@@ -82,11 +82,15 @@ class ImageNetPrior(Objective):
         agreement = estimates.agreement
         seeds = ""
         if agreement.kendall_tau is not None:
-            seeds = f" Its two seeds agree by {agreement.kendall_tau:.2f} over {agreement.repeats} candidates."
+            seeds = (
+                f" Between two seeds the short trainings' rank correlation is {agreement.kendall_tau:.2f}, over "
+                f"{agreement.repeats} candidates."
+            )
         return [
             "Nothing was trained on your data (--data): accuracy is estimated for ImageNet.",
-            "Ranked by the ImageNet prior alone: over the published models Kendall's tau between short trainings on "
-            f"`formula` and top-1 is {FORMULA_TAU['proxy']:.2f}, below 0.5 (of MACs {FORMULA_TAU['MACs']:.2f}).{seeds}",
+            "Candidates are ranked by the ImageNet prior alone. Short trainings on generated images do not count: over "
+            f"the published models their rank correlation (Kendall's tau) with top-1 is {FORMULA_TAU['proxy']:.2f}, that "
+            f"of MACs {FORMULA_TAU['MACs']:.2f}.{seeds}",
         ]
 
     def notes_on_answer(self, answer: Candidate) -> list[str]:

@@ -1,4 +1,4 @@
-"""The tables that a person sees: of a search, of predictions and measurements, of targets."""
+"""The tables that a person sees, of a search, predictions, measurements and targets; and their rows as JSON values."""
 
 from __future__ import annotations
 
@@ -100,3 +100,31 @@ def targets_table(entries: Sequence[Mapping[str, Any]]) -> Table:
             *("" if error is None else f"{100 * error:.1f} %" for error in errors),
         )
     return table
+
+
+def prediction_record(name: str, target: Target, prediction: LatencyPrediction) -> dict[str, Any]:
+    """A prediction as JSON values, with what people called the network."""
+    return {
+        "input": name,
+        "target": str(target),
+        "latency_ms": prediction.latency_ms,
+        "low_ms": prediction.low_ms,
+        "high_ms": prediction.high_ms,
+        "coverage": prediction.coverage,
+        "source": prediction.source,
+        "outside": list(prediction.outside),
+    }
+
+
+def measurement_record(name: str, target: Target, measurement: LatencyMeasurement) -> dict[str, Any]:
+    """A measurement's figures as JSON values, with what people called the network."""
+    return {
+        "input": name,
+        "target": str(target),
+        "median_ms": measurement.median_ms,
+        "iqr_ms": measurement.iqr_ms,
+        "p90_ms": measurement.p90_ms,
+        "p99_ms": measurement.p99_ms,
+        "runs": measurement.runs,
+        "noisy": measurement.noisy,
+    }
