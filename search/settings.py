@@ -134,13 +134,6 @@ class SearchSettings(BaseModel):
         Option("No training starts that would end later: 5m, 2h.", _SEARCH, "seconds", changeable=True),
     ] = None
     seed: Annotated[int, Option("Of everything random in the run.", _SEARCH)] = Field(default=0, ge=0, lt=2**32)
-    evaluations: Annotated[
-        int, Option("Configurations that are scored by prior and latency predictor to propose candidates.", _CODE)
-    ] = Field(default=20_000, ge=100)
-    finalists: Annotated[
-        int, Option("How many of the best are measured where the target is at hand.", _CODE, changeable=True)
-    ] = Field(default=3, ge=1)
-
     workers: Annotated[
         int,
         Option("Ray workers; 0 trains in this process.", _WORKERS, default="one per core", changeable=True),
@@ -169,6 +162,13 @@ class SearchSettings(BaseModel):
         min_length=1
     )
     storage: Annotated[str | None, Option("Optuna storage URL.", _RUN, default="study.db in the run folder")] = None
+
+    evaluations: Annotated[
+        int, Option("Configurations that are scored by prior and latency predictor to propose candidates.", _CODE)
+    ] = Field(default=20_000, ge=100)
+    finalists: Annotated[
+        int, Option("How many of the best are measured where the target is at hand.", _CODE, changeable=True)
+    ] = Field(default=3, ge=1)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -210,6 +210,26 @@ def options() -> dict[str, tuple[str, FieldInfo, Option]]:
         option = _option(field)
         found[name.removesuffix(_UNIT.get(option.kind, ""))] = (name, field, option)
     return found
+
+
+def options_page() -> str:
+    """docs/options.md: every setting with its default and help, in Markdown."""
+    lines = [
+        "# Settings of a search",
+        "",
+        'The same names on the command line (`--latency-budget 2ms`) and in Python (`search(latency_budget="2ms")`).',
+        "Made from `search/settings.py`; a test holds it to that. *r* marks what a resumed run may change.",
+    ]
+    group = None
+    for name, (_, field, option) in options().items():
+        if option.group != group:
+            group = option.group
+            lines += ["", f"## {group or 'In Python only'}", "", "| setting | default | |", "|---|---|---|"]
+        default = option.default or ("" if field.is_required() or field.default is None else str(field.default))
+        default = "" if option.kind in ("flag", "budgets") else default
+        may_change = " *r*" if option.changeable else ""
+        lines.append(f"| `{name.replace('_', '-') if group else name}`{may_change} | {default} | {option.help} |")
+    return "\n".join(lines) + "\n"
 
 
 def read_options(given: Mapping[str, Any]) -> dict[str, Any]:

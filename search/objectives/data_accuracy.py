@@ -41,7 +41,7 @@ class DataAccuracy(Objective):
         if estimates.learned:
             notes.append(
                 "Candidates are ranked by an estimate of their accuracy after a longer training, learned from all "
-                "trainings together: similar candidates inform each other, and larger ones gain more from longer training."
+                "trainings together: similar candidates inform each other, and longer training helps larger ones more."
             )
             notes.append(
                 "How far the estimate can be trusted, on Fashion-MNIST in the space 'tiny': its rank correlation "

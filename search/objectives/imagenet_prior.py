@@ -89,8 +89,8 @@ class ImageNetPrior(Objective):
         return [
             "Nothing was trained on your data (--data): accuracy is estimated for ImageNet.",
             "Candidates are ranked by the ImageNet prior alone. Short trainings on generated images do not count: over "
-            f"the published models their rank correlation (Kendall's tau) with top-1 is {FORMULA_TAU['proxy']:.2f}, that "
-            f"of MACs {FORMULA_TAU['MACs']:.2f}.{seeds}",
+            f"the published models their rank correlation (Kendall's tau) with top-1 is {FORMULA_TAU['proxy']:.2f}, "
+            f"that of MACs {FORMULA_TAU['MACs']:.2f}.{seeds}",
         ]
 
     def notes_on_answer(self, answer: Candidate) -> list[str]:

@@ -89,7 +89,8 @@ def _patient(name: str) -> Any:
 class PatientStorage(BaseStorage):
     """Optuna's storage in a database, whose methods try again while that is locked or away, for `PATIENCE_S`.
 
-    It hands on to an `RDBStorage`; all that it uses of Optuna is public.
+    It hands on to an `RDBStorage` by its public methods. Optuna calls the interface of storages its own, which may
+    change between versions: setup.cfg admits the one that was tested (5.0).
 
     Raises OSError, in one line and without the password, for all that waiting does not mend.
     """

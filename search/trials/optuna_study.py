@@ -1,6 +1,6 @@
 """The trials of a run as an ordinary Optuna study: for Optuna's tools, and for trials enqueued from outside.
 
-Everything is written through Optuna's public interface.
+Everything is written by public methods of Optuna's studies, trials and storages; see `database.PatientStorage`.
 """
 
 from __future__ import annotations
