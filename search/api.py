@@ -25,7 +25,7 @@ from .loop import Callback
 from .objectives import Objective
 from .results.files import write_result
 from .results.search_result import SearchResult
-from .run_search import DryRun, Parts, check_space, chosen, run_search, whole_range_ms
+from .run_search import DryRun, Parts, check_space, resolve_choices, run_search, whole_range_ms
 from .run_search import dry_run as describe
 from .settings import SearchSettings, options, read_options
 from .strategies import Strategy
@@ -236,11 +236,12 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
     target, budgeted, values = _values(given, about, resume=asked.resume)
     settings = SearchSettings.from_dict({"latency_budget_ms": _UNBOUNDED_MS, **values})
     check_storage(settings.storage)
-    chosen(settings, objects.get("strategy"), objects.get("objective"))
+    task = tasks.task(objects.get("task", settings.task))
+    resolve_choices(settings, objects.get("strategy"), objects.get("objective"), task)
     space = _space(objects.get("space"), settings, None if "space" in given or "resolution" in given else about)
+    space = _with_head(space, task)
     if about is not None and asked.resume:
         check_space(space, about)
-    space, task = _with_head(space, tasks.task(objects.get("task", settings.task)))
     facts = _facts(settings, target, objects.get("data"), task)
     if not budgeted or (about is not None and about.get(_WHOLE_RANGE) and asked.resume):
         facts[_WHOLE_RANGE] = True
@@ -344,11 +345,11 @@ def _space(given: SearchSpace | None, settings: SearchSettings, about: dict[str,
     return SearchSpace.load(settings.space, settings.resolution)
 
 
-def _with_head(space: SearchSpace, task: tasks.Task) -> tuple[SearchSpace, tasks.Task]:
-    """The space of networks with the head that the task needs."""
-    if space.choices.head != task.head:
-        space = SearchSpace(space.choices.model_copy(update={"head": task.head}))
-    return space, task
+def _with_head(space: SearchSpace, task: tasks.Task) -> SearchSpace:
+    """The same space of networks with the head that the task needs."""
+    if space.choices.head == task.head:
+        return space
+    return SearchSpace(space.choices.model_copy(update={"head": task.head}))
 
 
 def _facts(settings: SearchSettings, target: Target, data: DataSource | None, task: tasks.Task) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from .strategies.rungs import Judged, Rungs
 from .strategies.schedule import Schedule
 from .training.opening import open_pool
 from .training.pool import DIED, RETRIES, STOPPED, TrainingPool
-from .training.proxy import candidate_data, train_candidate
-from .training.task import Evaluate, TaskOutcome, TrainingTask
+from .training.task import Evaluate, Share, TaskOutcome, TrainingTask
 from .trials.recorder import TrialRecorder
 from .trials.records import EvaluationResult, Proposal, Role, RungEntry
 from .trials.run_folder import RunFolder
@@ -49,12 +48,13 @@ class OpenTrial:
 
 @dataclass(frozen=True)
 class Training:
-    """How the candidates of a run are trained: by whom, on what, and as the plan says."""
+    """How the candidates of a run are trained: by whom, on what, as the plan says, and with what workers share."""
 
     evaluate: Evaluate
     proxy: Mapping[str, Any]
     data: Data
     task: str | Task = "classification"
+    share: Share | None = None
 
 
 class TrialLoop:
@@ -101,8 +101,7 @@ class TrialLoop:
             if self._decide() is None and not self.recorder.waiting():
                 finished = True
                 return False
-            share = candidate_data if training.evaluate is train_candidate else None
-            pool = open_pool(training.evaluate, self.settings, self.run.log, share)
+            pool = open_pool(training.evaluate, self.settings, self.run.log, training.share)
             stopped = self._run_trials(pool, training)
             finished = not stopped
         except KeyboardInterrupt:
@@ -234,20 +233,26 @@ class TrialLoop:
         judged: list[dict[int, tuple[float, ...]]] = [{} for _ in range(self.rungs.count)]
         for entry in self.history.rung_log:  # second seeds have none
             result = self.history.results.get(entry.trial)
-            if entry.trial in self._open:
-                latency_ms = self._open[entry.trial].cost.predicted.latency_ms
-            elif result is not None and result.status in ("complete", "pruned"):
-                latency_ms = result.latency_ms
-            else:
-                continue
-            judged[entry.rung][entry.trial] = self.objective.goal.comparable(entry.accuracy, latency_ms)
+            if entry.trial in self._open or (result is not None and result.status in ("complete", "pruned")):
+                judged[entry.rung][entry.trial] = self._at_rung(entry)
         for result in self.history.result_log:
             if result.status == "complete" and result.trial in self.history.rungs:
-                judged[-1][result.trial] = self._comparable(result)
+                judged[-1][result.trial] = self._at_the_end(result)
         return judged
 
-    def _comparable(self, result: EvaluationResult) -> tuple[float, ...]:
-        return self.objective.goal.comparable(result.accuracy or 0.0, result.latency_ms)
+    def _at_rung(self, entry: RungEntry) -> tuple[float, ...]:
+        """What a trial is compared by at a rung; its latency is that predicted when it began, also after a resume."""
+        latency_ms = entry.latency_ms
+        if latency_ms is None:  # a file of an early version
+            waiting = self._open.get(entry.trial)
+            known = self.history.results[entry.trial] if waiting is None else waiting.cost.predicted
+            latency_ms = float(known.latency_ms)
+        return self.objective.goal.comparable(entry.accuracy, latency_ms)
+
+    def _at_the_end(self, result: EvaluationResult) -> tuple[float, ...]:
+        """What a trial is compared by that was trained to the end."""
+        latency_ms = result.latency_ms if result.predicted_ms is None else result.predicted_ms
+        return self.objective.goal.comparable(result.accuracy or 0.0, latency_ms)
 
     def _worth(self, rung: int, trials: Sequence[int]) -> NDArray[np.float64]:
         """(n, objectives) what trials judged at a rung are compared by, as the objective sees them."""
@@ -338,13 +343,13 @@ class TrialLoop:
             share=self.rungs.shares[rung],
             accuracy=accuracy,
             seconds=seconds,
+            latency_ms=float(trial.cost.predicted.latency_ms),
             role=trial.proposal.role,
             seed=trial.proposal.seed,
             config=trial.proposal.config,
         )
         self.recorder.write_rung(entry)
-        latency_ms = trial.cost.predicted.latency_ms
-        self._judged[rung][trial.number] = self.objective.goal.comparable(accuracy, latency_ms)
+        self._judged[rung][trial.number] = self._at_rung(entry)
         self.run.log.info("trial %d at rung %d: accuracy %.4f, %.1f s", trial.number, rung, accuracy, seconds)
 
     def _facts(self, trial: OpenTrial) -> dict[str, Any]:
@@ -375,7 +380,7 @@ class TrialLoop:
             for judged in self._judged:
                 judged.pop(result.trial, None)
         elif result.status == "complete" and result.trial in self.history.rungs:
-            self._judged[-1][result.trial] = self._comparable(result)
+            self._judged[-1][result.trial] = self._at_the_end(result)
         del self._open[result.trial]
         self.run.state_path(result.trial).unlink(missing_ok=True)
         self._log_result(result)

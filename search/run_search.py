@@ -44,7 +44,7 @@ from .strategies import SearchState, Strategy, make_strategy
 from .strategies.rungs import Rungs
 from .strategies.schedule import Schedule, second_seeds, typical_candidates, whole_trainings
 from .training.opening import open_caller
-from .training.proxy import Plan, PlanRequest, plan_proxy, train_candidate, training_budget_s
+from .training.proxy import Plan, PlanRequest, candidate_data, plan_proxy, train_candidate, training_budget_s
 from .training.task import Evaluate
 from .trials.database import check_storage
 from .trials.history import History
@@ -113,7 +113,7 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
     """
     started = time.monotonic()
     check_storage(settings.storage)
-    objective, strategy, rungs = chosen(settings, parts.strategy, parts.objective, parts.prior)
+    objective, strategy, rungs = resolve_choices(settings, parts.strategy, parts.objective, parts.task, parts.prior)
     with RunFolder.open(settings.run, resume=resume) as run:
         if resume:
             _check_resumable(settings, parts, run)
@@ -142,7 +142,8 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         recorder.reconcile()
         proxy = run.about.get("proxy", {})
         data, task = _data(settings, parts, objective), _task(settings, parts)
-        stopped = loop.train(Training(parts.evaluate, proxy, data, task))
+        share = candidate_data if parts.evaluate is train_candidate else None
+        stopped = loop.train(Training(parts.evaluate, proxy, data, task, share))
         result = conclude(
             settings, run, state, latency, report, started, interrupted=stopped, measure=not loop.cut_short
         )
@@ -150,18 +151,24 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         return result
 
 
-def chosen(
+def resolve_choices(
     settings: SearchSettings,
     strategy: Strategy | None = None,
     objective: type[Objective] | None = None,
+    task: str | Task | None = None,
     prior: AccuracyPrior | None = None,
 ) -> tuple[Objective, Strategy, Rungs]:
     """What is maximized, who proposes and how often candidates are compared: as given, or by the settings.
 
     Raises ValueError for unknown names, or a strategy that cannot work towards the objective.
     """
-    on_data, wanted = settings.data is not None, objective or settings.objective
-    made = make_objective(wanted, on_data=on_data, front=settings.pareto, prior=prior or AccuracyPrior())
+    made = make_objective(
+        objective or settings.objective,
+        on_data=settings.data is not None,
+        front=settings.pareto,
+        prior=prior or AccuracyPrior(),
+        task=settings.task if task is None else task,
+    )
     proposes = make_strategy(strategy or settings.strategy or made.default_strategy)
     proposes.check(made)
     return made, proposes, Rungs(settings.rungs or made.default_rungs, least=settings.finalists)
@@ -317,7 +324,7 @@ def dry_run(settings: SearchSettings, parts: Parts) -> DryRun:
     limits = Limits(settings, parts.also)
     use = BudgetUse(predictor, limits, settings.latency_budget_ms)
     check_budget(space, use, settings.latency_budget_ms, rng, confidence=confidence, limits=str(limits))
-    _, _, rungs = chosen(settings, parts.strategy, parts.objective, parts.prior)
+    _, _, rungs = resolve_choices(settings, parts.strategy, parts.objective, parts.task, parts.prior)
     return DryRun(
         size=space.size,
         feasible_share=feasible_share(space, use, settings.latency_budget_ms, rng, confidence=confidence),

@@ -31,7 +31,7 @@ from lownas.search.objectives.estimates import Estimates
 from lownas.search.results.exporters import EXPORTERS
 from lownas.search.strategies import STRATEGIES
 from lownas.search.trials.run_folder import read_results
-from lownas.search_space import heads
+from lownas.search_space import LowFormerConfig, SearchSpace, heads, op_graph
 
 from .evaluators.toys import Brightness, MeanHead, NumpyRuntime, Regression
 
@@ -50,17 +50,20 @@ class NextInSize(Strategy):
         return Suggestion(fresh[0]) if fresh else None
 
 
+def thrift(config: LowFormerConfig, accuracy: float) -> float:
+    return 100 * accuracy - 10 * op_graph(config).params / 1e6
+
+
 class Thrift(Objective):
-    """Accuracy on the data, less a point for every million parameters."""
+    """Accuracy on the data, less ten points for every million parameters."""
 
     name = "thrift"
     label = "accuracy less size"
     axis = "accuracy less size"
-    learns = True
     default_strategy = "next-in-size"
 
     def estimates_of(self, trained: Any, learned: Any = None) -> Estimates:
-        return Estimates(trained, {one.config_id: 100 * one.accuracy - 1 for one in trained})
+        return Estimates(trained, {one.config_id: thrift(one.config, one.accuracy) for one in trained})
 
 
 class ToyRuntime(predicted.Runtime):
@@ -132,8 +135,9 @@ def test_a_search_with_nothing_but_extensions(extended: None, tmp_path: Path, mo
     assert [one.status for one in trained] == ["complete"] * 3 and {one.role for one in trained} == {"child"}
     assert [one.macs for one in trained] == sorted(one.macs for one in trained), "the toy strategy proposed them"
     assert all(one.config.head == "toy_mean" for one in trained), "the toy task's head is what latency is predicted for"
-    best = max(100 * (one.accuracy or 0.0) - 1 for one in trained)
-    assert result.candidates[0].objective == pytest.approx(best), "the toy objective ranked them"
+    values = {one.config_id: thrift(one.config, one.accuracy or 0.0) for one in trained}
+    assert {c.config.id: c.objective for c in result.candidates} == pytest.approx(values), "the toy objective ranks"
+    assert result.candidates[0].config.id == max(values, key=values.__getitem__)
     assert result.answer is not None and result.answer.latency_source == "measured", "by the toy runtime"
     assert "accuracy less size" in result.report().read_text()
     (written,) = result.export("summary", to=tmp_path / "answer")
@@ -145,7 +149,7 @@ def test_a_search_with_nothing_but_extensions(extended: None, tmp_path: Path, mo
     card = json.loads((result.run / "data_card.json").read_text())
     assert card["smallest_label"] > 0
 
-    again = resume(result.run, task=Regression(), profiles=profiles, trials=4)
+    again = resume(result.run, task=Regression(), space=SearchSpace.load("tiny", 32), profiles=profiles, trials=4)
     assert again.counts == {"complete": 4}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ...evaluators.tasks import Task
+from ...evaluators.tasks import task as find_task
 from ...predictors.accuracy.prior import AccuracyPrior
 from .base import Objective
 from .data_accuracy import DataAccuracy
@@ -24,7 +26,12 @@ register_objective(DataAccuracy)
 
 
 def make_objective(
-    wanted: str | type[Objective] | None, *, on_data: bool, front: bool, prior: AccuracyPrior
+    wanted: str | type[Objective] | None,
+    *,
+    on_data: bool,
+    front: bool,
+    prior: AccuracyPrior,
+    task: str | Task = "classification",
 ) -> Objective:
     """The objective of a run.
 
@@ -32,6 +39,7 @@ def make_objective(
         wanted: its name or class; None is accuracy where the user gives data, and else the ImageNet prior.
         on_data: whether the user gives data.
         front: whether the front is wanted, not the best within the budget.
+        task: what the networks learn.
 
     Raises ValueError for an unknown name, or an objective that needs data.
     """
@@ -43,4 +51,4 @@ def make_objective(
         wanted = OBJECTIVES[wanted]
     if wanted.learns and not on_data:
         raise ValueError(f"objective {wanted.name!r} is learned from trainings on your data: it needs data (--data)")
-    return wanted(ParetoFront() if front else BestWithinBudget(), prior)
+    return wanted(ParetoFront() if front else BestWithinBudget(), prior, find_task(task).metric)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...evaluators.tasks import Metric
 from ...predictors.accuracy.prior import AccuracyPrior
 from ...search_space.config import LowFormerConfig
 from ..feasible_pool import FeasiblePool
@@ -26,9 +27,9 @@ class Objective(ABC):
     """What is maximized, in percent; it is chosen once for a run, together with a goal.
 
     To write another one, derive from this class, set the class attributes, and implement `estimates_of`: from the
-    trained candidates (their accuracies and what the ImageNet prior expects of them) to the value of each. Then
-    register the class (`lownas.search.register_objective`) and name it (`objective="..."`), or pass the class itself.
-    Everything else has a default that uses these values:
+    trained candidates (their configurations, accuracies and what the ImageNet prior expects of them) to the value of
+    each. Then register the class (`lownas.search.register_objective`) and name it (`objective="..."`), or pass the
+    class itself. Everything else has a default that uses these values:
 
     - `before_training` is what evolution maximizes before anything is trained, in points; the ImageNet prior unless you
       know better. `excluded` says which configurations it must not reach for.
@@ -44,11 +45,14 @@ class Objective(ABC):
         label: of its values in tables, with the unit.
         axis: of its values in figures.
         is_imagenet_top1: whether its values are ImageNet top-1, so that published models can stand beside them.
-        learns: whether its values come from trainings on the user's data, so that a surrogate can learn them.
+        learns: whether its values are accuracies of trainings on the user's data. Then a surrogate can learn them: the
+            strategy "surrogate" serves it, and decides who goes on from a rung. One that depends on accuracy and on
+            something else leaves this False, and `estimates_of` decides.
         default_strategy: who proposes candidates if nobody is named.
         stand_in_data: what is trained on where the user gives no data.
         goal: the best within the budget, or the front.
         prior: of ImageNet top-1.
+        metric: of the task, whose score of 0 to 1 "accuracy" stands for; of a classification they are the same.
     """
 
     name: ClassVar[str]
@@ -59,8 +63,8 @@ class Objective(ABC):
     default_strategy: ClassVar[str] = "evolution"
     stand_in_data: ClassVar[str] = "formula"
 
-    def __init__(self, goal: Goal, prior: AccuracyPrior) -> None:
-        self.goal, self.prior = goal, prior
+    def __init__(self, goal: Goal, prior: AccuracyPrior, metric: Metric) -> None:
+        self.goal, self.prior, self.metric = goal, prior, metric
 
     @property
     def default_rungs(self) -> int:
@@ -100,7 +104,7 @@ class Objective(ABC):
         judged = [trial for trial in history.rungs if trial in configs]
         prior_top1 = self.prior.imagenet_top1([configs[trial] for trial in judged])
         seen = {
-            configs[trial].id: TrainedCandidate(configs[trial].id, float(top1), (history.rungs[trial][0].accuracy,))
+            configs[trial].id: TrainedCandidate(configs[trial], float(top1), (history.rungs[trial][0].accuracy,))
             for trial, top1 in zip(judged, prior_top1, strict=True)
         }
         return self.estimates_of(list(seen.values()))
@@ -113,14 +117,18 @@ class Objective(ABC):
 
     def value_at_first_rung(self, config: LowFormerConfig, accuracy: float) -> float:
         """The value of a candidate that reached an accuracy (0 to 1) at the first rung, for Optuna's samplers."""
-        prior = float(self.prior.imagenet_top1([config])[0])
-        return self.estimates_of([TrainedCandidate(config.id, prior, (accuracy,))]).value(config.id)
+        return float(self._values([config], [accuracy])[0])
+
+    def _values(self, configs: Sequence[LowFormerConfig], accuracies: Sequence[float] | Floats) -> Floats:
+        """(n,) the values of candidates with these (n,) accuracies."""
+        prior = self.prior.imagenet_top1(configs).tolist()
+        known = zip(configs, prior, accuracies, strict=True)
+        estimates = self.estimates_of([TrainedCandidate(one, top1, (float(reached),)) for one, top1, reached in known])
+        return np.array([estimates.value(config.id) for config in configs])
 
     def at_rung(self, configs: Sequence[LowFormerConfig], accuracies: Floats, surrogate: RunSurrogate) -> Floats:
         """(n,) what candidates judged at a rung are compared by, from their (n,) accuracies there."""
-        if self.learns and (logits := surrogate.logits(configs)) is not None:
-            return logits
-        return accuracies
+        return self._values(configs, accuracies)
 
     def ranked(self, history: History, estimates: Estimates, pool: FeasiblePool) -> list[EvaluationResult]:
         """The first trial of each trained candidate, the best first."""

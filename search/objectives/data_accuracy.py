@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...search_space.config import LowFormerConfig
+from ..trials.candidate import Candidate
 from ..trials.history import History
 from .base import Objective
 from .estimates import Estimates, TrainedCandidate
+from .run_surrogate import RunSurrogate
 
 # Kendall's tau with a long training: of the estimate on a user's data, of the short training's own accuracy, of MACs.
 # Source: experiments/proxy_fidelity/study.json (Fashion-MNIST, the space "tiny").
@@ -21,8 +26,6 @@ class DataAccuracy(Objective):
     """
 
     name = "accuracy"
-    label = "accuracy %, estimated"
-    axis = "proxy accuracy, estimated (%)"
     learns = True
     default_strategy = "surrogate"
 
@@ -33,8 +36,29 @@ class DataAccuracy(Objective):
         values = {one.config_id: 100 * known.get(one.config_id, one.accuracy) for one in trained}
         return Estimates(trained, values, learned=learned is not None)
 
-    def value_at_first_rung(self, config: LowFormerConfig, accuracy: float) -> float:
-        return 100 * accuracy
+    def at_rung(
+        self, configs: Sequence[LowFormerConfig], accuracies: NDArray[np.float64], surrogate: RunSurrogate
+    ) -> NDArray[np.float64]:
+        """(n,) the surrogate's estimates, once there are enough trainings for one; until then the accuracies there."""
+        logits = surrogate.logits(configs)
+        return accuracies if logits is None else logits
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        """Of its values in tables: accuracy, or of another task the score that stands for its metric."""
+        name = self.metric.name
+        return "accuracy %, estimated" if name == "accuracy" else f"score of the {name} %, estimated"
+
+    @property
+    def axis(self) -> str:  # type: ignore[override]
+        """Of its values in figures."""
+        return f"proxy {self.label.replace(' %, estimated', '')}, estimated (%)"
+
+    def notes_on_answer(self, answer: Candidate) -> list[str]:
+        if self.metric.name == "accuracy":
+            return []
+        value = f"{self.metric.from_score(answer.accuracy):.4g} {self.metric.unit}".strip()
+        return [f"The short trainings of the answer reached a {self.metric.name} of {value}."]
 
     def notes(self, history: History, estimates: Estimates) -> list[str]:
         notes = ["Accuracies are those of short proxy trainings on your data."]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...search_space.config import LowFormerConfig
 from ..trials.records import EvaluationResult
 
 MIN_REPEATS = 4  # candidates trained with two seeds, below which no rank correlation is given
@@ -17,11 +18,22 @@ INHERITED = 0.5  # of how far a parent is from what its prior lets expect, so mu
 
 @dataclass(frozen=True)
 class TrainedCandidate:
-    """What is known of one trained candidate: its id, prior top-1 (%), and proxy accuracies (0 to 1), one per seed."""
+    """What is known of one trained candidate.
 
-    config_id: str
+    Attributes:
+        config: its architecture.
+        prior_top1: what the ImageNet prior expects of it, in percent.
+        accuracies: of its proxy trainings, 0 to 1, one for each seed.
+    """
+
+    config: LowFormerConfig
     prior_top1: float
     accuracies: tuple[float, ...]
+
+    @property
+    def config_id(self) -> str:
+        """The id of its architecture."""
+        return self.config.id
 
     @property
     def accuracy(self) -> float:
@@ -32,12 +44,15 @@ class TrainedCandidate:
 def trained_candidates(results: Iterable[EvaluationResult]) -> list[TrainedCandidate]:
     """The trained candidates, in the order of their first trial; results reused from another trial count once."""
     seeds: dict[str, dict[int, float]] = {}
-    prior: dict[str, float] = {}
+    first: dict[str, EvaluationResult] = {}
     for result in results:
         if result.status == "complete" and result.accuracy is not None and result.prior_top1 is not None:
             seeds.setdefault(result.config_id, {})[result.seed] = result.accuracy
-            prior[result.config_id] = result.prior_top1
-    return [TrainedCandidate(name, prior[name], tuple(found.values())) for name, found in seeds.items()]
+            first.setdefault(result.config_id, result)
+    return [
+        TrainedCandidate(first[name].config, first[name].prior_top1 or 0.0, tuple(found.values()))
+        for name, found in seeds.items()
+    ]
 
 
 @dataclass(frozen=True)

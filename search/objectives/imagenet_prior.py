@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ...search_space.config import LowFormerConfig
 from ..feasible_pool import FeasiblePool
 from ..trials.candidate import Candidate
@@ -41,12 +38,6 @@ class ImageNetPrior(Objective):
         self, trained: Sequence[TrainedCandidate], learned: Mapping[str, float] | None = None
     ) -> Estimates:
         return PriorEstimates(trained)
-
-    def at_rung(
-        self, configs: Sequence[LowFormerConfig], accuracies: NDArray[np.float64], surrogate: RunSurrogate
-    ) -> NDArray[np.float64]:
-        """(n,) the prior: who goes on from a rung is not decided by trainings that tell little of ImageNet."""
-        return self.prior.imagenet_top1(configs)
 
     def ranked(self, history: History, estimates: Estimates, pool: FeasiblePool) -> list[EvaluationResult]:
         """As in `Objective`, but candidates come last that leave more than a tenth of the budget unused or that random

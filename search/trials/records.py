@@ -74,6 +74,7 @@ class RungEntry(_Record):
         share: of the whole training that was done.
         accuracy: score on the held-out images then, 0 to 1.
         seconds: that this part of the training took.
+        latency_ms: what was predicted when the trial began; None in files of early versions.
         role, seed, config: of the trial, as in `EvaluationResult`.
     """
 
@@ -82,6 +83,7 @@ class RungEntry(_Record):
     share: float = Field(gt=0, lt=1)
     accuracy: float
     seconds: float
+    latency_ms: float | None = None
     role: Role
     seed: int
     config: LowFormerConfig

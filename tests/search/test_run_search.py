@@ -10,7 +10,7 @@ import pytest
 
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.search.results.search_result import SearchResult
-from lownas.search.run_search import chosen, dry_run
+from lownas.search.run_search import dry_run, resolve_choices
 from lownas.search.run_search import run_search as search_with
 from lownas.search.trials.run_folder import RunFolder, read_results
 from lownas.search.trials.status import SearchStatus
@@ -128,7 +128,7 @@ def test_resume_keeps_the_proxy_plan(run_search, evaluate) -> None:
 
 def test_objective_strategy_and_rungs_follow_from_what_is_asked(settings) -> None:
     def names(**changes) -> tuple[str, str, int]:
-        objective, strategy, rungs = chosen(settings(**changes))
+        objective, strategy, rungs = resolve_choices(settings(**changes))
         return objective.name, strategy.name, rungs.count
 
     assert names() == ("imagenet", "evolution", 1)

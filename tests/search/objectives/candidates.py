@@ -1,8 +1,16 @@
 """Candidates that were never trained, and the measure of a front."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 
 from lownas.search.objectives.estimates import TrainedCandidate
+
+
+def named(name: str) -> Any:
+    """What stands for a configuration where only its id matters."""
+    return SimpleNamespace(id=name)
 
 
 def trained(*, repeats: int, noise: float, count: int = 16) -> list[TrainedCandidate]:
@@ -13,7 +21,7 @@ def trained(*, repeats: int, noise: float, count: int = 16) -> list[TrainedCandi
         true = 0.5 + 0.2 * number / count
         seeds = 2 if number < repeats else 1
         accuracies = tuple((true + noise * rng.standard_normal(seeds)).tolist())
-        found.append(TrainedCandidate(f"c{number}", 75 + 6 * number / count, accuracies))
+        found.append(TrainedCandidate(named(f"c{number}"), 75 + 6 * number / count, accuracies))
     return found
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from lownas.evaluators.tasks import task
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.predictors.costs import total_macs
 from lownas.search.objectives import BestWithinBudget, DataAccuracy
@@ -17,16 +18,16 @@ from lownas.search.trials.run_folder import read_results
 from lownas.search_space import LowFormerConfig, op_graph
 
 from ..conftest import noisy_evaluate
-from .candidates import trained
+from .candidates import named, trained
 
 
 @pytest.fixture(scope="module")
 def objective() -> DataAccuracy:
-    return DataAccuracy(BestWithinBudget(), AccuracyPrior())
+    return DataAccuracy(BestWithinBudget(), AccuracyPrior(), task("classification").metric)
 
 
 def test_accuracies_count_as_they_are_until_more_is_learned(objective) -> None:
-    seen = [TrainedCandidate("a", 80.0, (0.5, 0.6)), TrainedCandidate("b", 70.0, (0.7,))]
+    seen = [TrainedCandidate(named("a"), 80.0, (0.5, 0.6)), TrainedCandidate(named("b"), 70.0, (0.7,))]
     estimates = objective.estimates_of(seen)
     assert [estimates.value(name) for name in "ab"] == pytest.approx([55, 70])
     learned = objective.estimates_of(seen, learned={"a": 0.6})
@@ -34,7 +35,9 @@ def test_accuracies_count_as_they_are_until_more_is_learned(objective) -> None:
 
 
 def test_children_inherit_half_of_their_parents_departure(objective) -> None:
-    estimates = objective.estimates_of([*trained(repeats=0, noise=0.0), TrainedCandidate("better", 78.0, (0.75,))])
+    estimates = objective.estimates_of(
+        [*trained(repeats=0, noise=0.0), TrainedCandidate(named("better"), 78.0, (0.75,))]
+    )
     parent, likes = (estimates.expected(name, np.array([78.0]))[0] for name in ("better", "c8"))
     assert likes + 2 < parent < estimates.value("better") - 2
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lownas.evaluators.tasks import task
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.search.objectives import BestWithinBudget, DataAccuracy, ImageNetPrior, Objective
 from lownas.search.objectives.estimates import SeedAgreement, TrainedCandidate
 
-from .candidates import trained
+from .candidates import named, trained
 
 
 @pytest.fixture(scope="module", params=[ImageNetPrior, DataAccuracy])
 def objective(request) -> Objective:
-    return request.param(BestWithinBudget(), AccuracyPrior())
+    return request.param(BestWithinBudget(), AccuracyPrior(), task("classification").metric)
 
 
 @pytest.mark.parametrize("noise", [0.001, 0.01])
@@ -31,14 +32,14 @@ def test_too_few_repeats(objective, repeats: int) -> None:
 
 
 def test_equal_accuracies_do_not_agree() -> None:
-    assert SeedAgreement.of([TrainedCandidate(name, 80.0, (0.5, 0.5)) for name in "abcde"]).kendall_tau == 0.0
+    assert SeedAgreement.of([TrainedCandidate(named(name), 80.0, (0.5, 0.5)) for name in "abcde"]).kendall_tau == 0.0
 
 
 def test_degenerate_observations(objective) -> None:
     for seen in (
         [],
-        [TrainedCandidate("a", 80.0, (0.5,))],
-        [TrainedCandidate(name, 80.0, (0.5, 0.5)) for name in "abcde"],
+        [TrainedCandidate(named("a"), 80.0, (0.5,))],
+        [TrainedCandidate(named(name), 80.0, (0.5, 0.5)) for name in "abcde"],
     ):
         estimates = objective.estimates_of(seen)
         assert all(np.isfinite(estimates.value(candidate.config_id)) for candidate in seen)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from lownas.evaluators.tasks import task
 from lownas.experiments.tabular.table import TABLE
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.search.objectives import BestWithinBudget, ImageNetPrior
@@ -21,7 +22,7 @@ PRESETS_STUDY = TABLE.parents[1] / "proxy_presets" / "results.json"
 
 @pytest.fixture(scope="module")
 def objective() -> ImageNetPrior:
-    return ImageNetPrior(BestWithinBudget(), AccuracyPrior())
+    return ImageNetPrior(BestWithinBudget(), AccuracyPrior(), task("classification").metric)
 
 
 def test_its_values_are_the_prior_s(objective) -> None:
