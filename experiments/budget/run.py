@@ -4,13 +4,13 @@
 
 Budgets spread from 1.3 times the fastest of the default space to what the prior's best network takes, however slow it
 may be: a search spends no more, so that larger budgets hold by themselves. (The committed rows were begun with a span
-that reached beyond; what lay there is kept as "not binding", and budgets in between took its place.) For each, the
-search as it is by default (feasible at confidence 0.9; a few networks measured before, half-way and at the end, which
-correct the predictor), one that measures nothing, and one that measures nothing and takes the predictor's median for
-the latency (confidence 0.5). Accuracies are made up, by the ImageNet prior: what is judged is latency alone. The
-networks returned are then measured in turn, in three sessions each, with a rest between them; one "exceeds" its
-budget if the median of its sessions is more than 3 % over it. Adds to results.json after each budget. Calibrates
-`cpu` first where there is no profile of it.
+that reached beyond; what lay there is kept as "not binding", and budgets in between took its place.) Three searches are
+made for each: the default (feasible at confidence 0.9; a few networks measured before, half-way and at the end correct
+the predictor), one that measures nothing, and one that measures nothing and takes the predictor's median for the
+latency (confidence 0.5). Accuracies are made up, by the ImageNet prior: what is judged is latency alone. The networks
+returned are then measured in turn, in three sessions each, with a rest between them; one "exceeds" its budget if the
+median of its sessions is more than 3 % over it. Adds to results.json after each budget. Calibrates `cpu` first where
+there is no profile of it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def evaluate(task: TrainingTask) -> Evaluation:
 def answer(
     variant: str, budget_ms: float, number: int, target: Target, predictor: LatencyPredictor, space: SearchSpace
 ) -> dict[str, Any]:
-    """What a search returns: the configuration, the latency that it says, and the seconds that it took."""
+    """Searches; gives the configuration of the answer, the latency stated for it, and the seconds that it took."""
     confidence, measures = VARIANTS[variant]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def answer(
 
 
 def afresh(found: Mapping[str, dict[str, Any]], target: Target) -> None:
-    """Adds to each answer the medians of its sessions, all answers in turn."""
+    """Measures all answers in turn, several times, and adds to each the medians of its sessions."""
     for number in range(ROUNDS):
         time.sleep(REST_S if number else 0)
         for row in found.values():

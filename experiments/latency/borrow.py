@@ -1,4 +1,4 @@
-"""A calibration of few measurements, with and without leaning on the profiles of known devices.
+"""How accurate a calibration of few measurements is, with and without the profiles of known devices.
 
     python experiments/latency/borrow.py measure --rows rows.jsonl     # resumable; about fifteen minutes
     python experiments/latency/borrow.py report [--rows rows.jsonl]    # writes borrow.json
@@ -6,7 +6,7 @@
 Two new targets, each seen through 10, 20 and 40 measurements (as many as there are) and tested on random configurations
 that no fit sees: `cpu:torch`, whose runtime tells no kernel times, with `cpu` (onnxruntime on the same machine) and the
 shipped profiles known; and `cpu` with its kernel times (`cpu_space_rows.jsonl.gz`), the shipped profiles known.
-Whether to lean is decided as a calibration decides it.
+Whether these profiles are used is decided as a calibration decides it.
 """
 
 from __future__ import annotations

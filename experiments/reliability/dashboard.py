@@ -4,8 +4,8 @@
     python experiments/reliability/dashboard.py      # 200 trials that take no time; a minute
 
 Several readers ask the dashboard for the list of studies, for the trials, for the importance of parameters and for a
-CSV, as fast as it answers (URLError: it is not up yet). The search must end with every trial, shown. Writes
-dashboard.json.
+CSV, as fast as it answers (URLError: it is not up yet). The search must end with every trial, and the dashboard must
+show them all. Writes dashboard.json.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Kills the driver of a search (SIGKILL) at random points and resumes it, until it is done.
+"""Kills the process of a search (SIGKILL) at random points and resumes it, until it is done.
 
     python experiments/reliability/killed_driver.py cheap --kills 100     # 50 trials, a made-up accuracy; 15 minutes
     python experiments/reliability/killed_driver.py real --kills 20       # 12 trials that train on digits; 10 minutes
 
-As many searches as it takes, each with another seed, without and with rungs in turn. Every one must end as the unbroken
-search with its seed (one worker; times apart): no finished trial lost, none twice, none left RUNNING, the same answer.
-Goes on from killed_driver.json and adds to it after each search.
+As many searches are made as it takes for so many kills, each with another seed, without and with rungs in turn. Every
+one must end as the unbroken search with its seed does (candidates train in the search's process; times are not
+compared): no finished trial lost, none twice, none left RUNNING, the same answer. Goes on from killed_driver.json and
+adds to it after each search.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TIMES = ("seconds", "images_per_second", "peak_memory_mb")
 
 
 def child(kind: str, run: str, seed: int, rungs: int) -> None:
-    """One life of a driver: starts the search, or goes on with it."""
+    """Starts the search, or goes on with it, until it is done or killed."""
     import numpy as np
 
     from lownas.predictors import LatencyPredictor
@@ -80,7 +81,7 @@ def start(kind: str, run: Path, seed: int, rungs: int) -> subprocess.Popen[bytes
 
 
 def facts(run: Path) -> list[dict[str, Any]]:
-    """The results, times apart."""
+    """The results without times, by trial."""
 
     def timeless(value: Any) -> Any:
         if isinstance(value, dict):
@@ -99,7 +100,7 @@ def states(run: Path) -> Counter[str]:
 
 
 def tortured(kind: str, folder: Path, seed: int, kills: int, rng: random.Random) -> dict[str, Any]:
-    """One search killed again and again (at most `kills` times), beside an unbroken one."""
+    """Compares a search that is killed again and again, at most `kills` times, with an unbroken one."""
     rungs = (1, 3)[seed % 2]
     whole, broken = folder / f"whole-{seed}", folder / f"broken-{seed}"
     began = time.monotonic()

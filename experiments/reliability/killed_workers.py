@@ -3,7 +3,7 @@
     python experiments/reliability/killed_workers.py                 # 60 trials of 2 to 6 s, two workers; 3 minutes
     python experiments/reliability/killed_workers.py --poison        # one network kills every worker that takes it
 
-Every trial must finish; one is tried again at most twice. Writes killed_workers.json.
+Every trial must finish; a trial whose worker died is tried again at most twice. Writes killed_workers.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRIALS = 60
 
 
 def evaluate(task: TrainingTask) -> Evaluation:
-    """Takes a while, and notes each time that it is begun."""
+    """Takes a few seconds, and notes in a file of the trial that it was begun."""
     with (Path(os.environ["LOWNAS_BEGUN"]) / str(task.trial)).open("a") as file:
         file.write("x")
     if task.config.stem_width == int(os.environ["LOWNAS_POISON"]):
