@@ -19,7 +19,7 @@ SAYS = {
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "your_own_device" else [])
+        pytest.param(path, id=path.stem, marks=[] if path.stem == "latency_alone" else [pytest.mark.slow])
         for path in EXAMPLES
     ],
 )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lownas.experiments.tabular.table import TABLE
-from lownas.search.objectives.estimates import FIDELITY
+from lownas.search.objectives.data_accuracy import FIDELITY
 
 STUDY = TABLE.parents[1] / "proxy_fidelity" / "study.json"
 

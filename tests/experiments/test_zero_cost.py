@@ -126,16 +126,22 @@ def test_same_seed_same_scores_and_torch_generator_untouched() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_finite_for_random_networks() -> None:
+@pytest.mark.parametrize("count", [8, pytest.param(30, marks=pytest.mark.slow)])
+def test_finite_for_random_networks(count: int) -> None:
     space, rng = SearchSpace.load("tiny"), np.random.default_rng(1)
-    for _ in range(30):
+    for _ in range(count):
         config = space.sample(rng)
         scores = zero_cost_scores(config, *batch(config.resolution))
         assert scores.keys() == NAMES
         assert all(map(math.isfinite, scores.values())), (config.id, scores)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+LARGE = ("lowformer_b15", "lowformer_b2", "lowformer_b3", "lowformer_e3", "cpubone_b3")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in PRESETS]
+)
 def test_finite_for_published_networks(name: str) -> None:
     scores = zero_cost_scores(PRESETS[name].replace(resolution=32, classes=10), *batch())
     assert all(map(math.isfinite, scores.values())), scores

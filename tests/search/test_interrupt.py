@@ -78,6 +78,7 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_once_saves_everything_and_twice_ends_at_once(started, tmp_path) -> None:
     started.wait_for_results(3)
     # Meanwhile a second driver is refused.

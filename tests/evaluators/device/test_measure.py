@@ -60,6 +60,7 @@ def test_impossible_times_are_refused(times):
         LatencyMeasurement(str(CPU), "x", times)
 
 
+@pytest.mark.slow
 def test_more_work_takes_longer():
     quick = measure_latency(small(resolution=64), CPU, time_limit_s=2, min_runs=10)
     slow = measure_latency(small("lowformer_b0", resolution=160), CPU, time_limit_s=2, min_runs=10)
@@ -67,6 +68,7 @@ def test_more_work_takes_longer():
     assert quick.runs >= 10 and quick.versions["onnxruntime"]
 
 
+@pytest.mark.slow
 def test_config_graph_and_file_are_one_network(tmp_path):
     config = small()
     write_onnx(config, tmp_path / "model.onnx")
@@ -78,7 +80,7 @@ def test_config_graph_and_file_are_one_network(tmp_path):
     assert [record.what for record in records] == [config.id, "graph", "model.onnx"]
 
 
-@pytest.mark.parametrize("name", ["cpubone_nano", "lowformer_b0"])
+@pytest.mark.parametrize("name", [pytest.param("cpubone_nano", marks=pytest.mark.slow), "lowformer_b0"])
 def test_kernel_times_are_named_after_our_kernels(name):
     """And add up to about the whole."""
     config = small(name, resolution=128)

@@ -151,6 +151,7 @@ def test_settings_that_cannot_be_measured(target, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_int8_is_calibrated_on_its_kernels(tmp_path):
     predictor = calibrate("cpu:int8", measure_for_calibration, space="tiny", samples=8, probes={}, profiles=tmp_path)
     loaded = LatencyPredictor.load("cpu:int8", profiles=tmp_path)

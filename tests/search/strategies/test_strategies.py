@@ -43,6 +43,7 @@ def test_each_strategy_fills_a_run_and_goes_on_where_it_was_cut_off(
     assert study.best_value == max(trial.value for trial in study.trials if trial.value is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["surrogate", "tpe", "nsga2"])
 def test_with_rungs_and_workers(run_on_data, strategy: str) -> None:
     outcome = run_on_data(strategy=strategy, trials=18, rungs=3, workers=2)

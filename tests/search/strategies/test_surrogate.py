@@ -1,6 +1,7 @@
 """The strategy "surrogate"."""
 
 import numpy as np
+import pytest
 
 from lownas.search.strategies.surrogate import initial
 
@@ -11,6 +12,7 @@ def test_the_first_candidates_are_few() -> None:
     assert [initial(trials) for trials in (1, 4, 16, 40, 1000)] == [1, 4, 4, 10, 16]
 
 
+@pytest.mark.slow
 def test_the_surrogate_finds_more_than_chance(run_on_data, tmp_path) -> None:
     found = {
         strategy: [

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import optuna
+import pytest
 
 SCRIPT = """
 import os, sys, threading, time
@@ -47,6 +48,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_lost_node_costs_no_trial(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     run = tmp_path / "run"

@@ -173,6 +173,7 @@ def test_a_hanging_evaluation_fails_alone_and_its_place_is_free_again(pool: Trai
     assert not stopped
 
 
+@pytest.mark.slow
 def test_a_trial_that_waits_for_a_place_is_not_overdue(pool: TrainingPool) -> None:
     """At its next rung a trial may wait long, and the process of the rung before trains another one meanwhile."""
     if not isinstance(pool, RayPool):

@@ -24,14 +24,15 @@ from lownas.search.trials.run_folder import RunFolder, read_results
 
 from ..conftest import load_study
 
-LOCKED_S = 30.0
-
 
 def statuses(run: Path) -> Counter[str]:
     return Counter(result.status for result in read_results(run))
 
 
-def test_a_database_locked_for_half_a_minute_and_read_meanwhile(run_search, evaluate, tmp_path) -> None:
+@pytest.mark.parametrize("locked_s", [2.0, pytest.param(30.0, marks=pytest.mark.slow)])
+def test_a_database_that_is_locked_for_a_while_and_read_meanwhile(
+    run_search, evaluate, tmp_path, locked_s: float
+) -> None:
     """Another process's write lock, while a third one reads as Optuna's dashboard does."""
     run = tmp_path / "run"
     locked: list[float] = []
@@ -41,7 +42,7 @@ def test_a_database_locked_for_half_a_minute_and_read_meanwhile(run_search, eval
         with sqlite3.connect(run / "study.db", timeout=20) as connection:
             connection.execute("BEGIN IMMEDIATE")
             locked.append(time.monotonic())
-            time.sleep(LOCKED_S)
+            time.sleep(locked_s)
             connection.rollback()
             locked.append(time.monotonic())
 
@@ -66,8 +67,8 @@ def test_a_database_locked_for_half_a_minute_and_read_meanwhile(run_search, eval
     stop.set()
     for thread in threads:
         thread.join()
-    assert locked[1] - locked[0] >= LOCKED_S
-    assert outcome.seconds > LOCKED_S  # it really waited
+    assert locked[1] - locked[0] >= locked_s
+    assert outcome.seconds > locked_s  # it really waited
     assert statuses(run) == {"complete": 12}
     study = load_study(run)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
@@ -226,6 +227,7 @@ def postgres(tmp_path, monkeypatch):
     server.control("stop", "-m", "immediate")
 
 
+@pytest.mark.slow
 def test_a_study_in_postgresql_whose_server_is_restarted(run_search, evaluate, postgres, tmp_path) -> None:
     url = f"postgresql+psycopg://lownas@127.0.0.1:{postgres.port}/postgres"
     threads = []

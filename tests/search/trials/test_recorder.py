@@ -17,7 +17,14 @@ class Killed(BaseException):
     """As sudden as a SIGKILL: nothing in the driver catches it."""
 
 
-@pytest.mark.parametrize(("rungs", "data"), [(1, None), (3, None), (3, "digits")])
+@pytest.mark.parametrize(
+    ("rungs", "data"),
+    [
+        pytest.param(1, None, marks=pytest.mark.slow),
+        pytest.param(3, None, marks=pytest.mark.slow),
+        (3, "digits"),
+    ],
+)
 def test_killed_anywhere_the_resumed_run_ends_the_same(
     run_search, tmp_path, monkeypatch, rungs: int, data: str | None
 ) -> None:
@@ -57,7 +64,7 @@ def test_killed_anywhere_the_resumed_run_ends_the_same(
 
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, dying)
-            patch.setattr(TrialRecorder, "settle", lambda self: None)  # a killed driver settles nothing
+            patch.setattr(TrialRecorder, "close_open_trials", lambda self: None)  # a killed driver settles nothing
             try:
                 outcome = run_search(resume=attempt > 0, **changes)
                 done = True

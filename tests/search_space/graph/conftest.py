@@ -107,4 +107,4 @@ def outcome_of(path: Path) -> None:
     except ValueError as error:
         assert type(error) is ValueError and str(error).isprintable() and path.name in str(error)
         assert "cannot be read (" not in str(error)  # the net below all checks
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 20
