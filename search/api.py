@@ -25,8 +25,7 @@ from .loop import Callback
 from .objectives import Objective
 from .results.files import write_result
 from .results.search_result import SearchResult
-from .run_search import DryRun, Parts, check_space, resolve_choices, run_search, whole_range_ms
-from .run_search import dry_run as describe
+from .run_search import DryRun, Parts, check_space, describe_search, resolve_choices, run_search, whole_range_ms
 from .settings import SearchSettings, options, read_options
 from .strategies import Strategy
 from .training.task import Evaluate
@@ -144,7 +143,7 @@ def dry_run(
 ) -> tuple[SearchSettings, DryRun]:
     """Says what a search with these settings (as `search` takes them) would do, without training or writing."""
     prepared = _prepare(_Asked(given, None, None, None, False, profiles, earlier=earlier), calibrate=False)
-    return prepared.settings, describe(prepared.settings, prepared.parts)
+    return prepared.settings, describe_search(prepared.settings, prepared.parts)
 
 
 def search_from(
@@ -242,7 +241,7 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
     space = _with_head(space, task)
     if about is not None and asked.resume:
         check_space(space, about)
-    facts = _facts(settings, target, objects.get("data"), task)
+    facts = _checked_inputs(settings, target, objects.get("data"), task)
     if not budgeted or (about is not None and about.get(_WHOLE_RANGE) and asked.resume):
         facts[_WHOLE_RANGE] = True
     if calibrate:
@@ -352,7 +351,9 @@ def _with_head(space: SearchSpace, task: tasks.Task) -> SearchSpace:
     return SearchSpace(space.choices.model_copy(update={"head": task.head}))
 
 
-def _facts(settings: SearchSettings, target: Target, data: DataSource | None, task: tasks.Task) -> dict[str, Any]:
+def _checked_inputs(
+    settings: SearchSettings, target: Target, data: DataSource | None, task: tasks.Task
+) -> dict[str, Any]:
     """Facts for run.json beside the settings; looks at the data and the weights that are inherited."""
     facts: dict[str, Any] = {}
     if settings.data is not None:

@@ -21,15 +21,15 @@ Floats = NDArray[np.float64]
 Score = Callable[[Sequence[LowFormerConfig]], Floats]
 Excluded = Callable[[Sequence[LowFormerConfig]], NDArray[np.bool_]]
 
-TIGHT = 0.92  # a candidate uses the budget if its latency quantile is at least this share of it
-MARGIN = 0.25  # points of the score within which candidates count as equally good, and variety decides; at most
-SPAN = 12.0  # the smallest candidate trained has about 1/SPAN of the MACs of the best one for the budget
+FULL_USE = 0.92  # a candidate uses the budget if its latency quantile is at least this share of it
+EQUAL_POINTS = 0.25  # points of the score within which candidates count as equally good, and variety decides; at most
+SIZE_SPAN = 12.0  # the smallest candidate trained has about 1/SIZE_SPAN of the MACs of the best one for the budget
 # What latency costs when candidates of one size are compared: points of the score per unit of ln(ms). A unit of
 # ln(MACs) brings about as much among the published models: 2.8 points from B0 to B3.
 POINTS_PER_LOG_MS = 3.0
 NEAR_IN_SIZE = 0.05  # difference in ln(MACs) up to which candidates count as of one size
 _SIZE_BINS = 32  # of log MACs, each of which keeps its best candidate alive
-_MOST_BAND = 512  # of the candidates about as good as the best, so many are compared by variety
+_MOST_COMPARED = 512  # of the candidates about as good as the best, so many are compared by variety
 _BATCH = 512  # configurations that an evolution scores at once
 _SAMPLES = 1024  # random ones, to start from and to compare with
 
@@ -52,7 +52,7 @@ class FeasibleSet:
         configs: n distinct configurations.
         score: (n,) the estimate that was maximized, in points.
         quantile_ms: (n,) what is held against the budget: the latency quantile, or as much as a limit takes of it.
-        latency_ms: (n,) the latency quantile alone.
+        latency_quantile_ms: (n,) the latency quantile alone.
         macs: (n,) multiply-accumulates.
         budget_ms: the budget.
         scored: how many configurations were scored in all, the infeasible ones included.
@@ -62,7 +62,7 @@ class FeasibleSet:
     configs: tuple[LowFormerConfig, ...]
     score: Floats
     quantile_ms: Floats
-    latency_ms: Floats
+    latency_quantile_ms: Floats
     macs: Floats
     budget_ms: float
     scored: int
@@ -71,14 +71,14 @@ class FeasibleSet:
     def best_index(self) -> int:
         return int(np.argmax(self.score))
 
-    def band(self) -> NDArray[np.intp]:
+    def near_best(self) -> NDArray[np.intp]:
         """Indices of the candidates about as good as the best; of those that use the budget, where one of them does.
 
-        "About" is `MARGIN`, or half of what the best is ahead of random search where that is less.
+        "About" is `EQUAL_POINTS`, or half of what the best is ahead of random search where that is less.
         """
-        margin = min(MARGIN, max(0.5 * float(self.score.max() - self.random_best), 0.0))
+        margin = min(EQUAL_POINTS, max(0.5 * float(self.score.max() - self.random_best), 0.0))
         good = self.score >= self.score.max() - margin
-        tight = good & (self.quantile_ms >= TIGHT * self.budget_ms)
+        tight = good & (self.quantile_ms >= FULL_USE * self.budget_ms)
         return np.flatnonzero(tight if tight.any() else good)
 
     def best_left(self, exclude: Collection[str]) -> LowFormerConfig | None:
@@ -86,10 +86,10 @@ class FeasibleSet:
         order = np.argsort(-self.score, kind="stable")
         return next((self.configs[i] for i in order if self.configs[i].id not in exclude), None)
 
-    def best_of_band(self, exclude: Collection[str]) -> list[LowFormerConfig]:
-        """The candidates of the `band` whose ids are not excluded, the best by score first."""
-        band = self.band()
-        by_score = band[np.argsort(-self.score[band], kind="stable")][:_MOST_BAND]
+    def near_best_left(self, exclude: Collection[str]) -> list[LowFormerConfig]:
+        """The candidates of those near the best whose ids are not excluded, the best by score first."""
+        band = self.near_best()
+        by_score = band[np.argsort(-self.score[band], kind="stable")][:_MOST_COMPARED]
         return [self.configs[i] for i in by_score if self.configs[i].id not in exclude]
 
     def best_within(self, share: float, exclude: Collection[str]) -> LowFormerConfig | None:
@@ -97,20 +97,20 @@ class FeasibleSet:
 
         If all these are excluded, the fastest one left.
         """
-        fastest_ms = float(self.latency_ms.min())
+        fastest_ms = float(self.latency_quantile_ms.min())
         most_ms = fastest_ms * (self.budget_ms / fastest_ms) ** share
         left = np.array([i for i, config in enumerate(self.configs) if config.id not in exclude], dtype=np.intp)
         if not len(left):
             return None
-        fitting = left[self.latency_ms[left] <= most_ms * (1 + 1e-9)]
+        fitting = left[self.latency_quantile_ms[left] <= most_ms * (1 + 1e-9)]
         if not len(fitting):
-            return self.configs[int(left[np.argmin(self.latency_ms[left])])]
+            return self.configs[int(left[np.argmin(self.latency_quantile_ms[left])])]
         return self.configs[int(fitting[np.argmax(self.score[fitting])])]
 
     def size_target(self, position: int, count: int) -> float:
         """The ln(MACs) that the `position`-th of `count` candidates should have, to span the sizes evenly upwards."""
         largest = float(np.log(self.macs[self.best_index()]))
-        smallest = max(float(np.log(self.macs.min())), largest - np.log(SPAN))
+        smallest = max(float(np.log(self.macs.min())), largest - np.log(SIZE_SPAN))
         # The candidates that exploit the budget are the upper end of the span.
         return smallest + (largest - smallest) * position / max(count, 1)
 
@@ -427,6 +427,6 @@ def feasible_share(
     confidence: float = 0.9,
     samples: int = 2000,
 ) -> float:
-    """Share of random samples of the space that fit the budget."""
+    """The share of random samples of the space that fit the budget."""
     quantile = np.asarray(predictor.quantile_ms([space.sample(rng) for _ in range(samples)], confidence), float)
     return float(np.mean(~over_budget(quantile, budget_ms)))

@@ -20,11 +20,11 @@ from .latency.tracker import Cost, LatencyTracker
 from .randomness import training_seed
 from .settings import SearchSettings
 from .strategies.base import SearchState
-from .strategies.rungs import Judged, Rungs
+from .strategies.rungs import Rungs, RungScores
 from .strategies.schedule import Schedule
 from .training.opening import open_pool
 from .training.pool import DIED, RETRIES, STOPPED, TrainingPool
-from .training.task import Evaluate, Share, TaskOutcome, TrainingTask
+from .training.task import Evaluate, SharedInput, TaskOutcome, TrainingTask
 from .trials.recorder import TrialRecorder
 from .trials.records import EvaluationResult, Proposal, Role, RungEntry
 from .trials.run_folder import RunFolder
@@ -47,14 +47,14 @@ class OpenTrial:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSetup:
     """How the candidates of a run are trained: by whom, on what, as the plan says, and with what workers share."""
 
     evaluate: Evaluate
     proxy: Mapping[str, Any]
     data: Data
     task: str | Task = "classification"
-    share: Share | None = None
+    share: SharedInput | None = None
 
 
 class TrialLoop:
@@ -90,7 +90,7 @@ class TrialLoop:
         self._judged: list[dict[int, tuple[float, ...]]] = [{} for _ in range(rungs.count)]
         self._training: dict[int, int] = {}  # by trial, the rung that it will be judged at
 
-    def train(self, training: Training) -> bool:
+    def train(self, training: TrainingSetup) -> bool:
         """Runs trials until the plan is fulfilled; whether it was stopped before (Ctrl-C, time budget, callback)."""
         self._report("train", 1)
         pool: TrainingPool | None = None
@@ -114,11 +114,11 @@ class TrialLoop:
             self._training.clear()
             if finished:
                 self._close()
-            self.recorder.settle()
+            self.recorder.close_open_trials()
             self._open.clear()
         return stopped
 
-    def _run_trials(self, pool: TrainingPool, training: Training) -> bool:
+    def _run_trials(self, pool: TrainingPool, training: TrainingSetup) -> bool:
         """Keeps the pool busy until there is nothing left to do; whether it was stopped before."""
         while True:
             if not pool.pending and self._due_for_leaders():
@@ -136,7 +136,7 @@ class TrialLoop:
             if self._stopped or (not outcomes and self._out_of_time()):
                 return True
 
-    def _fill(self, pool: TrainingPool, training: Training) -> bool:
+    def _fill(self, pool: TrainingPool, training: TrainingSetup) -> bool:
         """Starts trials as long as the pool has room; whether time has run out before all were started."""
         while pool.pending < pool.size and not self._due_for_leaders():
             if self._stopped:
@@ -168,7 +168,7 @@ class TrialLoop:
 
     def _decide(self) -> Proposal | int | None:
         """A candidate to start, the trial that should go on from its rung, or None if there is nothing to do now."""
-        judged: list[Judged] = list(self._judged)
+        judged: list[RungScores] = list(self._judged)
         if (promoted := self.rungs.promotable(judged, self._training, worth=self._worth)) is not None:
             return promoted
         if (proposal := self.schedule.propose(self.recorder.next_number())) is not None:
@@ -177,9 +177,9 @@ class TrialLoop:
             return None
         if (promoted := self.rungs.promotable(judged, self._training, closing=True, worth=self._worth)) is not None:
             return promoted
-        return None if self._training else self.schedule.repeat(self.recorder.next_number())
+        return None if self._training else self.schedule.second_seed(self.recorder.next_number())
 
-    def _start_next(self, pool: TrainingPool, training: Training) -> bool:
+    def _start_next(self, pool: TrainingPool, training: TrainingSetup) -> bool:
         """Starts what is next, or settles it without training; whether there was anything."""
         if waiting := self.recorder.waiting():
             trial = self._ask(waiting[0])
@@ -192,7 +192,7 @@ class TrialLoop:
                 return True
             trial = self._add(decision)
         self._begin(trial)
-        if trial.number not in self.history.rungs and not self._settled(trial):
+        if trial.number not in self.history.rungs and not self._finished_without_training(trial):
             self._submit(trial, pool, training)
         return True
 
@@ -261,7 +261,7 @@ class TrialLoop:
         worth[:, 0] = self.objective.at_rung(configs, worth[:, 0], self.state.surrogate)
         return worth
 
-    def _settled(self, trial: OpenTrial) -> bool:
+    def _finished_without_training(self, trial: OpenTrial) -> bool:
         """Whether the trial has its result without training: it is over a limit, known already, or kills workers."""
         if trial.proposal.role == "repeat":
             return False
@@ -285,7 +285,7 @@ class TrialLoop:
         self._finish(EvaluationResult(status="complete", reason=reason, accuracy=known.accuracy, **facts))
         return True
 
-    def _submit(self, trial: OpenTrial, pool: TrainingPool, training: Training) -> None:
+    def _submit(self, trial: OpenTrial, pool: TrainingPool, training: TrainingSetup) -> None:
         """Gives the trial to the pool, to be trained up to its next rung; second seeds to the end."""
         repeat = trial.proposal.role == "repeat"
         rung = self.rungs.last if repeat else len(self.history.rungs.get(trial.number, ()))

@@ -33,7 +33,7 @@ from .latency.correction import Predictor
 from .latency.limits import BudgetUse, Limits
 from .latency.measurements import Measure
 from .latency.tracker import ANCHORS, LatencyTracker
-from .loop import Callback, Training, TrialLoop
+from .loop import Callback, TrainingSetup, TrialLoop
 from .objectives import Objective, make_objective
 from .objectives.run_surrogate import RunSurrogate
 from .randomness import stream
@@ -143,7 +143,7 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         proxy = run.about.get("proxy", {})
         data, task = _data(settings, parts, objective), _task(settings, parts)
         share = candidate_data if parts.evaluate is train_candidate else None
-        stopped = loop.train(Training(parts.evaluate, proxy, data, task, share))
+        stopped = loop.train(TrainingSetup(parts.evaluate, proxy, data, task, share))
         result = conclude(
             settings, run, state, latency, report, started, interrupted=stopped, measure=not loop.cut_short
         )
@@ -314,7 +314,7 @@ class DryRun:
     expected_s: float
 
 
-def dry_run(settings: SearchSettings, parts: Parts) -> DryRun:
+def describe_search(settings: SearchSettings, parts: Parts) -> DryRun:
     """Says what a search would do, without training or writing anything.
 
     Raises NothingFits if not even one model is within the budget.

@@ -90,7 +90,7 @@ def _measure_in_turn(
         places = fitting[: max(settings.finalists - len(done), 1)] if len(fitting) else [np.argmin(quantile)]
         chosen = [left[int(place)] for place in places]
         left = [candidate for candidate in left if candidate not in chosen]
-        working = measurements.take([candidate.config for candidate in chosen], FINALIST_ROUNDS, "finalist")
+        working = measurements.measure([candidate.config for candidate in chosen], FINALIST_ROUNDS, "finalist")
         for candidate in (candidate for candidate in chosen if candidate.config in working):
             predictor.learn(candidate.config, float(np.median(measurements.medians_ms(candidate.config))))
             done.append(candidate)
@@ -134,7 +134,7 @@ def measured_front(
     """Measures networks on the front (`MOST_OF_FRONT`, spread over it); chooses the most accurate within the budget."""
     front = pareto_front(candidates)
     places = np.unique(np.linspace(0, len(front) - 1, min(MOST_OF_FRONT, len(front))).round().astype(int))
-    measured = measurements.take([front[i].config for i in places], FINALIST_ROUNDS, "finalist")
+    measured = measurements.measure([front[i].config for i in places], FINALIST_ROUNDS, "finalist")
     if not measured:
         conclusion = predicted_answer(candidates, measurements, predictor, settings)
         return replace(conclusion, note=f"Nothing on the front could be measured. {conclusion.note}")

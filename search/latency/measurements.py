@@ -66,11 +66,11 @@ class Measurements:
             if rounds and rounds[0].config is not None
         ]
 
-    def has(self, role: MeasurementRole) -> bool:
+    def has_role(self, role: MeasurementRole) -> bool:
         """Whether anything was measured in that role."""
         return any(measured.role == role for rounds in self._rounds.values() for measured in rounds)
 
-    def take(self, configs: Sequence[LowFormerConfig], rounds: int, role: MeasurementRole) -> list[LowFormerConfig]:
+    def measure(self, configs: Sequence[LowFormerConfig], rounds: int, role: MeasurementRole) -> list[LowFormerConfig]:
         """Measures networks in turn until each has so many rounds; gives those where that worked.
 
         What cannot be measured is logged and left out: what was trained must not be lost to it.

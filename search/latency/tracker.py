@@ -67,7 +67,7 @@ class LatencyTracker:
         self.uncorrected_use = BudgetUse(predictor, limits, settings.latency_budget_ms)
         self.measurements = Measurements(run, settings.target, measure, rest_s)
         self._log = run.log
-        self._leaders_measured = self.measurements.has("leader") or not self.measurements.possible
+        self._leaders_measured = self.measurements.has_role("leader") or not self.measurements.possible
 
     def check_budget(self, space: SearchSpace) -> None:
         """Raises NothingFits if by the predictor alone no candidate of the space is within the budget and limits."""
@@ -134,7 +134,7 @@ class LatencyTracker:
         self._measure(list(distinct.values())[:LEADERS], "leader")
 
     def _measure(self, configs: Sequence[LowFormerConfig], role: MeasurementRole) -> None:
-        for config in self.measurements.take(configs, ROUNDS, role):
+        for config in self.measurements.measure(configs, ROUNDS, role):
             self.predictor.learn(config, float(np.median(self.measurements.medians_ms(config))))
         self._log.info(
             "%d networks measured: predictions are multiplied by %.3f", self.predictor.measured, self.predictor.factor

@@ -155,7 +155,7 @@ class Objective(ABC):
             leaders += self.goal.best_first(accuracies, [entry.config for entry in here], pool.latency_ms)
         return leaders
 
-    def to_repeat(
+    def second_seed_choice(
         self,
         once: Mapping[str, EvaluationResult],
         position: int,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...search_space.config import LowFormerConfig
-from ..feasible_pool import TIGHT, FeasiblePool, FeasibleSet, most_varied
+from ..feasible_pool import FULL_USE, FeasiblePool, FeasibleSet, most_varied
 from ..trials.candidate import Candidate
 from .pareto import expected_front_improvement, expected_improvement, order, pareto_front
 
@@ -127,7 +127,7 @@ class BestWithinBudget(Goal):
         self, pool: FeasiblePool, tried: Collection[str], chosen: Sequence[LowFormerConfig]
     ) -> LowFormerConfig | None:
         """Of the best that evolution found for the budget, the best, then the most different ones."""
-        candidates = pool.found.best_of_band(tried)
+        candidates = pool.found.near_best_left(tried)
         return most_varied(pool.space, candidates, chosen) if candidates else pool.found.best_left(tried)
 
     def typical_exploiting(self, found: FeasibleSet, count: int) -> list[LowFormerConfig]:
@@ -135,7 +135,7 @@ class BestWithinBudget(Goal):
 
     def anchors(self, found: FeasibleSet, pool: FeasiblePool, count: int) -> list[LowFormerConfig]:
         """Different ones of the best near the budget."""
-        near = np.flatnonzero(found.quantile_ms >= TIGHT * found.budget_ms)
+        near = np.flatnonzero(found.quantile_ms >= FULL_USE * found.budget_ms)
         near = near if len(near) >= count else np.arange(len(found.configs))
         by_score = near[np.argsort(-found.score[near], kind="stable")[:_MOST_ANCHORS_COMPARED]]
         best = [found.configs[i] for i in by_score]

@@ -53,7 +53,7 @@ class ImageNetPrior(Objective):
         }
         return sorted(ranked, key=lambda result: result.config_id not in good)
 
-    def to_repeat(
+    def second_seed_choice(
         self,
         once: Mapping[str, EvaluationResult],
         position: int,

@@ -32,7 +32,7 @@ class RunSurrogate:
         self._fitted: tuple[tuple[int, ...], Floats] | None = None  # how much came before, and hyperparameters
         self._current: tuple[tuple[int, ...], AccuracySurrogate] | None = None  # as of what was observed
 
-    def surrogate(self) -> AccuracySurrogate:
+    def fitted(self) -> AccuracySurrogate:
         """The surrogate of all that was observed, which must be 2 accuracies at least."""
         seen = self.observations()
         key = (*self._counts, self._failed)
@@ -67,7 +67,7 @@ class RunSurrogate:
         """(n,) logits of an accuracy to compare networks by, trained to the end or not; None as for `accuracies`."""
         if not configs or len({observation.config.id for observation in self.observations()}) < MIN_NETWORKS:
             return None
-        return self.surrogate().mean(configs)
+        return self.fitted().mean(configs)
 
     def observations(self) -> list[AccuracyObservation]:
         """All accuracies so far: those at rungs, then those at the end, each in the order in which they came."""

@@ -26,7 +26,7 @@ class SearchState:
         pool: the candidates within the budget.
         objective: what is maximized, and whether for the best or for a front.
         surrogate: of the accuracies so far, for those who want one.
-        rungs: how many the run has; with 1 every candidate is trained to the end.
+        rung_count: how many rungs the run has; with 1 every candidate is trained to the end.
         trials: how many distinct candidates the run is to train.
         seed: of the run.
     """
@@ -35,7 +35,7 @@ class SearchState:
     pool: FeasiblePool
     objective: Objective
     surrogate: RunSurrogate
-    rungs: int
+    rung_count: int
     trials: int
     seed: int
 

@@ -30,7 +30,7 @@ class Evolution(Strategy):
         """Three eighths of the candidates span the sizes, a third exploits the budget; then come second seeds, by which
         the parents are chosen better. With rungs nothing is complete by then, and second seeds come last."""
         explore, exploit, _ = division(state.trials)
-        return Opening(explore, exploit, second_seeds=state.rungs == 1)
+        return Opening(explore, exploit, second_seeds=state.rung_count == 1)
 
     def propose(self, state: SearchState, rng: np.random.Generator) -> Suggestion | None:
         config = self._child(state, rng) or state.objective.goal.exploiting(
@@ -41,7 +41,7 @@ class Evolution(Strategy):
     def _child(self, state: SearchState, rng: np.random.Generator) -> LowFormerConfig | None:
         """A promising, different mutant of the best so far."""
         history, pool, objective = state.history, state.pool, state.objective
-        if state.rungs == 1:
+        if state.rung_count == 1:
             estimates = objective.estimates(history, state.surrogate)
         else:
             estimates = objective.estimates_at_first_rung(history)

@@ -66,7 +66,7 @@ class OptunaSampler(Strategy):
             value = None if result is None else result.objective
             if rungs:
                 value = objective.value_at_first_rung(config, rungs[0].accuracy)
-            elif state.rungs > 1 and value is not None:
+            elif state.rung_count > 1 and value is not None:
                 continue  # a second seed, which has no first rung
             if value is None and (result is None or result.status != "infeasible"):
                 continue

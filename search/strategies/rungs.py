@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..objectives.pareto import order
 
-Judged = Mapping[int, Sequence[float]]
-Worth = Callable[[int, Sequence[int]], NDArray[np.float64]]
+RungScores = Mapping[int, Sequence[float]]
+RungComparison = Callable[[int, Sequence[int]], NDArray[np.float64]]
 
 MOST_COMPARED = 500  # of a rung the latest are compared, so that what a decision costs is bounded
 
@@ -69,11 +69,11 @@ class Rungs:
 
     def promotable(
         self,
-        judged: Sequence[Judged],
+        judged: Sequence[RungScores],
         training: Mapping[int, int] | None = None,
         *,
         closing: bool = False,
-        worth: Worth | None = None,
+        worth: RungComparison | None = None,
     ) -> int | None:
         """The candidate that should go on next, or None: from the highest rung where one may.
 
@@ -95,14 +95,20 @@ class Rungs:
             if (found := self._best_left(rung, judged, training, worth, closing=False)) is not None:
                 return found
         for rung in range(self.last if closing else 0):
-            if any(goal <= rung for goal in training.values()):
+            if any(next_rung <= rung for next_rung in training.values()):
                 return None
             if (found := self._best_left(rung, judged, training, worth, closing=True)) is not None:
                 return found
         return None
 
     def _best_left(
-        self, rung: int, judged: Sequence[Judged], training: Mapping[int, int], worth: Worth, *, closing: bool
+        self,
+        rung: int,
+        judged: Sequence[RungScores],
+        training: Mapping[int, int],
+        worth: RungComparison,
+        *,
+        closing: bool,
     ) -> int | None:
         here, above = judged[rung], judged[rung + 1]
         allowed = self.allowed(len(here), closing=closing)

@@ -50,7 +50,7 @@ class Schedule:
             config = self.state.objective.goal.exploiting(pool, history.tried, history.proposed_for_budget())
             return self._proposal(config, "exploit", number)
         if opening.second_seeds:
-            if (repeated := self.repeat(number)) is not None:
+            if (repeated := self.second_seed(number)) is not None:
                 return repeated
             if count["repeat"] < self.repeats and self.state.history.open:
                 return None
@@ -68,11 +68,11 @@ class Schedule:
 
     def _second_seed(self, number: int) -> Proposal | None:
         """A candidate to train again once all others are trained; with rungs the loop says when (`repeat`)."""
-        if self.state.rungs > 1 or any(proposal.role != "repeat" for proposal in self.state.history.open.values()):
+        if self.state.rung_count > 1 or any(proposal.role != "repeat" for proposal in self.state.history.open.values()):
             return None
-        return self.repeat(number)
+        return self.second_seed(number)
 
-    def repeat(self, number: int) -> Proposal | None:
+    def second_seed(self, number: int) -> Proposal | None:
         """A candidate to train with a second seed, or None if that is done or there is none."""
         history, pool = self.state.history, self.state.pool
         repeated = sum(result.role == "repeat" for result in history.complete())
@@ -86,7 +86,7 @@ class Schedule:
         if not once:
             return None
         objective = self.state.objective
-        config = objective.to_repeat(once, repeated, self.repeats, history, self.state.surrogate, pool)
+        config = objective.second_seed_choice(once, repeated, self.repeats, history, self.state.surrogate, pool)
         return Proposal(config, "repeat", training_seed(self.state.seed, number))
 
     def _trained_once(self) -> dict[str, EvaluationResult]:

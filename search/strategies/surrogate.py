@@ -61,7 +61,7 @@ class SurrogateStrategy(Strategy):
         known = {observation.config.id for observation in seen}
         # What trains now counts as if it had reached what is expected of it, so that others differ from it.
         training = [proposal.config for proposal in history.open.values() if proposal.config.id not in known]
-        surrogate = state.surrogate.surrogate().believing(training)
+        surrogate = state.surrogate.fitted().believing(training)
         trained = [*self._best_trained(state, seen), *training]
         means = surrogate.mean(trained)
         best_first = [trained[i] for i in order(goal.ranking(means, trained, pool.latency_ms))]

@@ -10,11 +10,11 @@ from typing import Any
 from ..settings import SearchSettings
 from .pool import InProcessPool, TrainingPool
 from .ray_pool import RayPool
-from .task import Evaluate, Share
+from .task import Evaluate, SharedInput
 
 
 def open_pool(
-    evaluate: Evaluate, settings: SearchSettings, log: logging.Logger, share: Share | None = None
+    evaluate: Evaluate, settings: SearchSettings, log: logging.Logger, share: SharedInput | None = None
 ) -> TrainingPool:
     """Opens the pool that a search's settings ask for: Ray workers, or this process if there are to be none."""
     if not settings.workers:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .pool import DIED, RETRIES, STOPPED, describe_error, evaluate_safely
-from .task import Evaluate, Share, TaskOutcome, TrainingTask
+from .task import Evaluate, SharedInput, TaskOutcome, TrainingTask
 
 OBJECT_STORE_BYTES = 512 * 1024**2  # what does not fit goes to disk
 PACKAGES = ("evaluators", "predictors", "search", "search_space")
@@ -55,7 +55,7 @@ class RayPool:
         workers: int,
         gpu_fraction: float | None = None,
         *,
-        share: Share | None = None,
+        share: SharedInput | None = None,
         trial_timeout_s: float | None = None,
         address: str | None = None,
         insecure: bool = False,

@@ -27,7 +27,7 @@ class TrainingTask:
         init_from: checkpoint that weights are inherited from, or None.
         until: share of the whole training after which it is judged; 1 is the end.
         state: file in which a training that stops early waits, and that it goes on from, or None.
-        shared: what `Share` made for the task, where evaluations run in workers.
+        shared: what `SharedInput` made for the task, where evaluations run in workers.
     """
 
     trial: int
@@ -76,7 +76,7 @@ Evaluate = Callable[[TrainingTask], "Evaluation | float"]
 
 # Of a task, the name of something large that its evaluation needs, and what makes it. It is made once; evaluations in
 # workers find it in their task as `shared`.
-Share = Callable[[TrainingTask], tuple[Hashable, Callable[[], Any]]]
+SharedInput = Callable[[TrainingTask], tuple[Hashable, Callable[[], Any]]]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .records import EvaluationResult, Proposal, RungEntry
 from .run_folder import RunFolder
 
 # (objective in percent, latency in ms) to the values of the study's objectives
-Told = Callable[[float, float], Sequence[float]]
+StudyValues = Callable[[float, float], Sequence[float]]
 
 
 class TrialRecorder:
@@ -23,7 +23,9 @@ class TrialRecorder:
         history: what has happened, in memory.
     """
 
-    def __init__(self, run: RunFolder, study: OptunaStudy, history: History, budget_ms: float, told: Told) -> None:
+    def __init__(
+        self, run: RunFolder, study: OptunaStudy, history: History, budget_ms: float, told: StudyValues
+    ) -> None:
         """`told` gives the study's objectives from what was maximized, in percent, and a latency in ms."""
         self.history = history
         self._run, self._study, self._budget_ms, self._told = run, study, budget_ms, told
@@ -102,7 +104,7 @@ class TrialRecorder:
         self._run.append_rung(entry)
         self.history.add_rung(entry)
 
-    def settle(self) -> None:
+    def close_open_trials(self) -> None:
         """Leaves nothing open: what has a result is told it, what was cut off waits for a resumed run."""
         for number in list(self.history.open):
             self.history.abandon(number)

@@ -7,7 +7,7 @@ import pytest
 
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.search.feasible_pool import (
-    TIGHT,
+    FULL_USE,
     FeasibleSet,
     check_budget,
     evolve,
@@ -51,9 +51,9 @@ def test_everything_found_fits_and_the_best_uses_the_budget(found, predictor) ->
     assert len({config.id for config in found.configs}) == len(found.configs)
     assert predictor.quantile_ms(found.configs, 0.9) == pytest.approx(found.quantile_ms)
     assert found.quantile_ms.max() <= 0.6
-    band = found.band()
+    band = found.near_best()
     assert found.best_index() in band
-    assert found.quantile_ms[band].min() >= TIGHT * 0.6
+    assert found.quantile_ms[band].min() >= FULL_USE * 0.6
 
 
 def test_beats_random_search_with_as_many_evaluations(found, space, predictor, prior) -> None:
@@ -90,7 +90,7 @@ def test_hardly_feasible_budget(space, predictor, prior) -> None:
 
 
 def test_mutants_fit_and_know_their_parents(space, predictor, found) -> None:
-    parents = [found.configs[i] for i in found.band()[:3]]
+    parents = [found.configs[i] for i in found.near_best()[:3]]
     born, origin = mutants(space, predictor, parents, 0.6, np.random.default_rng(0), count=300)
     assert len(born) == len(origin) == len({config.id for config in born})
     assert set(origin.tolist()) == {0, 1, 2}

@@ -10,7 +10,7 @@ import pytest
 
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.search.results.search_result import SearchResult
-from lownas.search.run_search import dry_run, resolve_choices
+from lownas.search.run_search import describe_search, resolve_choices
 from lownas.search.run_search import run_search as search_with
 from lownas.search.trials.run_folder import RunFolder, read_results
 from lownas.search.trials.status import SearchStatus
@@ -142,7 +142,7 @@ def test_objective_strategy_and_rungs_follow_from_what_is_asked(settings) -> Non
 
 
 def test_dry_run(settings, space, parts, tmp_path) -> None:
-    result = dry_run(settings(proxy_budget_s=60), parts)
+    result = describe_search(settings(proxy_budget_s=60), parts)
     assert result.size == space.size
     assert 0 < result.feasible_share <= 1
     assert result.fastest_ms < 0.8 < result.slowest_ms

@@ -8,7 +8,7 @@ from lownas.predictors.memory import peak_memory_bytes
 from lownas.search.feasible_pool import FeasiblePool, evolve
 from lownas.search.latency.limits import BudgetUse, Limits
 from lownas.search.objectives.goal import ParetoFront
-from lownas.search.run_search import dry_run
+from lownas.search.run_search import describe_search
 from lownas.search.trials.run_folder import read_results
 from lownas.search_space import op_graph
 
@@ -66,7 +66,7 @@ def test_limits_that_nothing_satisfies_are_refused_in_one_line(run_search, setti
         run_search(max_params=1000)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=expected):
-        dry_run(settings(max_params=1000), parts)
+        describe_search(settings(max_params=1000), parts)
     with pytest.raises(ValueError, match=f"no latency predictor for {OTHER}"):
         run_search(also={OTHER: 1.0})
 
@@ -100,7 +100,7 @@ def test_on_a_front_a_limit_is_no_latency(settings, space, predictor) -> None:
     pool = FeasiblePool(space, predictor, use, 100.0, 0.9, lambda: found, found)
     assert pool.quantile_ms([config])[0] > 95 and pool.fits([config])[0]
     assert pool.latency_ms([config])[0] == pytest.approx(float(predictor.latency_ms([config])[0]))
-    assert found.latency_ms == pytest.approx(predictor.quantile_ms(found.configs, 0.9))
+    assert found.latency_quantile_ms == pytest.approx(predictor.quantile_ms(found.configs, 0.9))
     alone = FeasiblePool(space, predictor, predictor, 100.0, 0.9, lambda: found, found)
     known = np.array([1.0]), None, [config], np.array([0.0]), [config]
     assert ParetoFront().improvement(*known, pool) == pytest.approx(ParetoFront().improvement(*known, alone))
