@@ -66,7 +66,7 @@ def _option(*names: str, help: str, group: str | None = None) -> Any:
     return typer.Option(*names, help=escape(help), rich_help_panel=group)
 
 
-Target_ = Annotated[
+TargetOption = Annotated[
     str | None, _option("--target", help="Device and setting: rtx3090, cpu (`lownas targets`), or a YAML file.")
 ]
 Profiles = Annotated[Path | None, _option("--profiles", help="Folder of your own target profiles.")]
@@ -105,10 +105,9 @@ def _search_parameters() -> list[inspect.Parameter]:
         if not option.group:
             continue
         kind = kinds.get(option.kind) or (field.annotation | None)  # type: ignore[operator]
-        default = option.default or ("" if field.is_required() or option.kind in ("flag", "budgets") else field.default)
-        text = option.help if default in ("", None) else f"{option.help} [{default}]"
-        flags = f"--{name.replace('_', '-')}"
-        flags = f"{flags}/--no-{name}" if option.kind == "flag" else flags
+        default, dashed = option.shown_default(field), name.replace("_", "-")
+        text = f"{option.help} [{default}]" if default else option.help
+        flags = f"--{dashed}/--no-{dashed}" if option.kind == "flag" else f"--{dashed}"
         found.append((name, Annotated[kind, _option(flags, help=text, group=option.group)], None))
     for name, kind, text, default in (
         ("resume", bool, "Go on with the run in --run.", False),
@@ -146,8 +145,9 @@ def search(*, resume: bool, replay: Path | None, profiles: Path | None, dry_run:
         raise RuntimeError("the search found no answer: see the notes above and log.txt in the run folder")
 
 
-search.__signature__ = inspect.Signature(_search_parameters())  # type: ignore[attr-defined]
-search.__annotations__ = {parameter.name: parameter.annotation for parameter in _search_parameters()}
+_PARAMETERS = _search_parameters()
+search.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
+search.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
 app.command()(search)
 
 
@@ -226,10 +226,10 @@ def _given(
 
     items: list[tuple[str, LowFormerConfig | Path]] = []
     for name in presets or ():
-        with _of("--preset"):
+        with _naming("--preset"):
             items.extend(PRESETS.items() if name == "all" else [(name, preset(name))])
     for path in configs or ():
-        with _of("--config"):
+        with _naming("--config"):
             items.append((str(path), read_config(path)))
     for path in onnx or ():
         if not path.is_file():
@@ -239,7 +239,7 @@ def _given(
 
 
 @contextmanager
-def _of(option: str) -> Iterator[None]:
+def _naming(option: str) -> Iterator[None]:
     """Puts the name of the option before what is wrong with its value."""
     try:
         yield
@@ -249,7 +249,7 @@ def _of(option: str) -> Iterator[None]:
 
 @app.command()
 def predict(
-    target: Target_ = None,
+    target: TargetOption = None,
     config: Configs = None,
     preset: Presets = None,
     onnx: Onnx = None,
@@ -283,7 +283,7 @@ def predict(
 
 @app.command()
 def measure(
-    target: Target_ = "cpu",
+    target: TargetOption = "cpu",
     config: Configs = None,
     preset: Presets = None,
     onnx: Onnx = None,
@@ -315,7 +315,7 @@ def measure(
 
 @app.command()
 def calibrate(
-    target: Target_ = "cpu",
+    target: TargetOption = "cpu",
     samples: Annotated[int | None, _option(help="Configs to measure [40; with --until at most 200].")] = None,
     until: Annotated[
         str | None, _option(help="Stop once the held-out error is below this, at 90 % confidence: 3%.")
@@ -400,7 +400,7 @@ def export(
     if run is not None:
         chosen = run_config(run, trial)
     else:
-        with _of("--preset"):
+        with _naming("--preset"):
             chosen = published(str(preset))
     formats = [part.strip() for part in format.split(",")]
     written = export_config(chosen, out or Path(chosen.id), formats=formats)

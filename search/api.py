@@ -126,16 +126,20 @@ def replay(
     *,
     target: Device | None = None,
     latency_budget: str | None = None,
+    predictor: Predictor | None = None,
+    evaluate: Evaluate | None = None,
+    callback: Callback | None = None,
     progress: bool | Progress = False,
     profiles: str | Path | None = None,
     **settings: Any,
 ) -> SearchResult:
     """Searches again with the settings of an earlier run, given as its folder or its run.json.
 
-    Settings given here replace those of the run. Raises as `search`.
+    Settings and objects given here, as `search` takes them, replace those of the run. Raises as `search`.
     """
     given = {"target": _named_target(target), "latency_budget": latency_budget, **settings}
-    return _search(_Asked(given, None, None, None, progress, profiles, earlier=Path(earlier)))
+    asked = _Asked(given, predictor, evaluate, callback, progress, profiles, earlier=Path(earlier))
+    return _search(asked)
 
 
 def dry_run(
@@ -193,7 +197,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A search with all its parts, but for what measures."""
+    """The settings and parts of a search whose device is not opened yet."""
 
     settings: SearchSettings
     parts: Parts
@@ -377,7 +381,7 @@ def _predictor(target: Target, asked: _Asked, say: Callable[[str], None], *, cal
 
 
 def _speaker(progress: bool | Progress) -> Callable[[str], None]:
-    """What says a line on stderr if progress is to be shown, and else nothing."""
+    """Gives a function that prints a line to stderr, or does nothing unless progress is to be shown."""
     if progress is not True:
         return lambda line: None
     from rich.console import Console

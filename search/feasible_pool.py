@@ -1,4 +1,4 @@
-"""Which candidates are worth training: all that fits the budget, found by evolution before anything is trained.
+"""Which candidates are worth training: those found to fit the budget, by evolution, before anything is trained.
 
 Tens of thousands of configurations are scored in a few seconds, by a latency predictor and by an estimate of what is
 maximized; only what fits the budget ever becomes a trial.
@@ -132,7 +132,7 @@ class FeasibleSet:
 
 
 class FeasiblePool:
-    """The candidates that a strategy may choose from: what evolution found within the budget, and mutants of anything.
+    """The candidates that a strategy may choose from: what evolution found within the budget, and mutants of those.
 
     Attributes:
         space: that all candidates are from.

@@ -41,6 +41,12 @@ class Option:
     default: str = ""
     changeable: bool = False
 
+    def shown_default(self, field: FieldInfo) -> str:
+        """The default as people read it; empty where there is none, or it goes without saying."""
+        if self.default or self.kind in ("flag", "budgets") or field.is_required() or field.default is None:
+            return self.default
+        return str(field.default)
+
 
 _GOAL, _SPACE, _ACCURACY = "Target and limits", "Space", "Accuracy"
 _SEARCH, _WORKERS, _RUN = "Search", "Workers", "Run"
@@ -94,7 +100,11 @@ class SearchSettings(BaseModel):
     task: Annotated[str, Option("What the network is to do with an image.", _ACCURACY)] = "classification"
     objective: Annotated[
         str | None,
-        Option("What is maximized: accuracy, imagenet.", _ACCURACY, default="accuracy with --data, else imagenet"),
+        Option(
+            "What is maximized: accuracy (on your data), imagenet (top-1), or another one by its name.",
+            _ACCURACY,
+            default="accuracy with --data, else imagenet",
+        ),
     ] = None
     proxy_budget_s: Annotated[
         _Positive | None, Option("Time for all proxy trainings together.", _ACCURACY, "seconds", "6m")
@@ -123,7 +133,8 @@ class SearchSettings(BaseModel):
     strategy: Annotated[
         str | None,
         Option(
-            "Who proposes candidates: surrogate, evolution, tpe, nsga2, gp or random.",
+            "Who proposes candidates: surrogate, evolution, Optuna's samplers tpe, nsga2, gp and random, or another one by "
+            "its name.",
             _SEARCH,
             default="surrogate with --data, else evolution",
         ),
@@ -225,10 +236,10 @@ def options_page() -> str:
         if option.group != group:
             group = option.group
             lines += ["", f"## {group or 'In Python only'}", "", "| setting | default | |", "|---|---|---|"]
-        default = option.default or ("" if field.is_required() or field.default is None else str(field.default))
-        default = "" if option.kind in ("flag", "budgets") else default
         may_change = " *r*" if option.changeable else ""
-        lines.append(f"| `{name.replace('_', '-') if group else name}`{may_change} | {default} | {option.help} |")
+        lines.append(
+            f"| `{name.replace('_', '-') if group else name}`{may_change} | {option.shown_default(field)} | {option.help} |"
+        )
     return "\n".join(lines) + "\n"
 
 

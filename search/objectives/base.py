@@ -1,4 +1,4 @@
-"""What a search maximizes, as a seam: the base class of all objectives."""
+"""The base class of all objectives: what a search maximizes."""
 
 from __future__ import annotations
 

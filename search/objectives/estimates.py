@@ -85,7 +85,7 @@ class SeedAgreement:
 
 
 class Estimates:
-    """What is maximized, in percent, for the candidates trained so far; and what to expect of others.
+    """The objective's values of the trained candidates, in percent, and what it expects of untrained ones.
 
     Attributes:
         trained: the candidates by their ids.

@@ -1,4 +1,4 @@
-"""Who proposes candidates, as a seam: the base class of all strategies, and what they decide by."""
+"""The base class of all strategies, who propose candidates, and what they decide by."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Strategy(ABC):
     Attributes:
         name: in run.json and on the command line.
         role: of its proposals in the results.
-        purpose: which stream of random numbers it gets (`search.randomness`).
+        purpose: which stream of random numbers it gets, one of those in `search.randomness`.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""When what is trained: the opening, the strategy's proposals, second seeds, and when a search gives up."""
+"""The order of the trials: the opening, the strategy's proposals, second seeds, and when a search gives up."""
 
 from __future__ import annotations
 

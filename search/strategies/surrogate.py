@@ -1,4 +1,4 @@
-"""The surrogate: of some hundreds of candidates, the one from which most improvement is expected.
+"""Proposes, out of several hundred candidates, the one with the highest expected improvement.
 
 What is expected of a candidate, and how surely, a surrogate of the accuracies seen so far tells. The candidates are
 mutants of the best so far, and some of what evolution found by the prior.

@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lownas.evaluators.tasks import task_names
-from lownas.search.objectives import OBJECTIVES
 from lownas.search.settings import SearchSettings, options, options_page, read_options
-from lownas.search.strategies import strategy_names
 
 
 def test_settings_name_what_is_wrong(settings) -> None:
@@ -40,12 +37,6 @@ def test_every_option_has_a_help_and_a_field() -> None:
     for name, (field, _, option) in options().items():
         assert field in SearchSettings.model_fields and field.startswith(name)
         assert option.help.endswith((".", "...")) and len(option.help) > 10
-
-
-def test_help_names_what_can_be_chosen() -> None:
-    for name, known in (("strategy", strategy_names()), ("objective", OBJECTIVES), ("task", task_names())):
-        _, field, option = options()[name]
-        assert all(choice in f"{option.help} {field.default}" for choice in known), name
 
 
 def test_the_page_of_options_is_as_the_settings_are() -> None:

@@ -1,4 +1,4 @@
-"""What an export format is, as a seam."""
+"""What an export format is."""
 
 from __future__ import annotations
 
