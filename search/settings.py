@@ -133,8 +133,8 @@ class SearchSettings(BaseModel):
     strategy: Annotated[
         str | None,
         Option(
-            "Who proposes candidates: surrogate, evolution, Optuna's samplers tpe, nsga2, gp and random, or another one by "
-            "its name.",
+            "Who proposes candidates: surrogate, evolution, Optuna's samplers tpe, nsga2, gp and random, or another one "
+            "by its name.",
             _SEARCH,
             default="surrogate with --data, else evolution",
         ),
@@ -237,9 +237,8 @@ def options_page() -> str:
             group = option.group
             lines += ["", f"## {group or 'In Python only'}", "", "| setting | default | |", "|---|---|---|"]
         may_change = " *r*" if option.changeable else ""
-        lines.append(
-            f"| `{name.replace('_', '-') if group else name}`{may_change} | {option.shown_default(field)} | {option.help} |"
-        )
+        shown = name.replace("_", "-") if group else name
+        lines.append(f"| `{shown}`{may_change} | {option.shown_default(field)} | {option.help} |")
     return "\n".join(lines) + "\n"
 
 
