@@ -133,8 +133,7 @@ class SearchSettings(BaseModel):
     strategy: Annotated[
         str | None,
         Option(
-            "Who proposes candidates: surrogate, evolution, Optuna's samplers tpe, nsga2, gp and random, or another one "
-            "by its name.",
+            "Who proposes candidates: surrogate, evolution, or a sampler of Optuna (tpe, nsga2, gp, random).",
             _SEARCH,
             default="surrogate with --data, else evolution",
         ),
