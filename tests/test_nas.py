@@ -15,6 +15,7 @@ from lownas.evaluators.device.latency_record import NOISY_SPREAD
 from lownas.nas import main
 from lownas.search import search
 from lownas.search_space import PRESETS, write_onnx
+from lownas.version import __version__
 
 
 def broken(tmp_path: Path, name: str, content: bytes) -> str:
@@ -281,3 +282,19 @@ def test_a_model_that_cannot_run_is_said_and_the_others_are_shown(
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert "bad.onnx" in err.splitlines()[-1] and "cpubone_nano" in out
+
+
+def test_the_help_groups_the_options_and_keeps_what_is_in_square_brackets(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["search", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f" {group} " in said for group in ("Target and limits", "Space", "Accuracy", "Search", "Workers", "Run"))
+    assert "[one per core]" in said and "[surrogate with --data, else evolution]" in said
+    assert "--no-pareto" in said and "--no-insecure" in said and "evaluations" not in said
+    assert main(["calibrate", "--help"]) == 0
+    assert "[40; with --until at most 200]" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"lownas {__version__}"
