@@ -1,11 +1,11 @@
-"""How well a calibrated `cpu` target predicts networks of other people: timm's efficient models, through ONNX files.
+"""Measures how well a calibrated `cpu` target predicts other people's networks: timm's efficient models, as ONNX files.
 
     python experiments/latency/cpu_timm.py export --models FOLDER      # needs timm, torch, onnx, onnxscript
     python experiments/latency/cpu_timm.py read --models FOLDER        # needs those and lownas: are files read right
     python experiments/latency/cpu_timm.py measure --models FOLDER --rows ROWS.jsonl     # resumable; half an hour
     python experiments/latency/cpu_timm.py compare --models FOLDER [--rows ROWS.jsonl]   # writes cpu_timm.json
 
-`export` writes the files (random weights, nothing is downloaded); `read` holds their graphs against those traced from
+`export` writes the files (random weights, nothing is downloaded); `read` compares their graphs with those traced from
 torch; `measure` times LowFormer configs, probes (`search_space.probes`) and the files, appending to ROWS; `compare`
 fits on the first two and predicts the third.
 
@@ -24,6 +24,12 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lownas.predictors.latency.fitting.samples import Probe, Sample
+    from lownas.search_space import LowFormerConfig
+    from lownas.search_space.graph import OpGraph
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -200,7 +206,7 @@ def measure(models: Path, rows_file: Path, rounds: int = 2) -> list[dict]:
 
     target = Target.parse("cpu")
     configs = spread_sample(SearchSpace.load("default"), CONFIGS, seed=0, limit_macs=LIMIT_MACS)
-    tasks: dict[str, object] = {f"config:{config.id}": config for config in configs}
+    tasks: dict[str, LowFormerConfig | OpGraph | Path] = {f"config:{config.id}": config for config in configs}
     tasks |= {f"probe:{name}": graph for name, graph in probe_graphs().items()}
     tasks |= {f"model:{entry.name}": models / entry.file for entry in [*DEVELOPMENT, *TEST]}
     rows = _read_rows(rows_file)
@@ -236,43 +242,20 @@ def measure(models: Path, rows_file: Path, rounds: int = 2) -> list[dict]:
     return rows
 
 
-def compare(models: Path, rows: list[dict]) -> dict[str, object]:
-    """Fits on the configs and probes of `rows` alone, and holds the predictions against the measured files."""
+def compare(models: Path, rows: list[dict]) -> dict[str, Any]:
+    """Fits on the configs and probes of `rows` alone, and compares the predictions with the measured files."""
     import numpy as np
-    from scipy.stats import binomtest
 
     from lownas.predictors import LatencyPredictor, Target
     from lownas.predictors.latency.fitting.cross_validation import fit_samples
-    from lownas.predictors.latency.fitting.samples import Probe, Sample, block_size, merged
-    from lownas.predictors.latency.sampling import spread_sample
+    from lownas.predictors.latency.fitting.samples import block_size
     from lownas.predictors.latency.uncertainty import LogErrors
-    from lownas.search_space import SearchSpace, op_graph, op_graph_from_onnx
-    from lownas.search_space.probes import probe_graphs
+    from lownas.search_space import op_graph, op_graph_from_onnx
 
-    looks: dict[str, list[dict]] = {}
+    measurements: dict[str, list[dict]] = {}
     for row in rows:
-        looks.setdefault(row["what"], []).append(row)
-    samples = []
-    for config in spread_sample(SearchSpace.load("default"), CONFIGS, seed=0, limit_macs=LIMIT_MACS):
-        mine = looks[f"config:{config.id}"]
-        samples.append(
-            merged(
-                [
-                    Sample(
-                        config,
-                        look["undisturbed_ms"],
-                        max(0.0, look["median_ms"] / look["undisturbed_ms"] - 1),
-                        look["kernel_ms"],
-                    )
-                    for look in mine
-                ]
-            )
-        )
-    probes = []
-    for name, graph in probe_graphs().items():
-        tables = [look["kernel_ms"] for look in looks[f"probe:{name}"]]
-        times = {key: float(np.exp(np.mean(np.log([t[key] for t in tables])))) for key in tables[0]}
-        probes.append(Probe(graph, times))
+        measurements.setdefault(row["what"], []).append(row)
+    samples, probes = _samples(measurements), _probes(measurements)
     block = block_size(samples)
     host = rows[0]["host"]
 
@@ -286,18 +269,18 @@ def compare(models: Path, rows: list[dict]) -> dict[str, object]:
     )
     table = []
     for entry in [*DEVELOPMENT, *TEST]:
-        mine = looks.get(f"model:{entry.name}")
+        mine = measurements.get(f"model:{entry.name}")
         if not mine:
             continue
         graph = op_graph_from_onnx(models / entry.file)
         (found,), (without,) = full.predict([graph]), bare.predict([graph])
-        measured = float(np.median([look["median_ms"] for look in mine]))
+        measured = float(np.median([row["median_ms"] for row in mine]))
         table.append(
             {
                 "model": entry.name,
                 "set": "development" if entry in DEVELOPMENT else "test",
                 "measured_ms": round(measured, 4),
-                "measured_spread": round(max(look["median_ms"] for look in mine) / measured - 1, 4),
+                "measured_spread": round(max(row["median_ms"] for row in mine) / measured - 1, 4),
                 "predicted_ms": round(found.latency_ms, 4),
                 "low_ms": round(found.low_ms, 4),
                 "high_ms": round(found.high_ms, 4),
@@ -307,7 +290,7 @@ def compare(models: Path, rows: list[dict]) -> dict[str, object]:
                 "outside": list(found.outside),
             }
         )
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "target": "cpu",
         "host": host,
         "versions": rows[0]["versions"],
@@ -315,22 +298,63 @@ def compare(models: Path, rows: list[dict]) -> dict[str, object]:
         "probes": len(probes),
     }
     for name in ("development", "test"):
-        part = [row for row in table if row["set"] == name]
-        measured = np.array([row["measured_ms"] for row in part])
-        inside = sum(row["low_ms"] <= row["measured_ms"] <= row["high_ms"] for row in part)
-        widths = [(row["high_ms"] - row["low_ms"]) / 2 / row["predicted_ms"] for row in part]
-        bounds = binomtest(inside, len(part)).proportion_ci()
-        figures = {
-            key: _figures([row[key] for row in part], measured) for key in ("error", "without_probes", "macs_only")
-        }
-        result[name] = {
-            "models": len(part),
-            **figures,
-            "within_90_percent_interval": round(inside / len(part), 4),
-            "binomial_95": [round(bounds.low, 4), round(bounds.high, 4)],
-            "median_half_width": round(float(np.median(widths)), 4),
-        }
+        result[name] = _summary([row for row in table if row["set"] == name])
     return result | {"table": table}
+
+
+def _samples(measurements: dict[str, list[dict]]) -> list[Sample]:
+    """One sample per measured config, merged from its rounds."""
+    from lownas.predictors.latency.fitting.samples import Sample, merged
+    from lownas.predictors.latency.sampling import spread_sample
+    from lownas.search_space import SearchSpace
+
+    samples = []
+    for config in spread_sample(SearchSpace.load("default"), CONFIGS, seed=0, limit_macs=LIMIT_MACS):
+        rounds = [
+            Sample(
+                config,
+                row["undisturbed_ms"],
+                max(0.0, row["median_ms"] / row["undisturbed_ms"] - 1),
+                row["kernel_ms"],
+            )
+            for row in measurements[f"config:{config.id}"]
+        ]
+        samples.append(merged(rounds))
+    return samples
+
+
+def _probes(measurements: dict[str, list[dict]]) -> list[Probe]:
+    """The measured probes, with the geometric mean of each kernel's times over the rounds."""
+    import numpy as np
+
+    from lownas.predictors.latency.fitting.samples import Probe
+    from lownas.search_space.probes import probe_graphs
+
+    probes = []
+    for name, graph in probe_graphs().items():
+        tables = [row["kernel_ms"] for row in measurements[f"probe:{name}"]]
+        times = {key: float(np.exp(np.mean(np.log([t[key] for t in tables])))) for key in tables[0]}
+        probes.append(Probe(graph, times))
+    return probes
+
+
+def _summary(part: list[dict]) -> dict[str, object]:
+    """Errors and interval coverage over rows of the table."""
+    import numpy as np
+    from scipy.stats import binomtest
+
+    measured = np.array([row["measured_ms"] for row in part])
+    inside = sum(row["low_ms"] <= row["measured_ms"] <= row["high_ms"] for row in part)
+    widths = [(row["high_ms"] - row["low_ms"]) / 2 / row["predicted_ms"] for row in part]
+    bounds = binomtest(inside, len(part)).proportion_ci()
+    figures = {key: _figures([row[key] for row in part], measured) for key in ("error", "without_probes", "macs_only")}
+    return {
+        "models": len(part),
+        **figures,
+        "within_90_percent_interval": round(inside / len(part), 4),
+        "binomial_95": [round(bounds.low, 4), round(bounds.high, 4)],
+        "median_half_width": round(float(np.median(widths)), 4),
+    }
 
 
 def _figures(errors: list[float], measured_ms: object) -> dict[str, object]:
