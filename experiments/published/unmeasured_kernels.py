@@ -57,8 +57,8 @@ def spread_of_priors(model: KernelModel) -> float:
     spreads = []
     for config in PRESETS.values():
         kernels = fuse(op_graph(config), model.fusion)
-        shares = np.bincount(kernels.column("class"), model.kernel_ms(kernels), minlength=len(KERNEL_CLASSES))
-        shares = shares * (model.scale / model.graph_ms(kernels))
+        class_ms = np.bincount(kernels.column("class"), model.kernel_ms(kernels), minlength=len(KERNEL_CLASSES))
+        shares = class_ms * (model.scale / model.graph_ms(kernels))
         outside = {name.partition(" ")[0] for name in model.outside(kernels)}
         spreads.append(
             sum(
