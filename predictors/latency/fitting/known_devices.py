@@ -60,8 +60,10 @@ def stack_with_known(
     error = float(np.mean(np.abs(np.expm1(-log_errors))))
     if error > STACKING_MUST_REDUCE_ERROR_TO * fit.held_out_error:
         return None
-    model = _stacked(fit, own, known, fit_transfer(predicted, times_ms))
-    return StackedFit(model, log_errors, error)
+    transfer = fit_transfer(predicted, times_ms)
+    if not transfer.weights:  # a constant alone fits best: it would predict the same for all networks
+        return None
+    return StackedFit(_stacked(fit, own, known, transfer), log_errors, error)
 
 
 def _stacked(fit: Fit, own: str, known: Mapping[str, LatencyPredictor], transfer: Transfer) -> StackedModel:

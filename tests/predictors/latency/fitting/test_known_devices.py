@@ -55,6 +55,12 @@ def stacked(known):
     return fit, stack_with_known(fit, samples, "new", known)
 
 
+def test_a_device_whose_times_have_nothing_to_do_with_size_is_not_stacked(known):
+    """No model has any weight there, so there is nothing to stack."""
+    samples = [replace(sample, latency_ms=5 * sample.latency_ms**-0.05) for sample in samples_of(made_up(9))]
+    assert stack_with_known(fit_samples(samples, "torch", 0), samples, "new", known) is None
+
+
 def test_a_device_like_a_known_one_leans_on_it(known, stacked):
     fit, found = stacked
     assert found is not None
