@@ -182,11 +182,11 @@ def test_from_the_command_line(loopback, tmp_path, capsys, monkeypatch):
     assert main(["predict", "--target", str(TARGET), "--preset", "cpubone_nano", "--profiles", profiles, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["target"] == str(TARGET)
 
-    def search(settings, *, measure, about, **_):
-        assert about["target_file"] == file and settings.target == str(TARGET)
-        raise RuntimeError(f"measured {measure(SMALL).target}")
+    def run_search(settings, parts, *, resume):
+        assert parts.about["target_file"] == file and settings.target == str(TARGET) and not resume
+        raise RuntimeError(f"measured {parts.measure(SMALL).target}")
 
-    monkeypatch.setattr("lownas.search.run_search.search", search)
+    monkeypatch.setattr("lownas.search.api.run_search", run_search)
     run = ["--profiles", profiles, "--run", str(tmp_path / "run")]
     assert main(["search", "--target", file, "--latency-budget", "50ms", *run]) == 1
     assert f"measured {TARGET}" in capsys.readouterr().err
