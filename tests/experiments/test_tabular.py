@@ -76,6 +76,7 @@ def test_groups_have_nearly_equal_latency(table: Table) -> None:
         assert max(latencies) / min(latencies) < 1.15
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path(FASHION_FOLDER).is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_training_again_gives_the_same_within_the_seed_noise(table: Table) -> None:
     rng = np.random.default_rng(20)
