@@ -1,4 +1,4 @@
-"""The search's own time and memory, from the first trial to the 5,000th, with 200 simulated workers.
+"""The search's own time and memory over thousands of trials, with 200 simulated workers.
 
     python experiments/driver/run.py random        # the search alone; minutes
     python experiments/driver/run.py surrogate     # and the default strategy
