@@ -6,8 +6,8 @@
 
 A shipped profile, `--workers 0`, pinned epochs and a proxy budget so small that the least training is chosen make a
 search depend on its settings alone. What is compared: every trial with its candidate, seed, accuracy, latency and
-status, the ranking, the answer, the front and the notes; wall times are left out. Accuracies are those of one
-machine's torch build: record and compare on the same one.
+status, the ranking, the answer and the front. Wall times and the wording of notes are left out, and so are facts that the
+record does not have. Accuracies are those of one machine's torch build: record and compare on the same one.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ SEARCHES = {
     ),
 }
 OLDER = {"own data": 7, "budget": 4}  # runs that were given fewer trials, and how many
-TIMES = {"seconds", "images_per_second", "expected_seconds", "run"}
+LEFT_OUT = {"seconds", "images_per_second", "expected_seconds", "run", "notes"}
 
 
 def search(arguments: tuple[str, ...], run: Path) -> dict[str, Any]:
-    """Runs a search in a process of its own; gives its outcome and its trials without wall times."""
+    """Runs a search in a process of its own; gives what is compared of its outcome and its trials."""
     command = [sys.executable, "-m", "lownas.nas", *arguments, *COMMON, "--run", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
     trials = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    return without_times({"outcome": json.loads(done.stdout), "trials": trials})
+    return compared({"outcome": json.loads(done.stdout), "trials": trials})
 
 
-def without_times(value: Any) -> Any:
+def compared(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_times(inner) for key, inner in value.items() if key not in TIMES}
-    return [without_times(inner) for inner in value] if isinstance(value, list) else value
+        return {key: compared(inner) for key, inner in value.items() if key not in LEFT_OUT}
+    return [compared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:
@@ -65,7 +65,8 @@ def differences(before: Any, now: Any, where: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             line
-            for key in sorted({*before, *now})
+            for key in before
+            if key not in LEFT_OUT
             for line in differences(before.get(key), now.get(key), f"{where}.{key}")
         ]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
