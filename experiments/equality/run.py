@@ -6,8 +6,8 @@
 
 A shipped profile, `--workers 0`, pinned epochs and a proxy budget so small that the least training is chosen make a
 search depend on its settings alone. What is compared: every trial with its candidate, seed, accuracy, latency and
-status, the ranking, the answer and the front. Wall times and the wording of notes are left out, and so are facts that the
-record does not have. Accuracies are those of one machine's torch build: record and compare on the same one.
+status, the ranking, the answer and the front. Left out are wall times, the wording of notes, and facts that the record
+does not have. Accuracies are those of one machine's torch build: record and compare on the same one.
 """
 
 from __future__ import annotations
