@@ -109,14 +109,15 @@ def _search_parameters() -> list[inspect.Parameter]:
         text = f"{option.help} [{default}]" if default else option.help
         flags = f"--{dashed}/--no-{dashed}" if option.kind == "flag" else f"--{dashed}"
         found.append((name, Annotated[kind, _option(flags, help=text, group=option.group)], None))
-    for name, kind, text, default in (
+    own: tuple[tuple[str, Any, str, Any], ...] = (
         ("resume", bool, "Go on with the run in --run.", False),
         ("replay", Path | None, "Search again with the settings of this run.json.", None),
         ("profiles", Path | None, "Folder of your own target profiles.", None),
         ("dry_run", bool, "Only say what would be done.", False),
         ("json", bool, "JSON on stdout, and nothing else there.", False),
-    ):
-        found.append((name, Annotated[kind, _option(f"--{name.replace('_', '-')}", help=text, group="Run")], default))
+    )
+    for name, kind, text, preset in own:
+        found.append((name, Annotated[kind, _option(f"--{name.replace('_', '-')}", help=text, group="Run")], preset))
     only = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter(name, only, default=default, annotation=kind) for name, kind, default in found]
 
