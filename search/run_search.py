@@ -284,7 +284,7 @@ def _state(
     history = History()
     url = settings.storage or f"sqlite:///{(run.path / 'study.db').resolve()}"
     name = str(run.about.get("study", "lownas"))
-    study = OptunaStudy(url, name, pool.space, objective.goal.directions, settings.seed)
+    study = OptunaStudy(url, name, pool.space, objective.goal.directions, settings.seed, run.log)
     recorder = TrialRecorder(run, study, history, settings.latency_budget_ms, objective.goal.told)
     surrogate = RunSurrogate(pool.space, history, rungs.count)
     state = SearchState(history, pool, objective, surrogate, rungs.count, settings.trials, settings.seed)

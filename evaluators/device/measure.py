@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...search_space import LowFormerConfig, OpGraph
 from . import runtimes
 from .latency_record import LatencyMeasurement, Setting
 from .runtimes import Network
-from .runtimes.onnxruntime import OnnxRuntime
 from .runtimes.torch_eager import TorchEager
 
 if TYPE_CHECKING:
@@ -79,25 +77,6 @@ def check_measurable(target: Setting) -> None:
     except ValueError as error:
         raise ValueError(f"{target}: {error}") from None
     runtime.check(target)
-
-
-def measure_onnx(
-    model: bytes | str | Path,
-    target: Setting,
-    *,
-    what: str = "onnx",
-    time_limit_s: float = 10.0,
-    min_runs: int = 30,
-    kernels: bool = False,
-) -> LatencyMeasurement:
-    """Times an ONNX model (serialized, or a file) through onnxruntime with all graph optimizations."""
-    check_measurable(target)
-    runtime = runtimes.runtime(target.runtime)
-    if not isinstance(runtime, OnnxRuntime):
-        raise ValueError(f"{target}: {runtime.name} does not run ONNX models")
-    return runtime.measure_model(
-        model, target, what=what, time_limit_s=time_limit_s, min_runs=min_runs, kernels=kernels
-    )
 
 
 def measure_torch(

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 PASSWORD = "LOWNAS_STORAGE_PASSWORD"  # the environment variable with the database's password
 PATIENCE_S = 180.0  # how long a database may be locked, or its server away
 
-logger = logging.getLogger("lownas.search")
+_logger = logging.getLogger("lownas.search")
 
 
 def check_storage(url: str | None) -> None:
@@ -95,8 +95,9 @@ class PatientStorage(BaseStorage):
     Raises OSError, in one line and without the password, for all that waiting does not mend.
     """
 
-    def __init__(self, url: str) -> None:
-        self._shown = url
+    def __init__(self, url: str, log: logging.Logger = _logger) -> None:
+        """`log` is told of waiting: a run's own log."""
+        self._shown, self._log = url, log
         sqlite = url.startswith("sqlite")
         # A connection that a restarted server has dropped is noticed before it is used.
         options: dict[str, Any] = {} if sqlite else {"pool_pre_ping": True}
@@ -119,7 +120,7 @@ class PatientStorage(BaseStorage):
                 if not _may_pass(error) or time.monotonic() > until:
                     raise OSError(f"the study database {self._shown} failed: {_reason(error)}") from None
                 if not failed:
-                    logger.warning("waiting for the study database %s: %s", self._shown, _reason(error))
+                    self._log.warning("waiting for the study database %s: %s", self._shown, _reason(error))
                 failed = True
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
@@ -176,10 +177,13 @@ class PatientStorage(BaseStorage):
     set_trial_user_attr = _patient("set_trial_user_attr")
 
 
-def open_storage(url: str) -> PatientStorage:
-    """Opens a study database. Raises OSError, in one line, if it cannot be reached or written."""
+def open_storage(url: str, log: logging.Logger = _logger) -> PatientStorage:
+    """Opens a study database; `log` is told of waiting for it.
+
+    Raises OSError, in one line, if it cannot be reached or written.
+    """
     with quiet_optuna():
-        return PatientStorage(url)
+        return PatientStorage(url, log)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Everything is written by public methods of Optuna's studies, trials and storages
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,10 +40,12 @@ class OptunaStudy:
         study: Optuna's.
     """
 
-    def __init__(self, url: str, name: str, space: SearchSpace, directions: Sequence[str], seed: int) -> None:
-        """Opens the study, or creates it. Raises OSError if the database cannot be used."""
+    def __init__(
+        self, url: str, name: str, space: SearchSpace, directions: Sequence[str], seed: int, log: logging.Logger
+    ) -> None:
+        """Opens the study, or creates it; `log` is told of waiting. Raises OSError if the database cannot be used."""
         self.space = space
-        self._storage = open_storage(url)
+        self._storage = open_storage(url, log)
         with quiet_optuna():
             self.study = optuna.create_study(
                 study_name=name,
