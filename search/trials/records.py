@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...search_space.config import LowFormerConfig, one_line
 
-Status = Literal["complete", "infeasible", "pruned", "failed"]
-Role = Literal["explore", "exploit", "child", "sampled", "repeat", "enqueued"]
+Status = Literal["complete", "infeasible", "pruned", "failed", "predicted"]
+Role = Literal["explore", "exploit", "child", "sampled", "repeat", "enqueued", "control"]
 LatencySource = Literal["measured", "predicted"]
 MeasurementRole = Literal["anchor", "leader", "finalist"]
 
@@ -124,11 +124,13 @@ class EvaluationResult(_Record):
     Attributes:
         trial: number of the trial, counted from 0.
         status: "complete" (trained to the end), "infeasible" (predicted to be over the budget, so not trained),
-            "pruned" (stopped early at a rung) or "failed".
+            "pruned" (stopped early at a rung), "failed", or "predicted" (nothing trains in the run; it is one of the best
+            predicted networks, and no trial).
         reason: why it is not complete, or from which trial its result was reused; else empty.
         role: why it was proposed: "explore" (one of those that span the sizes), "exploit" (the best for the budget
             before anything is trained), "child" (by what was trained so far), "sampled" (by a sampler of Optuna),
-            "repeat" (a second seed of an earlier candidate) or "enqueued" (from outside).
+            "repeat" (a second seed of an earlier candidate), "enqueued" (from outside) or "control" (a published model,
+            trained to see how far such trainings agree with what was published).
         config: the candidate.
         config_id: its `id`.
         seed: of its training.
