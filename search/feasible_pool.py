@@ -19,7 +19,6 @@ from ..search_space.space import SearchSpace
 
 Floats = NDArray[np.float64]
 Score = Callable[[Sequence[LowFormerConfig]], Floats]
-Excluded = Callable[[Sequence[LowFormerConfig]], NDArray[np.bool_]]
 
 # A candidate uses the budget fully if its latency quantile is at least this share of it: a little above the share that
 # an answer must use (`objectives.imagenet_prior.MIN_BUDGET_USE`), as corrections may move it.
@@ -189,7 +188,6 @@ class FeasiblePool:
         parents: Sequence[LowFormerConfig],
         rng: np.random.Generator,
         count: int,
-        excluded: Excluded | None = None,
     ) -> tuple[list[LowFormerConfig], NDArray[np.intp]]:
         """Draws `count` mutants; gives the distinct ones that fit, and (n,) the index of each one's parent."""
         return mutants(
@@ -200,7 +198,6 @@ class FeasiblePool:
             rng,
             confidence=self.confidence,
             count=count,
-            excluded=excluded,
         )
 
 
@@ -285,7 +282,6 @@ def evolve(
     confidence: float = 0.9,
     evaluations: int = 20_000,
     seeds: Iterable[LowFormerConfig] = (),
-    excluded: Excluded | None = None,
     latency: LatencyQuantiles | None = None,
 ) -> FeasibleSet:
     """Evolves configurations towards the highest `score` within the budget, and keeps the best of every size alive.
@@ -296,7 +292,6 @@ def evolve(
     Args:
         seeds: configurations to start from, beside a random sample.
         evaluations: configurations scored in all; duplicates count, so that small spaces end too.
-        excluded: (n,) which configurations are no candidates, whatever their latency.
         latency: latency alone, where `predictor` counts limits too.
 
     Raises NothingFits if no configuration was found within the budget.
@@ -321,7 +316,7 @@ def evolve(
         if distinct:
             batch = list(distinct.values())
             quantile = np.asarray(predictor.quantile_ms(batch, confidence), float)
-            feasible = np.flatnonzero(~over_budget(quantile, budget_ms) & ~_excluded(batch, excluded))
+            feasible = np.flatnonzero(~over_budget(quantile, budget_ms))
             kept = [batch[i] for i in feasible]
             if kept:
                 found.extend(kept)
@@ -344,10 +339,6 @@ def evolve(
     random_best = max((value for config, value in first if config.id in sampled), default=-np.inf)
     scores, quantiles, latencies, macs = table
     return FeasibleSet(tuple(found), scores, quantiles, latencies, macs, budget_ms, scored, random_best)
-
-
-def _excluded(configs: Sequence[LowFormerConfig], excluded: Excluded | None) -> NDArray[np.bool_]:
-    return np.zeros(len(configs), dtype=bool) if excluded is None else excluded(configs)
 
 
 def _parents(found: Sequence[LowFormerConfig], table: Floats) -> list[LowFormerConfig]:
@@ -405,7 +396,6 @@ def mutants(
     *,
     confidence: float = 0.9,
     count: int = 2000,
-    excluded: Excluded | None = None,
 ) -> tuple[list[LowFormerConfig], NDArray[np.intp]]:
     """Draws distinct feasible mutants of `parents`; gives them, and (n,) the index of each one's parent."""
     drawn: dict[str, tuple[LowFormerConfig, int]] = {}
@@ -416,7 +406,7 @@ def mutants(
     configs = [config for config, _ in drawn.values()]
     origins = np.array([index for _, index in drawn.values()])
     over = over_budget(np.asarray(predictor.quantile_ms(configs, confidence), float), budget_ms)
-    fitting = np.flatnonzero(~over & ~_excluded(configs, excluded))
+    fitting = np.flatnonzero(~over)
     return [configs[i] for i in fitting], origins[fitting]
 
 

@@ -19,7 +19,6 @@ from ..predictors.accuracy.prior import AccuracyPrior
 from ..search_space.presets import PRESETS
 from ..search_space.space import SearchSpace
 from .feasible_pool import (
-    Excluded,
     FeasiblePool,
     FeasibleSet,
     NothingFits,
@@ -208,7 +207,7 @@ def _pool(
     Where measurements of a resumed run say that nothing fits any more, what was trained is concluded all the same.
     """
 
-    def find(use: BudgetUse, excluded: Excluded | None = None) -> FeasibleSet:
+    def find(use: BudgetUse) -> FeasibleSet:
         return evolve(
             space,
             use,
@@ -218,11 +217,10 @@ def _pool(
             confidence=settings.confidence,
             evaluations=settings.evaluations,
             seeds=[preset for preset in PRESETS.values() if preset in space],
-            excluded=excluded,
             latency=use.latency,
         )
 
-    again = partial(find, latency.budget_use, objective.excluded)
+    again = partial(find, latency.budget_use)
     fits = True
     try:
         found = again()

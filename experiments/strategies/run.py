@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from lownas.experiments.tabular import Table
 from lownas.predictors.accuracy.prior import AccuracyPrior
-from lownas.search.feasible_pool import Excluded, FeasiblePool, FeasibleSet
+from lownas.search.feasible_pool import FeasiblePool, FeasibleSet
 from lownas.search.objectives import make_objective
 from lownas.search.objectives.run_surrogate import RunSurrogate
 from lownas.search.strategies import SearchState, make_strategy
@@ -116,7 +116,7 @@ class TablePool(FeasiblePool):
         self.networks = networks
 
     def mutants(
-        self, parents: Sequence[LowFormerConfig], rng: np.random.Generator, count: int, excluded: Excluded | None = None
+        self, parents: Sequence[LowFormerConfig], rng: np.random.Generator, count: int
     ) -> tuple[list[LowFormerConfig], NDArray[np.intp]]:
         """All networks, each a child of the nearest parent."""
         codes = self.networks.codes

@@ -22,6 +22,10 @@ from .run_surrogate import RunSurrogate
 
 Floats = NDArray[np.float64]
 
+# Before anything is trained, candidates are compared by the ImageNet top-1 that they stay below with this probability,
+# as the prior has it. Evolution finds where an estimate errs upwards; what it is unsure of must not win by that.
+LOWER_QUANTILE = 0.1
+
 
 class Objective(ABC):
     """What is maximized, in percent; it is chosen once for a run, together with a goal.
@@ -31,8 +35,8 @@ class Objective(ABC):
     each. Then register the class (`lownas.search.register_objective`) and name it (`objective="..."`), or pass the
     class itself. Everything else has a default that uses these values:
 
-    - `before_training` is what evolution maximizes before anything is trained, in points; the ImageNet prior unless you
-      know better. `excluded` says which configurations it must not reach for.
+    - `before_training` is what evolution maximizes before anything is trained, in points; a lower quantile of the
+      ImageNet prior unless you know better.
     - `at_rung` is what decides who goes on from a rung.
     - `ranked` is the order of the candidates at the end, of which the answer is the first that is within the budget.
     - `notes` and `notes_on_answer` are sentences for whoever reads the result.
@@ -48,6 +52,8 @@ class Objective(ABC):
         learns: whether its values are accuracies of trainings on the user's data. Then a surrogate can learn them: the
             strategy "surrogate" serves it, and decides who goes on from a rung. One that depends on accuracy and on
             something else leaves this False, and `estimates_of` decides.
+        needs_training: whether candidates must be trained to have a value. Where they need not, a run trains only if it
+            is asked to.
         default_strategy: who proposes candidates if nobody is named.
         stand_in_data: what is trained on where the user gives no data.
         goal: the best within the budget, or the front.
@@ -60,6 +66,7 @@ class Objective(ABC):
     axis: ClassVar[str]
     is_imagenet_top1: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    needs_training: ClassVar[bool] = True
     default_strategy: ClassVar[str] = "evolution"
     stand_in_data: ClassVar[str] = "formula"
 
@@ -84,11 +91,7 @@ class Objective(ABC):
 
     def before_training(self, configs: Sequence[LowFormerConfig]) -> Floats:
         """(n,) an estimate in points, which evolution maximizes."""
-        return self.prior.imagenet_top1(configs)
-
-    def excluded(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
-        """(n,) which configurations `before_training` knows too little of to propose them."""
-        return self.prior.beyond(configs)
+        return self.prior.quantile(configs, LOWER_QUANTILE)
 
     # --- of what was trained
 

@@ -9,6 +9,7 @@ from ..feasible_pool import FeasiblePool
 from ..trials.candidate import Candidate
 from ..trials.history import History
 from ..trials.records import EvaluationResult
+from .base import LOWER_QUANTILE as LOWER_QUANTILE
 from .base import Objective
 from .estimates import Estimates, PriorEstimates, TrainedCandidate
 from .run_surrogate import RunSurrogate
@@ -33,6 +34,7 @@ class ImageNetPrior(Objective):
     label = "ImageNet top-1 %, estimated"
     axis = "ImageNet top-1, estimated (%)"
     is_imagenet_top1 = True
+    needs_training = False
 
     def estimates_of(
         self, trained: Sequence[TrainedCandidate], learned: Mapping[str, float] | None = None

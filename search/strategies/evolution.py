@@ -48,7 +48,7 @@ class Evolution(Strategy):
         parents = objective.leaders(history, state.surrogate, pool)[:PARENTS]
         if not parents:
             return None
-        configs, origin = pool.mutants(parents, rng, DRAWN, objective.excluded)
+        configs, origin = pool.mutants(parents, rng, DRAWN)
         fresh = [i for i, config in enumerate(configs) if config.id not in history.tried]
         if not fresh:
             return None
