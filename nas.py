@@ -207,7 +207,8 @@ def _print_dry_run(given: dict[str, Any], profiles: Path | None, earlier: Path |
     print(f"space:     {settings.space}, {plan.size:.2e} combinations; {share}")
     extremes = f"{plan.fastest_ms:.3g} to {plan.slowest_ms:.3g} ms"
     print(f"latency:   {extremes}, fastest to slowest (quantile {settings.confidence:g} of the prediction)")
-    print(f"trainings: {plan.trainings:.3g}, with {settings.workers} workers; about {duration_text(plan.expected_s)}")
+    trainings = f"{plan.trainings:.3g}, with {settings.workers} workers" if plan.trainings else "none (see --data)"
+    print(f"trainings: {trainings}; about {duration_text(plan.expected_s)}")
 
 
 def _target(name: str | None) -> Target:

@@ -1,14 +1,15 @@
 """One search from top to bottom, given its settings and parts. `api` finds the parts by their names.
 
-Candidates within the budget are found by evolution; where the device is at hand a few are measured first; the trainings
-are planned; trials run; the best are measured, and the answer is chosen. Everything is left in the run folder.
+Candidates within the budget are found by evolution; where the device is at hand a few are measured first. Then
+trainings are planned and trials run, or, where nothing trains, the best predicted networks are kept. The best are
+measured, and the answer is chosen. Everything is left in the run folder.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from ..evaluators.data.sources import Data
 from ..evaluators.tasks import Task
 from ..predictors.accuracy.prior import AccuracyPrior
+from ..search_space.config import LowFormerConfig
 from ..search_space.presets import PRESETS
 from ..search_space.space import SearchSpace
 from .feasible_pool import (
@@ -35,6 +37,7 @@ from .latency.tracker import ANCHORS, LatencyTracker
 from .loop import Callback, TrainingSetup, TrialLoop
 from .objectives import Objective, make_objective
 from .objectives.run_surrogate import RunSurrogate
+from .predicted import PredictedNetworks
 from .randomness import stream
 from .results.answer import conclude
 from .results.search_result import SearchResult
@@ -52,6 +55,7 @@ from .trials.recorder import TrialRecorder
 from .trials.run_folder import RunFolder, write_text
 from .trials.status import Progress, Reporter
 
+PREDICTING_S = 30.0  # finding and exporting, where nothing trains
 OVERHEAD_S = 45.0  # proposing, timing the proxy, starting workers, exporting
 # The budget of a front without one is by so much above the slowest candidate: by what rounding may take away, or where
 # measurements may show that the device is slower than predicted, by what that may be.
@@ -102,11 +106,11 @@ class Parts:
 def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) -> SearchResult:
     """Searches, leaving everything in the run folder.
 
-    With `resume` it goes on with the run in `settings.run`, whose plan of the trainings is kept.
+    With `resume` it goes on with the run in `settings.run`; whether that trains, and as planned how, stays.
 
     Raises:
         ValueError: the request is wrong: a budget below the fastest model (NothingFits), a run that exists or that
-            another process works on.
+            another process works on, an `evaluate` for a run that was started without trainings.
         OSError: the run folder cannot be written.
         RuntimeError: every candidate failed.
     """
@@ -116,8 +120,10 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
     with RunFolder.open(settings.run, resume=resume) as run:
         if resume:
             _check_resumable(settings, parts, run)
-        expected = settings.trials + second_seeds(rungs, settings.trials, settings.repeats)
-        report = Reporter(parts.progress, expected, started)
+        training = _trains(settings, parts, objective, run.about)
+        again = second_seeds(rungs, settings.trials, settings.repeats) if training else 0
+        controls = _controls(settings, parts, objective) if training else ()
+        report = Reporter(parts.progress, settings.trials + again + len(controls), started)
         report("propose")
         run.log.info(
             "%s: %s within %g ms", "resumed" if resume else "started", settings.target, settings.latency_budget_ms
@@ -133,21 +139,34 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         found = pool.found
         run.log.info("scored %d configurations, %d of them feasible and distinct", found.scored, len(found.configs))
         if not resume:
-            report("plan")
-            _plan(settings, parts, objective, rungs, found, run)
-        state, recorder = _state(settings, run, objective, pool, rungs)
-        schedule = Schedule(strategy, state, settings.repeats)
-        loop = TrialLoop(settings, run, recorder, schedule, rungs, latency, report, started, parts.callback)
-        recorder.reconcile()
-        proxy = run.about.get("proxy", {})
-        data, task = _data(settings, parts, objective), _task(settings, parts)
-        share = candidate_data if parts.evaluate is train_candidate else None
-        stopped = loop.train(TrainingSetup(parts.evaluate, proxy, data, task, share))
-        result = conclude(
-            settings, run, state, latency, report, started, interrupted=stopped, measure=not loop.cut_short
-        )
-        report("done", recorder.history.results.values())
+            _plan(settings, parts, objective, rungs, found, run, report, trains=training)
+        history = History()
+        surrogate = RunSurrogate(pool.space, history, rungs.count)
+        state = SearchState(history, pool, objective, surrogate, rungs.count, settings.trials, settings.seed)
+        cut_short = False
+        if training:
+            recorder = _recorder(settings, run, state)
+            schedule = Schedule(strategy, state, settings.repeats, controls)
+            loop = TrialLoop(settings, run, recorder, schedule, rungs, latency, report, started, parts.callback)
+            recorder.reconcile()
+            stopped = loop.train(_setup(settings, parts, objective, run))
+            cut_short = loop.cut_short
+        else:
+            stopped = PredictedNetworks(settings, run, state, latency, report, parts.callback).keep()
+        result = conclude(settings, run, state, latency, report, started, interrupted=stopped, measure=not cut_short)
+        report("done", history.results.values())
         return result
+
+
+def _trains(settings: SearchSettings, parts: Parts, objective: Objective, about: Mapping[str, Any]) -> bool:
+    """Whether candidates are trained; a run that goes on keeps to what `about`, its run.json, says."""
+    own = parts.evaluate is not train_candidate
+    if not about:
+        return settings.trains or objective.needs_training or own
+    stored = bool(about.get("trains", True))
+    if own and not stored:
+        raise ValueError("evaluate: the run was started without trainings; search anew to have some")
+    return stored
 
 
 def resolve_choices(
@@ -165,7 +184,7 @@ def resolve_choices(
         objective or settings.objective,
         on_data=settings.data is not None,
         front=settings.pareto,
-        prior=prior or AccuracyPrior(),
+        prior=prior or AccuracyPrior.load(),
         task=settings.task if task is None else task,
     )
     proposes = make_strategy(strategy or settings.strategy or made.default_strategy)
@@ -175,6 +194,12 @@ def resolve_choices(
 
 def _data(settings: SearchSettings, parts: Parts, objective: Objective) -> Data:
     return parts.data if parts.data is not None else settings.data or objective.stand_in_data
+
+
+def _controls(settings: SearchSettings, parts: Parts, objective: Objective) -> Sequence[LowFormerConfig]:
+    """What trains beside the candidates; nothing on the user's data, which says nothing of what was published."""
+    on_data = settings.data is not None or parts.data is not None
+    return () if on_data else objective.controls(max(parts.space.choices.resolution))
 
 
 def _task(settings: SearchSettings, parts: Parts) -> str | Task:
@@ -207,6 +232,9 @@ def _pool(
     Where measurements of a resumed run say that nothing fits any more, what was trained is concluded all the same.
     """
 
+    sizes = [preset.replace(resolution=pixels) for preset in PRESETS.values() for pixels in space.choices.resolution]
+    published = [config for config in sizes if config in space]
+
     def find(use: BudgetUse) -> FeasibleSet:
         return evolve(
             space,
@@ -216,7 +244,7 @@ def _pool(
             stream(settings.seed, "front"),
             confidence=settings.confidence,
             evaluations=settings.evaluations,
-            seeds=[preset for preset in PRESETS.values() if preset in space],
+            seeds=published,
             latency=use.latency,
         )
 
@@ -250,14 +278,28 @@ def _measure_anchors(
 
 
 def _plan(
-    settings: SearchSettings, parts: Parts, objective: Objective, rungs: Rungs, found: FeasibleSet, run: RunFolder
+    settings: SearchSettings,
+    parts: Parts,
+    objective: Objective,
+    rungs: Rungs,
+    found: FeasibleSet,
+    run: RunFolder,
+    report: Reporter,
+    *,
+    trains: bool,
 ) -> None:
-    """Plans the trainings, and writes run.json."""
+    """Plans the trainings, if there are to be any, and writes run.json."""
+    about = {"trains": trains, "scored": found.scored, "space": _content(parts.space), **(parts.about or {})}
+    if not trains:
+        run.write_about(settings, proxy={}, **about)
+        return
+    report("plan")
+    controls = _controls(settings, parts, objective)
     with open_caller(settings, run.log) as call:
         request = PlanRequest(
             settings,
-            typical_candidates(found, settings.trials, objective.goal),
-            whole_trainings(rungs, settings.trials, settings.repeats),
+            typical_candidates(found, settings.trials, objective.goal, controls),
+            whole_trainings(rungs, settings.trials, settings.repeats, len(controls)),
             _data(settings, parts, objective),
             _task(settings, parts),
             call,
@@ -265,28 +307,22 @@ def _plan(
         proxy = dict(parts.plan(request))
     if (card := proxy.pop("data_card", None)) is not None:
         write_text(run.path / "data_card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
-    run.write_about(
-        settings,
-        proxy=proxy,
-        scored=found.scored,
-        study=study_name(settings.storage, run.path),
-        space=_content(parts.space),
-        **(parts.about or {}),
-    )
+    run.write_about(settings, proxy=proxy, study=study_name(settings.storage, run.path), **about)
 
 
-def _state(
-    settings: SearchSettings, run: RunFolder, objective: Objective, pool: FeasiblePool, rungs: Rungs
-) -> tuple[SearchState, TrialRecorder]:
-    """What strategies decide by, empty as yet, and who fills it."""
-    history = History()
+def _recorder(settings: SearchSettings, run: RunFolder, state: SearchState) -> TrialRecorder:
+    """Who fills the state's history, and keeps the Optuna study."""
     url = settings.storage or f"sqlite:///{(run.path / 'study.db').resolve()}"
-    name = str(run.about.get("study", "lownas"))
-    study = OptunaStudy(url, name, pool.space, objective.goal.directions, settings.seed, run.log)
-    recorder = TrialRecorder(run, study, history, settings.latency_budget_ms, objective.goal.told)
-    surrogate = RunSurrogate(pool.space, history, rungs.count)
-    state = SearchState(history, pool, objective, surrogate, rungs.count, settings.trials, settings.seed)
-    return state, recorder
+    name, goal = str(run.about.get("study", "lownas")), state.objective.goal
+    study = OptunaStudy(url, name, state.pool.space, goal.directions, settings.seed, run.log)
+    return TrialRecorder(run, study, state.history, settings.latency_budget_ms, goal.told)
+
+
+def _setup(settings: SearchSettings, parts: Parts, objective: Objective, run: RunFolder) -> TrainingSetup:
+    """How candidates train, as run.json has it."""
+    data, task = _data(settings, parts, objective), _task(settings, parts)
+    share = candidate_data if parts.evaluate is train_candidate else None
+    return TrainingSetup(parts.evaluate, run.about.get("proxy", {}), data, task, share)
 
 
 # --- without searching
@@ -300,8 +336,8 @@ class DryRun:
         size: points of the space.
         feasible_share: share of random samples within the budget.
         fastest_ms, slowest_ms: latency quantiles of the fastest and the slowest model.
-        trainings: what it costs, in whole trainings.
-        expected_s: how long it takes.
+        trainings: what it costs, in whole trainings; 0 where nothing trains.
+        expected_s: how long it takes, without measuring on the device.
     """
 
     size: int
@@ -322,14 +358,15 @@ def describe_search(settings: SearchSettings, parts: Parts) -> DryRun:
     limits = Limits(settings, parts.also)
     use = BudgetUse(predictor, limits, settings.latency_budget_ms)
     check_budget(space, use, settings.latency_budget_ms, rng, confidence=confidence, limits=str(limits))
-    _, _, rungs = resolve_choices(settings, parts.strategy, parts.objective, parts.task, parts.prior)
+    objective, _, rungs = resolve_choices(settings, parts.strategy, parts.objective, parts.task, parts.prior)
+    trains, controls = _trains(settings, parts, objective, {}), len(_controls(settings, parts, objective))
     return DryRun(
         size=space.size,
         feasible_share=feasible_share(space, use, settings.latency_budget_ms, rng, confidence=confidence),
         fastest_ms=fastest(space, predictor, rng, confidence=confidence)[1],
         slowest_ms=slowest(space, predictor, rng, confidence=confidence)[1],
-        trainings=whole_trainings(rungs, settings.trials, settings.repeats),
-        expected_s=OVERHEAD_S + training_budget_s(settings),
+        trainings=whole_trainings(rungs, settings.trials, settings.repeats, controls) if trains else 0.0,
+        expected_s=OVERHEAD_S + training_budget_s(settings) if trains else PREDICTING_S,
     )
 
 

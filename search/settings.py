@@ -94,7 +94,7 @@ class SearchSettings(BaseModel):
         Option(
             "What to train on: imagefolder:DIR, arrays:PATH, hf:NAME, cifar10:PATH, ...",
             _ACCURACY,
-            default="none: the ImageNet prior ranks",
+            default="none: ImageNet top-1 is predicted, nothing trains",
         ),
     ] = None
     task: Annotated[str, Option("What the network is to do with an image.", _ACCURACY)] = "classification"
@@ -107,7 +107,8 @@ class SearchSettings(BaseModel):
         ),
     ] = None
     proxy_budget_s: Annotated[
-        _Positive | None, Option("Time for all proxy trainings together.", _ACCURACY, "seconds", "6m")
+        _Positive | None,
+        Option("Time for all proxy trainings together; without --data: train, too.", _ACCURACY, "seconds", "6m"),
     ] = None
     proxy_epochs: Annotated[
         int | None, Option("Pins the epochs of a proxy training.", _ACCURACY, default="chosen for the time")
@@ -138,7 +139,9 @@ class SearchSettings(BaseModel):
             default="surrogate with --data, else evolution",
         ),
     ] = None
-    trials: Annotated[int, Option("Distinct candidates to train.", _SEARCH, changeable=True)] = Field(default=16, ge=1)
+    trials: Annotated[
+        int, Option("Distinct candidates to train, or to keep where nothing trains.", _SEARCH, changeable=True)
+    ] = Field(default=16, ge=1)
     time_budget_s: Annotated[
         _Positive | None,
         Option("No training starts that would end later: 5m, 2h.", _SEARCH, "seconds", changeable=True),
@@ -179,6 +182,12 @@ class SearchSettings(BaseModel):
     finalists: Annotated[
         int, Option("How many of the best are measured where the target is at hand.", _CODE, changeable=True)
     ] = Field(default=3, ge=1)
+
+    @property
+    def trains(self) -> bool:
+        """Whether trainings are asked for: there is data, or an option that only means something for trainings."""
+        asked = (self.data, self.proxy_budget_s, self.proxy_epochs, self.init_from, self.rungs, self.strategy)
+        return any(value is not None for value in asked)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -78,6 +78,7 @@ LAYERS = {
         strategies  latency  training
         results
         loop
+        predicted
         run_search
         devices
         api

@@ -1,4 +1,4 @@
-"""What a search found, as data: the answer, the front, all trained candidates."""
+"""What a search found, as data: the answer, the front, all candidates."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SearchFindings:
         run: the run folder.
         settings: of the search.
         objective: what was maximized.
-        answer: the best candidate within the budget, or None (nothing was trained, or nothing fits when measured).
-        candidates: all trained candidates, the best objective first.
+        answer: the best candidate within the budget, or None (there are none yet, or nothing fits when measured).
+        candidates: all that were trained, or where nothing trains the best predicted ones; the best objective first.
         agreement: of proxy trainings with two seeds, measured in this run.
         notes: what a reader must know, in plain sentences.
         counts: how many results of each status there are.
@@ -52,6 +52,11 @@ class SearchFindings:
         return f"{settings.target} within {settings.latency_budget_ms:.4g} ms{self.objective.goal.title}"
 
     @property
+    def trained(self) -> bool:
+        """Whether any candidate was trained; else all are predicted only."""
+        return any(candidate.seeds for candidate in self.candidates)
+
+    @property
     def front(self) -> list[Candidate]:
         """The candidates within the budget that no other one beats in objective without being slower, fastest first."""
         return pareto_front(self.candidates, self.settings.latency_budget_ms)
@@ -62,7 +67,7 @@ class SearchFindings:
         return self.objective.goal.shown(self.candidates, self.answer, self.settings.latency_budget_ms)
 
     def to_records(self) -> list[dict[str, Any]]:
-        """One flat mapping for each trained candidate, the best first: `pandas.DataFrame(result.to_records())`."""
+        """One flat mapping for each candidate, the best first: `pandas.DataFrame(result.to_records())`."""
         front = {candidate.config.id for candidate in self.front}
         records = []
         for candidate in self.candidates:
@@ -81,6 +86,7 @@ class SearchFindings:
             "latency_budget_ms": self.settings.latency_budget_ms,
             "confidence": self.settings.confidence,
             "data": self.settings.data,
+            "objective": self.objective.name,
             "answer": self.answer.to_dict() if self.answer else None,
             "front": [candidate.config.id for candidate in self.front],
             "candidates": [candidate.to_dict() for candidate in self.candidates],

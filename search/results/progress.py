@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from ...predictors.latency.calibration import Progress as CalibrationProgress
 from ..quantities import duration_text
+from ..trials.records import EvaluationResult
 from ..trials.status import Phase, SearchStatus
 
 _PHASES: Mapping[Phase, str] = {
@@ -48,7 +49,7 @@ class SearchProgress:
         failed = f", {status.failed} failed" if status.failed else ""
         best = ""
         if status.best is not None:
-            best = f"best {status.best.objective:.1f} % at {status.best.latency_ms:.3g} ms{failed}"
+            best = f"best {_accuracy(status.best)} at {status.best.latency_ms:.3g} ms{failed}"
         self._progress.update(
             self._task,
             description=_PHASES[status.phase],
@@ -57,6 +58,14 @@ class SearchProgress:
             best=best or failed.removeprefix(", "),
             left=f"about {duration_text(status.left_s)} left" if status.left_s and status.phase == "train" else "",
         )
+
+
+def _accuracy(result: EvaluationResult) -> str:
+    """What was maximized, in percent; of a network that was predicted only the estimate with its interval."""
+    low, high = result.details.get("low_top1"), result.details.get("high_top1")
+    if result.status != "predicted" or low is None or high is None:
+        return f"{result.objective:.1f} %"
+    return f"{result.prior_top1:.1f} % ({low:.1f} to {high:.1f})"
 
 
 class CalibrationBar:

@@ -17,7 +17,7 @@ class PublishedRow:
     Attributes:
         name: of the preset.
         top1: published ImageNet top-1 in percent, at the preset's resolution; None if none is published.
-        prior_top1: what the prior expects of it.
+        prior_top1, low_top1, high_top1: what the prior expects of it, and the interval of that at coverage 0.9.
         latency_ms, low_ms, high_ms: predicted for the run's target.
         params, macs: its costs.
     """
@@ -25,6 +25,8 @@ class PublishedRow:
     name: str
     top1: float | None
     prior_top1: float
+    low_top1: float
+    high_top1: float
     latency_ms: float
     low_ms: float
     high_ms: float
@@ -34,11 +36,11 @@ class PublishedRow:
 
 def published_rows(predictor: Predictor, prior: AccuracyPrior | None = None) -> list[PublishedRow]:
     """The published models, the fastest first."""
-    prior = prior or AccuracyPrior()
+    prior = prior or AccuracyPrior.load()
     names, configs = list(PRESETS), list(PRESETS.values())
     rows = []
-    for name, config, top1, latency in zip(
-        names, configs, prior.imagenet_top1(configs), predictor.predict(configs), strict=True
+    for name, config, expected, latency in zip(
+        names, configs, prior.predict(configs, coverage=0.9), predictor.predict(configs), strict=True
     ):
         graph = op_graph(config)
         published = PUBLISHED[name].top1.get(config.resolution) if name in PUBLISHED else None
@@ -46,7 +48,9 @@ def published_rows(predictor: Predictor, prior: AccuracyPrior | None = None) -> 
             PublishedRow(
                 name,
                 published,
-                float(top1),
+                expected.top1,
+                expected.low_top1,
+                expected.high_top1,
                 float(latency.latency_ms),
                 float(latency.low_ms),
                 float(latency.high_ms),

@@ -11,11 +11,13 @@ from ..trials.run_folder import write_text
 from .findings import SearchFindings
 from .published import PublishedRow, published_rows
 
+_Intervals = Sequence[tuple[float, float, float]]  # a value and the ends of its interval, for each point
+
 
 def write_report(result: SearchFindings, published: Sequence[PublishedRow] | None = None) -> Path:
     """Writes report.html into the run folder; gives its path.
 
-    It shows the objective against latency, the candidates, and the published models (None: under the run's predictor).
+    It shows accuracy against latency, the candidates, and the published models (None: under the run's predictor).
     """
     import jinja2
 
@@ -43,33 +45,46 @@ def _figure(result: SearchFindings, published: Sequence[PublishedRow]) -> str:
     for source in ("predicted", "measured"):
         shown = [candidate for candidate in result.candidates if candidate.latency_source == source]
         if shown:
-            figure.add_trace(_points(shown, source))
+            figure.add_trace(_points(shown, source, top1=result.objective.is_imagenet_top1))
     front = result.front
     figure.add_trace(
         go.Scatter(
             x=[candidate.latency_ms for candidate in front],
-            y=[candidate.objective for candidate in front],
+            y=[_height(candidate, result.objective.is_imagenet_top1) for candidate in front],
             mode="lines",
             name="Pareto front",
             line={"shape": "hv", "dash": "dot"},
         )
     )
     if published and result.objective.is_imagenet_top1:
+        known = [(row, row.top1) for row in published if row.top1 is not None]
+        intervals = [(row.prior_top1, row.low_top1, row.high_top1) for row in published]
         figure.add_trace(
             go.Scatter(
                 x=[row.latency_ms for row in published],
                 y=[row.prior_top1 for row in published],
+                error_y=_bars(intervals),
                 text=[row.name for row in published],
                 mode="markers",
-                name="published models (prior)",
+                name="published models, estimated",
                 marker={"symbol": "diamond-open"},
+            )
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=[row.latency_ms for row, _ in known],
+                y=[top1 for _, top1 in known],
+                text=[row.name for row, _ in known],
+                mode="markers",
+                name="published models, published top-1",
+                marker={"symbol": "diamond"},
             )
         )
     if result.answer is not None:
         figure.add_trace(
             go.Scatter(
                 x=[result.answer.latency_ms],
-                y=[result.answer.objective],
+                y=[_height(result.answer, result.objective.is_imagenet_top1)],
                 text=[result.answer.config.id],
                 mode="markers",
                 name="answer",
@@ -87,20 +102,32 @@ def _figure(result: SearchFindings, published: Sequence[PublishedRow]) -> str:
     return html
 
 
-def _points(candidates: Sequence[Candidate], name: str) -> object:
+def _height(candidate: Candidate, top1: bool) -> float:
+    """Where a candidate stands: at the estimate of ImageNet top-1, or at what was maximized."""
+    return candidate.prior_top1 if top1 else candidate.objective
+
+
+def _points(candidates: Sequence[Candidate], source: str, *, top1: bool) -> object:
     import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
 
+    intervals = [(candidate.prior_top1, candidate.low_top1, candidate.high_top1) for candidate in candidates]
     return go.Scatter(
         x=[candidate.latency_ms for candidate in candidates],
-        y=[candidate.objective for candidate in candidates],
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [candidate.high_ms - candidate.latency_ms for candidate in candidates],
-            "arrayminus": [candidate.latency_ms - candidate.low_ms for candidate in candidates],
-            "thickness": 1,
-        },
-        text=[f"{candidate.config.id} (trial {candidate.trial})" for candidate in candidates],
+        y=[_height(candidate, top1) for candidate in candidates],
+        error_x=_bars([(candidate.latency_ms, candidate.low_ms, candidate.high_ms) for candidate in candidates]),
+        error_y=_bars(intervals) if top1 else None,
+        text=[f"{candidate.config.id} (number {candidate.trial})" for candidate in candidates],
         mode="markers",
-        name=name,
+        name=f"candidates, latency {source}",
     )
+
+
+def _bars(intervals: _Intervals) -> dict[str, object]:
+    """Error bars for plotly."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, _, high in intervals],
+        "arrayminus": [value - low for value, low, _ in intervals],
+        "thickness": 1,
+    }

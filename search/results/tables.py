@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 
 from ...predictors import LatencyPrediction, Target
@@ -17,17 +18,21 @@ if TYPE_CHECKING:
 
 
 def result_table(result: SearchResult, published: Sequence[PublishedRow] = ()) -> Table:
-    """The answer and the next best, or the front; and the published models beside them, the fastest of these first."""
+    """The answer and the next best, or the front; and the published models beside them, the fastest of these first.
+
+    Of ImageNet top-1 it shows the estimate and its interval, of anything else what was maximized.
+    """
     top1 = result.objective.is_imagenet_top1
-    table = Table(title=result.title)
-    table.add_column("model")
-    table.add_column(result.objective.label, justify="right")
-    table.add_column("published %", justify="right")
-    table.add_column("latency ms", justify="right")
-    table.add_column("interval", justify="right")
-    table.add_column("", justify="left")
-    table.add_column("params M", justify="right")
-    table.add_column("MACs M", justify="right")
+    table = Table(title=result.title, box=box.SIMPLE)
+    table.add_column("model", no_wrap=True)
+    table.add_column("ImageNet\ntop-1 %" if top1 else result.objective.label, justify="right")
+    if top1:
+        table.add_column("90 %\ninterval", justify="right", no_wrap=True)
+    table.add_column("published\ntop-1 %", justify="right")
+    table.add_column("latency\nms", justify="right")
+    table.add_column("90 %\ninterval", justify="right", no_wrap=True)
+    table.add_column("params\nM", justify="right")
+    table.add_column("MACs\nM", justify="right")
     for candidate in result.shown:
         table.add_row(*_cells(candidate, top1), style="bold green" if candidate == result.answer else None)
     if published:
@@ -35,26 +40,33 @@ def result_table(result: SearchResult, published: Sequence[PublishedRow] = ()) -
     for row in published:
         table.add_row(
             row.name,
-            f"{row.prior_top1:.1f} (prior)" if top1 else "",
+            f"{row.prior_top1:.1f}" if top1 else "",
+            *([f"{row.low_top1:.1f} to {row.high_top1:.1f}"] if top1 else []),
             f"{row.top1:.1f}" if row.top1 is not None else "",
             f"{row.latency_ms:.3g}",
             f"{row.low_ms:.3g} to {row.high_ms:.3g}",
-            "predicted",
             f"{row.params / 1e6:.1f}",
             f"{row.macs / 1e6:.0f}",
         )
+    legend = []
+    if top1 and any(candidate.extrapolated for candidate in result.shown):
+        legend.append("* outside of what was published: the estimate is extrapolated")
+    if any(candidate.latency_source == "measured" for candidate in result.shown):
+        legend.append("m: latency measured, and its range")
+    table.caption = "; ".join(legend) or None
     return table
 
 
 def _cells(candidate: Candidate, top1: bool) -> list[str]:
-    extrapolated = candidate.extrapolated and top1
+    shown = f"{candidate.prior_top1:.1f}{'*' if candidate.extrapolated else ''}"
+    measured = " m" if candidate.latency_source == "measured" else ""
     return [
         candidate.config.id,
-        f"{candidate.objective:.1f}{'*' if extrapolated else ''}",
+        shown if top1 else f"{candidate.objective:.1f}",
+        *([f"{candidate.low_top1:.1f} to {candidate.high_top1:.1f}"] if top1 else []),
         "",
-        f"{candidate.latency_ms:.3g}",
+        f"{candidate.latency_ms:.3g}{measured}",
         f"{candidate.low_ms:.3g} to {candidate.high_ms:.3g}",
-        candidate.latency_source,
         f"{candidate.params / 1e6:.1f}",
         f"{candidate.macs / 1e6:.0f}",
     ]

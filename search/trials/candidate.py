@@ -1,4 +1,4 @@
-"""A trained candidate as known when its search ended."""
+"""A candidate as known when its search ended: trained, or predicted only."""
 
 from __future__ import annotations
 
@@ -14,28 +14,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trained candidate, as known when the search ended.
+    """A candidate, as known when the search ended: trained, or where nothing trains predicted only.
 
     Attributes:
-        trial: of its first training.
+        trial: of its first training; where it was predicted only, its number in results.jsonl.
         config: its architecture.
-        objective: what was maximized, in percent.
-        accuracy: mean proxy accuracy over its seeds, 0 to 1.
-        prior_top1: ImageNet top-1 in percent that the prior expects; `extrapolated` if outside the published models.
+        objective: what was maximized, in percent; where that is ImageNet top-1, a lower quantile of what is expected.
+        accuracy: mean proxy accuracy over its seeds, 0 to 1; None if it was predicted only.
+        prior_top1: ImageNet top-1 in percent that is expected (the median); `extrapolated` if outside what was
+            published.
+        low_top1, high_top1: the interval of that, at coverage 0.9.
+        nearest: the published model that is most like it.
         latency_ms, low_ms, high_ms: measured (median and range of the rounds' medians) or predicted (with the interval
             at coverage 0.9), as `latency_source` says.
         predicted_ms: predicted latency.
         quantile_ms: what is held against the budget: the predicted quantile of the latency, or where it was measured
             what a further round stays below.
         macs, params: multiply-accumulates of one image, and parameters.
-        seeds: with how many seeds it was trained.
+        seeds: with how many seeds it was trained; 0 if it was predicted only.
     """
 
     trial: int
     config: LowFormerConfig
     objective: float
-    accuracy: float
+    accuracy: float | None
     prior_top1: float
+    low_top1: float
+    high_top1: float
+    nearest: str
     extrapolated: bool
     latency_ms: float
     low_ms: float
@@ -62,6 +68,9 @@ class Candidate:
             "accuracy": self.accuracy,
             "seeds": self.seeds,
             "prior_top1": self.prior_top1,
+            "low_top1": self.low_top1,
+            "high_top1": self.high_top1,
+            "nearest": self.nearest,
             "extrapolated": self.extrapolated,
             "latency_ms": self.latency_ms,
             "low_ms": self.low_ms,

@@ -18,8 +18,8 @@ class SearchStatus:
 
     Attributes:
         phase: what it does.
-        done: trials that were trained, at least to a rung.
-        total: trials that there will be.
+        done: trials that were trained, at least to a rung, or networks predicted where nothing trains.
+        total: trials, or networks, that there will be.
         running: trials that train now.
         failed: trials that failed.
         best: the result with the highest objective so far, or None.
@@ -63,8 +63,13 @@ class Reporter:
         """Tells the status; `at_rungs` trials wait at a rung, beside those with `results`."""
         if self._progress is None:
             return
-        complete = [result for result in results if result.status == "complete" and result.objective is not None]
-        done = sum(result.status in ("complete", "pruned") for result in results) + at_rungs
+        final = ("complete", "predicted")
+        known = [
+            result
+            for result in results
+            if result.status in final and result.role != "control" and result.objective is not None
+        ]
+        done = sum(result.status in (*final, "pruned") for result in results) + at_rungs
         self._progress(
             SearchStatus(
                 phase=phase,
@@ -72,7 +77,7 @@ class Reporter:
                 total=max(self._total, done),
                 running=running,
                 failed=sum(result.status == "failed" for result in results),
-                best=max(complete, key=lambda result: result.objective or 0.0, default=None),
+                best=max(known, key=lambda result: result.objective or 0.0, default=None),
                 elapsed_s=time.monotonic() - self._started,
                 left_s=left_s,
             )

@@ -1,0 +1,151 @@
+"""A search where nothing trains: the best predicted networks are kept, and the answer is one of them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lownas.predictors.accuracy.prior import AccuracyPrior
+from lownas.search.api import replay
+from lownas.search.api import search as search_by_name
+from lownas.search.objectives.base import LOWER_QUANTILE
+from lownas.search.results.report import write_report
+from lownas.search.results.search_result import SearchResult
+from lownas.search.run_search import describe_search
+from lownas.search.run_search import run_search as search_with
+from lownas.search.training.proxy import train_candidate
+from lownas.search.trials.run_folder import read_about, read_results
+from lownas.search.trials.status import SearchStatus
+from lownas.search_space.config import LowFormerConfig
+from lownas.search_space.presets import PRESETS
+from lownas.search_space.space import SearchSpace
+
+
+@pytest.fixture
+def predict(settings, parts):
+    """A small search without data: what would train or plan a training is not called."""
+
+    def never(request):
+        raise AssertionError("nothing is planned where nothing trains")
+
+    def run(*, resume=False, space=parts.space, changed=None, **changes) -> SearchResult:
+        given = replace(parts, **{"evaluate": train_candidate, "plan": never, "space": space, **(changed or {})})
+        return search_with(settings(**changes), given, resume=resume)
+
+    return run
+
+
+def test_the_best_predicted_networks_are_kept_and_nothing_trains(predict) -> None:
+    seen: list[SearchStatus] = []
+    outcome = predict(trials=9, changed={"progress": seen.append})
+    results = read_results(outcome.run)
+    assert [result.trial for result in results] == list(range(9))
+    assert {(result.status, result.accuracy, result.seed) for result in results} == {("predicted", None, 0)}
+    assert {result.role for result in results} == {"exploit", "explore"}
+    assert outcome.counts == {"predicted": 9} and len(outcome.candidates) == 9
+    assert not list(outcome.run.glob("study.db*")) and not (outcome.run / "rungs.jsonl").exists()
+    about = read_about(outcome.run)
+    assert about["proxy"] == {} and about["trains"] is False and "study" not in about
+    assert (seen[-1].phase, seen[-1].done, seen[-1].total) == ("done", 9, 9) and seen[-1].best is not None
+    assert any(note.startswith("Nothing was trained") for note in outcome.notes)
+
+
+def test_the_answer_has_the_highest_lower_quantile(predict) -> None:
+    outcome = predict(trials=9)
+    prior = outcome.objective.prior
+    quantile = prior.quantile([candidate.config for candidate in outcome.candidates], LOWER_QUANTILE)
+    assert [candidate.objective for candidate in outcome.candidates] == pytest.approx(quantile.tolist())
+    assert outcome.answer == outcome.candidates[0] and outcome.answer.objective == pytest.approx(quantile.max())
+    assert all(one.low_top1 < one.objective < one.prior_top1 < one.high_top1 for one in outcome.candidates)
+    stored = [json.loads(line) for line in (outcome.run / "results.jsonl").read_text().splitlines()]
+    assert stored[0]["objective"] == pytest.approx(outcome.answer.objective), "the best is the first that is kept"
+    assert {"low_top1", "high_top1", "nearest"} <= set(stored[0]["details"])
+    assert outcome.to_dict()["objective"] == "imagenet"
+    assert all(candidate.quantile_ms <= 0.8 for candidate in outcome.candidates)
+
+
+def test_a_resumed_run_adds_what_a_longer_one_would_have_kept(predict, tmp_path) -> None:
+    predict(trials=4)
+    resumed = predict(trials=10, resume=True)
+    whole = predict(trials=10, run=str(tmp_path / "whole"))
+    kept = [[result.config_id for result in read_results(outcome.run)] for outcome in (resumed, whole)]
+    assert kept[0] == kept[1] and len(set(kept[0])) == 10
+    fewer = predict(trials=4, resume=True)
+    assert len(fewer.candidates) == 10, "what was kept stays"
+    with pytest.raises(ValueError, match="started without trainings"):
+        predict(resume=True, changed={"evaluate": lambda task: 0.5})
+
+
+def test_a_front_is_kept_along_the_latencies(predict) -> None:
+    outcome = predict(trials=8, pareto=True)
+    assert {result.role for result in read_results(outcome.run)} == {"exploit"}
+    latencies = [candidate.latency_ms for candidate in outcome.front]
+    assert len(latencies) >= 4 and latencies[-1] / latencies[0] > 1.5
+
+
+def test_a_callback_ends_it(predict) -> None:
+    outcome = predict(trials=8, changed={"callback": lambda result: result.trial == 2})
+    assert outcome.interrupted and outcome.counts == {"predicted": 3}
+
+
+class Favouring:
+    """The shipped prior, but sure of one network."""
+
+    def __init__(self, favourite: LowFormerConfig) -> None:
+        self._prior, self._favourite = AccuracyPrior.load(), favourite
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prior, name)
+
+    def quantile(self, configs: Sequence[LowFormerConfig], q: float) -> np.ndarray:
+        return self._prior.quantile(configs, q) + 9.0 * np.array([one.id == self._favourite.id for one in configs])
+
+
+def test_a_published_model_that_nothing_beats_is_the_answer(predict, predictor) -> None:
+    b1 = PRESETS["lowformer_b1"].replace(resolution=256)
+    budget_ms = 1.001 * float(predictor.quantile_ms([b1], 0.9)[0])
+    asked = {"space": SearchSpace.load("default"), "latency_budget_ms": budget_ms, "trials": 3, "evaluations": 2000}
+    outcome = predict(**asked, changed={"prior": Favouring(b1)})
+    assert outcome.answer is not None and outcome.answer.config == b1
+    assert any("lowformer_b1 at 256 pixels" in note for note in outcome.notes)
+
+
+def test_the_report_shows_intervals_and_published_accuracies(predict) -> None:
+    outcome = predict(trials=3)
+    text = write_report(outcome).read_text()
+    assert "predicted only" in text and "proxy accuracy" not in text
+    assert f"{outcome.answer.low_top1:.1f} to {outcome.answer.high_top1:.1f}" in text
+    assert "published top-1" in text and '"error_y"' in text
+
+
+def test_what_is_asked_decides_whether_something_trains(settings, parts) -> None:
+    given = replace(parts, evaluate=train_candidate)
+    assert describe_search(settings(), given).trainings == 0
+    for asked in ({"data": "digits"}, {"proxy_budget_s": 60}, {"proxy_epochs": 1}, {"rungs": 2}, {"strategy": "tpe"}):
+        assert settings(**asked).trains and describe_search(settings(**asked), given).trainings > 0
+    assert describe_search(settings(), parts).trainings > 0, "an own evaluation"
+
+
+def test_a_predicted_run_is_replayed_with_trainings(tmp_path: Path) -> None:
+    small = {"space": "tiny", "evaluations": 800, "trials": 2, "repeats": 0, "workers": 0}
+    first = search_by_name("rtx3090", "2ms", run=tmp_path / "first", **small)
+    assert first.counts == {"predicted": 2}
+    again = replay(first.run, run=tmp_path / "again", proxy_budget="5s", evaluate=lambda task: 0.5)
+    assert again.counts["complete"] >= 2 and "predicted" not in again.counts
+
+
+def test_neither_torch_nor_ray_is_loaded(tmp_path: Path) -> None:
+    words = ["--target", "rtx3090", "--latency-budget", "2ms", "--space", "tiny", "--run", str(tmp_path / "run")]
+    code = (
+        f"import sys; from lownas.nas import main; code = main({words!r}); "
+        "sys.exit(code or ', '.join({'torch', 'ray', 'sklearn', 'onnxruntime'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing was trained" in done.stdout and len(read_results(tmp_path / "run")) == 16
