@@ -20,8 +20,7 @@ from ..search_space.space import SearchSpace
 Floats = NDArray[np.float64]
 Score = Callable[[Sequence[LowFormerConfig]], Floats]
 
-# A candidate uses the budget fully if its latency quantile is at least this share of it: a little above the share that
-# an answer must use (`objectives.imagenet_prior.MIN_BUDGET_USE`), as corrections may move it.
+# A candidate uses the budget fully if its latency quantile is at least this share of it.
 FULL_USE = 0.92
 EQUAL_POINTS = 0.25  # points of the score within which candidates count as equally good, and variety decides; at most
 SIZE_SPAN = 12.0  # the smallest candidate trained has about 1/SIZE_SPAN of the MACs of the best one for the budget

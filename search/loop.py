@@ -223,8 +223,12 @@ class TrialLoop:
         return OpenTrial(number, Proposal(config, role, seed), cost)
 
     def _add(self, proposal: Proposal) -> OpenTrial:
-        """Makes a new trial of a proposal."""
+        """Makes a new trial of a proposal; a control gets a number of its own, and is none of the study's."""
         cost = self.latency.cost(proposal.config)
+        if proposal.role == "control":
+            number = self.schedule.next_control()
+            assert number is not None  # the schedule has just proposed it
+            return OpenTrial(number, proposal, cost)
         number = self.recorder.add(proposal, self.latency.excess(proposal.config, cost))
         return OpenTrial(number, proposal, cost)
 
@@ -263,7 +267,7 @@ class TrialLoop:
 
     def _finished_without_training(self, trial: OpenTrial) -> bool:
         """Whether the trial has its result without training: it is over a limit, known already, or kills workers."""
-        if trial.proposal.role == "repeat":
+        if trial.proposal.role in ("repeat", "control"):
             return False
         config = trial.proposal.config
         if reason := self.latency.infeasible(config, trial.cost):
@@ -286,9 +290,9 @@ class TrialLoop:
         return True
 
     def _submit(self, trial: OpenTrial, pool: TrainingPool, training: TrainingSetup) -> None:
-        """Gives the trial to the pool, to be trained up to its next rung; second seeds to the end."""
-        repeat = trial.proposal.role == "repeat"
-        rung = self.rungs.last if repeat else len(self.history.rungs.get(trial.number, ()))
+        """Gives the trial to the pool, to be trained up to its next rung; second seeds and controls to the end."""
+        to_the_end = trial.proposal.role in ("repeat", "control")
+        rung = self.rungs.last if to_the_end else len(self.history.rungs.get(trial.number, ()))
         self._training[trial.number] = rung
         pool.submit(
             TrainingTask(
@@ -373,7 +377,7 @@ class TrialLoop:
         if self.latency.limits:
             excess = {name: round(share, 4) for name, share in self.latency.limits.excess(result.config).items()}
             result = result.model_copy(update={"details": {**result.details, "limits": excess}})
-        if result.status == "complete":
+        if result.status == "complete" and result.role != "control":
             result = result.model_copy(update={"objective": self.objective.reached(result, self.history)})
         self.recorder.write(result)
         if result.status == "failed":
@@ -437,17 +441,20 @@ class TrialLoop:
     def _typical_s(self) -> float:
         """What a training takes, or where there are rungs, the part from one to the next."""
         seconds = [result.seconds for result in self.history.complete()] if self.rungs.count == 1 else []
+        seconds += [result.seconds for result in self.history.controls.values()] if self.rungs.count == 1 else []
         seconds += [entry.seconds for entry in self.history.rung_log]
         return float(np.median(seconds)) if seconds else 0.0
 
     def _report(self, phase: Phase, size: int) -> None:
         if not self.report.wanted:
             return
-        left = self.settings.trials + self.settings.repeats - len(self.history.complete())
+        controls = self.history.controls.values()
+        planned = self.settings.trials + self.schedule.repeats + len(self.schedule.controls)
+        left = planned - len(self.history.complete()) - len(controls)
         typical = self._typical_s()
         left_s = typical * max(left, 0) / max(size, 1) if typical and self.rungs.count == 1 else None
         at_rungs = sum(number in self.history.rungs for number in self._open)
-        self.report(phase, self.history.results.values(), len(self._training), left_s, at_rungs)
+        self.report(phase, [*self.history.results.values(), *controls], len(self._training), left_s, at_rungs)
 
 
 def _travelling_head(config: LowFormerConfig) -> Head | None:

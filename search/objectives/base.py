@@ -95,6 +95,17 @@ class Objective(ABC):
 
     # --- of what was trained
 
+    def controls(self, most_pixels: int) -> Sequence[LowFormerConfig]:
+        """Networks to train beside the candidates, which `estimates` compares trainings by; none by default.
+
+        `most_pixels` is the largest resolution of the space.
+        """
+        return ()
+
+    def expected(self, estimates: Estimates, parent_id: str, configs: Sequence[LowFormerConfig]) -> Floats:
+        """(n,) the value that untrained children of a trained candidate may be expected to have."""
+        return estimates.expected(parent_id, self.prior.imagenet_top1(configs))
+
     def estimates(self, history: History, surrogate: RunSurrogate) -> Estimates:
         """The values as all trainings so far tell."""
         trained = trained_candidates(history.results[number] for number in sorted(history.results))

@@ -55,7 +55,7 @@ class DataAccuracy(Objective):
         return f"proxy {self.label.replace(' %, estimated', '')}, estimated (%)"
 
     def notes_on_answer(self, answer: Candidate) -> list[str]:
-        if self.metric.name == "accuracy":
+        if self.metric.name == "accuracy" or answer.accuracy is None:
             return []
         value = f"{self.metric.from_score(answer.accuracy):.4g} {self.metric.unit}".strip()
         return [f"The short trainings of the answer reached a {self.metric.name} of {value}."]

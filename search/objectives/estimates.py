@@ -23,7 +23,7 @@ class TrainedCandidate:
     Attributes:
         config: its architecture.
         prior_top1: what the ImageNet prior expects of it, in percent.
-        accuracies: of its proxy trainings, 0 to 1, one for each seed.
+        accuracies: of its proxy trainings, 0 to 1, one for each seed; at least one.
     """
 
     config: LowFormerConfig
@@ -84,6 +84,22 @@ class SeedAgreement:
         return cls(len(pairs), tau if np.isfinite(tau) else 0.0, noise)  # not finite: all accuracies are equal
 
 
+@dataclass(frozen=True)
+class Top1Estimate:
+    """ImageNet top-1 of a network, in percent, as it is known in a run.
+
+    Attributes:
+        top1: the median.
+        low_top1, high_top1: the interval at coverage 0.9.
+        lower_top1: the lower quantile that is maximized.
+    """
+
+    top1: float
+    low_top1: float
+    high_top1: float
+    lower_top1: float
+
+
 class Estimates:
     """The objective's values of the trained candidates, in percent, and what it expects of untrained ones.
 
@@ -105,7 +121,7 @@ class Estimates:
         self.agreement = SeedAgreement.of(trained)
         self._values = {name: float(values[name]) for name in self.trained}
         prior = np.array([candidate.prior_top1 for candidate in trained])
-        self._slope, self._intercept = _line(prior, np.array(list(self._values.values())))
+        self._slope, self._intercept = line(prior, np.array(list(self._values.values())))
 
     def value(self, config_id: str) -> float:
         """What is maximized, of a trained candidate."""
@@ -120,17 +136,13 @@ class Estimates:
         departure = self._values[parent_id] - expected
         return self._intercept + self._slope * prior_top1 + INHERITED * departure
 
-
-class PriorEstimates(Estimates):
-    """Estimates where what is maximized is the prior itself."""
-
-    def __init__(self, trained: Sequence[TrainedCandidate]) -> None:
-        super().__init__(trained, {candidate.config_id: candidate.prior_top1 for candidate in trained})
-        self._slope, self._intercept = 1.0, 0.0
+    def top1(self, config_id: str) -> Top1Estimate | None:
+        """ImageNet top-1 of a trained candidate where that is maximized, else None."""
+        return None
 
 
-def _line(prior: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[float, float]:
-    """Slope (not negative) and intercept of values over prior."""
+def line(prior: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope (not negative) and intercept of (n,) values over (n,) prior."""
     if len(prior) == 0:
         return 0.0, 0.0
     centred = prior - prior.mean()

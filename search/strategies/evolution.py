@@ -53,10 +53,11 @@ class Evolution(Strategy):
         if not fresh:
             return None
         configs, origin = [configs[i] for i in fresh], origin[fresh]
-        prior_top1 = objective.prior.imagenet_top1(configs)
         expected = np.empty(len(configs))
         for index, parent in enumerate(parents):
-            expected[origin == index] = estimates.expected(parent.id, prior_top1[origin == index])
+            own = np.flatnonzero(origin == index)
+            if len(own):
+                expected[own] = objective.expected(estimates, parent.id, [configs[i] for i in own])
         by_id = {config.id: config for config in history.configs()}
         seen = np.array([estimates.value(name) for name in estimates.trained])
         seen_configs = [by_id[name] for name in estimates.trained]

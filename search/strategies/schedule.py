@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from ...search_space.config import LowFormerConfig
 from ..feasible_pool import FeasibleSet
-from ..objectives.goal import Goal
+from ..objectives.goal import Goal, evenly
 from ..randomness import stream, training_seed
-from ..trials.records import EvaluationResult, Proposal, Role
+from ..trials.records import FIRST_CONTROL, EvaluationResult, Proposal, Role
 from .base import SearchState, Strategy
 from .evolution import division
 from .rungs import Rungs
@@ -22,12 +22,21 @@ class Schedule:
     """Turns a strategy's suggestions into the trials of a run.
 
     A run has some candidates that span the sizes and some that evolution finds best for the budget (the strategy's
-    opening), then those that its strategy proposes, and a few that are trained again with a second seed.
+    opening), then those that its strategy proposes, and a few that are trained again with a second seed. Where the
+    objective compares by controls, these come first of all; then half of the second seeds are theirs.
+
+    Attributes:
+        controls: networks to train beside the candidates, the second seeds among them, in the order of their numbers.
+        repeats: how many candidates are trained with a second seed.
     """
 
-    def __init__(self, strategy: Strategy, state: SearchState, repeats: int) -> None:
-        """`repeats` candidates are trained with a second seed."""
-        self.strategy, self.state, self.repeats = strategy, state, repeats
+    def __init__(
+        self, strategy: Strategy, state: SearchState, repeats: int, controls: Sequence[LowFormerConfig] = ()
+    ) -> None:
+        """`repeats` networks are trained with a second seed, `controls` before all candidates."""
+        again = min(repeats // 2, len(controls))
+        self.strategy, self.state, self.repeats = strategy, state, repeats - again
+        self.controls = [*controls, *(controls[i] for i in _spread_over(len(controls))[:again])]
 
     @property
     def _hopeless(self) -> bool:
@@ -36,10 +45,12 @@ class Schedule:
         return self.state.history.statuses["failed"] > allowed
 
     def propose(self, number: int) -> Proposal | None:
-        """The candidate for trial `number`; None if there is none (now)."""
+        """The candidate for trial `number`, or a control, which is no trial; None if there is none (now)."""
         if self._hopeless or self.state.pool.nothing_fits:
             return None
         count, pool = self.state.history.roles, self.state.pool
+        if (control := self.next_control()) is not None:
+            return Proposal(self.controls[control - FIRST_CONTROL], "control", training_seed(self.state.seed, control))
         opening = self.strategy.opening(self.state)
         chosen = sum(count[role] for role in ("explore", "exploit", "child", "sampled", "enqueued"))
         if count["explore"] < opening.explore:
@@ -63,12 +74,19 @@ class Schedule:
         seed = training_seed(self.state.seed, number)
         return Proposal(suggestion.config, self.strategy.role, seed, suggestion.attrs)
 
+    def next_control(self) -> int | None:
+        """The number of the control to train next, from `FIRST_CONTROL` on; None if all are trained or under way."""
+        history = self.state.history
+        numbers = range(FIRST_CONTROL, FIRST_CONTROL + len(self.controls))
+        return next((n for n in numbers if n not in history.controls and n not in history.open), None)
+
     def _proposal(self, config: LowFormerConfig | None, role: Role, number: int) -> Proposal | None:
         return None if config is None else Proposal(config, role, training_seed(self.state.seed, number))
 
     def _second_seed(self, number: int) -> Proposal | None:
         """A candidate to train again once all others are trained; with rungs the loop says when (`repeat`)."""
-        if self.state.rung_count > 1 or any(proposal.role != "repeat" for proposal in self.state.history.open.values()):
+        others = (proposal.role not in ("repeat", "control") for proposal in self.state.history.open.values())
+        if self.state.rung_count > 1 or any(others):
             return None
         return self.second_seed(number)
 
@@ -103,13 +121,26 @@ def second_seeds(rungs: Rungs, trials: int, repeats: int) -> int:
     return min(repeats, rungs.reach_end(trials))
 
 
-def whole_trainings(rungs: Rungs, trials: int, repeats: int) -> float:
+def _spread_over(count: int) -> list[int]:
+    """All of 0 to `count` - 1, in an order of which every first part lies evenly; the ends come first."""
+    order: dict[int, None] = {}
+    position = 0
+    while len(order) < count:
+        order.setdefault(round(evenly(position) * (count - 1)))
+        position += 1
+    return list(order)
+
+
+def whole_trainings(rungs: Rungs, trials: int, repeats: int, controls: int = 0) -> float:
     """What a run costs, in whole trainings; without rungs as many as it makes."""
-    return rungs.trainings(trials) + second_seeds(rungs, trials, repeats)
+    return rungs.trainings(trials) + second_seeds(rungs, trials, repeats) + controls
 
 
-def typical_candidates(found: FeasibleSet, trials: int, goal: Goal) -> Sequence[LowFormerConfig]:
-    """Candidates of the sizes that a run will train, in their proportions, for planning its trainings."""
+def typical_candidates(
+    found: FeasibleSet, trials: int, goal: Goal, controls: Sequence[LowFormerConfig] = ()
+) -> Sequence[LowFormerConfig]:
+    """Networks of the sizes that a run will train, in their proportions, for planning its trainings."""
     explore = division(trials)[0]
     explored = [found.nearest_in_size(found.size_target(position, explore), ()) for position in range(explore)]
-    return [config for config in explored if config is not None] + goal.typical_exploiting(found, trials - explore)
+    sizes = [config for config in explored if config is not None]
+    return [*sizes, *goal.typical_exploiting(found, trials - explore), *controls]

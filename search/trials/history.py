@@ -30,7 +30,9 @@ class History:
     """All trials so far. Counts are kept as trials come, so that no decision walks through all of them.
 
     Attributes:
-        results: by trial, in the order of their numbers.
+        results: by trial, in the order of their numbers; without controls.
+        controls: results of the published models that are trained beside the candidates, by their numbers. They count
+            nowhere else but in `open` and `roles`.
         rungs: by trial what it had reached at each rung, in order.
         open: by trial what was asked for and has no result yet: it trains, or waits at a rung.
         asked: by trial what the study was told when it began.
@@ -42,6 +44,7 @@ class History:
 
     def __init__(self) -> None:
         self.results: dict[int, EvaluationResult] = {}
+        self.controls: dict[int, EvaluationResult] = {}
         self.rungs: dict[int, list[RungEntry]] = {}
         self.open: dict[int, Proposal] = {}
         self.asked: dict[int, AskedTrial] = {}
@@ -54,6 +57,9 @@ class History:
         for entry in rungs:
             self.add_rung(entry)
         for result in results:
+            if result.role == "control":
+                self._add_control(result)
+                continue
             self.results[result.trial] = result
             self.result_log.append(result)
             self._count(result)
@@ -63,13 +69,13 @@ class History:
         """Notes that a trial is open from now on."""
         self.open[number] = proposal
         self.roles[proposal.role] += 1
-        self.tried[proposal.config.id] += 1
+        self.tried[proposal.config.id] += proposal.role != "control"
 
     def abandon(self, number: int) -> None:
         """Forgets that a trial was begun; one that is not open stays as it is."""
         if (proposal := self.open.pop(number, None)) is not None:
             self.roles[proposal.role] -= 1
-            self.tried[proposal.config.id] -= 1
+            self.tried[proposal.config.id] -= proposal.role != "control"
 
     def add_rung(self, entry: RungEntry) -> None:
         """Notes what a trial has reached at a rung."""
@@ -78,6 +84,10 @@ class History:
 
     def add_result(self, result: EvaluationResult) -> None:
         """Notes the result of a trial, which is open no more."""
+        if result.role == "control":
+            self.abandon(result.trial)
+            self._add_control(result)
+            return
         last = next(reversed(self.results), -1)
         self.results[result.trial] = result
         self.result_log.append(result)
@@ -85,6 +95,10 @@ class History:
         self._count(result)
         if result.trial < last:
             self.results = dict(sorted(self.results.items()))
+
+    def _add_control(self, result: EvaluationResult) -> None:
+        self.controls[result.trial] = result
+        self.roles["control"] += result.status == "complete"
 
     def _count(self, result: EvaluationResult) -> None:
         self.statuses[result.status] += 1

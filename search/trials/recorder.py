@@ -19,6 +19,9 @@ StudyValues = Callable[[float, float], Sequence[float]]
 class TrialRecorder:
     """Keeps the three records of a run's trials in agreement: its folder, its history and its study.
 
+    Controls are in the folder and in the history alone: most are no points of the space, so that the study could say
+    nothing of them, and they are no candidates for what it looks for.
+
     Attributes:
         history: what has happened, in memory.
     """
@@ -36,7 +39,9 @@ class TrialRecorder:
         A trial whose result was written but not told is told; one that was cut off waits to be asked again, under the
         same number; one that the study knows and the file has lost is written again from the study's copy.
         """
-        results = {result.trial: result for result in self._run.load_results()}
+        loaded = self._run.load_results()
+        controls = [result for result in loaded if result.role == "control"]
+        results = {result.trial: result for result in loaded if result.role != "control"}
         rungs = self._run.load_rungs()
         trials = {trial.number: trial for trial in self._study.trials()}
         for trial in trials.values():
@@ -55,7 +60,7 @@ class TrialRecorder:
         first = {entry.trial: entry for entry in reversed(rungs)}
         for number in range(len(trials), max((*results, *first), default=-1) + 1):
             self._restore(number, results.get(number), first.get(number))
-        self.history.load(results.values(), rungs)
+        self.history.load([*controls, *results.values()], rungs)
 
     def _restore(self, number: int, result: EvaluationResult | None, entry: RungEntry | None) -> None:
         """Adds a trial that the study has lost, so that numbers agree."""
@@ -97,7 +102,8 @@ class TrialRecorder:
         """Writes the result, then tells the study; in this order, so that nothing told can be lost."""
         self._run.append_result(result)
         self.history.add_result(result)
-        self._tell(result)
+        if result.role != "control":
+            self._tell(result)
 
     def write_rung(self, entry: RungEntry) -> None:
         """Notes what a trial has reached at a rung."""

@@ -15,6 +15,9 @@ Role = Literal["explore", "exploit", "child", "sampled", "repeat", "enqueued", "
 LatencySource = Literal["measured", "predicted"]
 MeasurementRole = Literal["anchor", "leader", "finalist"]
 
+# Controls are numbered from here on. They are no trials of the study, whose numbers are as they would be without them.
+FIRST_CONTROL = 1_000_000
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -122,10 +125,10 @@ class EvaluationResult(_Record):
     """What is known of one candidate after its trial: one line of results.jsonl.
 
     Attributes:
-        trial: number of the trial, counted from 0.
+        trial: number of the trial, counted from 0; of a control from `FIRST_CONTROL`.
         status: "complete" (trained to the end), "infeasible" (predicted to be over the budget, so not trained),
-            "pruned" (stopped early at a rung), "failed", or "predicted" (nothing trains in the run; it is one of the best
-            predicted networks, and no trial).
+            "pruned" (stopped early at a rung), "failed", or "predicted" (nothing trains in the run; it is one of the
+            best predicted networks, and no trial).
         reason: why it is not complete, or from which trial its result was reused; else empty.
         role: why it was proposed: "explore" (one of those that span the sizes), "exploit" (the best for the budget
             before anything is trained), "child" (by what was trained so far), "sampled" (by a sampler of Optuna),

@@ -1,11 +1,13 @@
 """Candidates that were never trained, and the measure of a front."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from lownas.search.objectives.estimates import TrainedCandidate
+from lownas.search_space import LowFormerConfig, SearchSpace
 
 
 def named(name: str) -> Any:
@@ -13,15 +15,23 @@ def named(name: str) -> Any:
     return SimpleNamespace(id=name)
 
 
-def trained(*, repeats: int, noise: float, count: int = 16) -> list[TrainedCandidate]:
-    """Candidates with a spread of prior and accuracy; some have two seeds."""
+def networks(count: int) -> list[LowFormerConfig]:
+    """Different networks of the default space."""
+    rng, space = np.random.default_rng(0), SearchSpace.load("default")
+    return [space.sample(rng) for _ in range(count)]
+
+
+def trained(*, repeats: int, noise: float, configs: Sequence[Any] = ()) -> list[TrainedCandidate]:
+    """Candidates with a spread of prior and accuracy; some have two seeds. They are `configs`, or have names alone."""
+    configs = configs or [named(f"c{number}") for number in range(16)]
+    count = len(configs)
     rng = np.random.default_rng(0)
     found = []
-    for number in range(count):
+    for number, config in enumerate(configs):
         true = 0.5 + 0.2 * number / count
         seeds = 2 if number < repeats else 1
         accuracies = tuple((true + noise * rng.standard_normal(seeds)).tolist())
-        found.append(TrainedCandidate(named(f"c{number}"), 75 + 6 * number / count, accuracies))
+        found.append(TrainedCandidate(config, 75 + 6 * number / count, accuracies))
     return found
 
 

@@ -23,7 +23,7 @@ from .candidates import named, trained
 
 @pytest.fixture(scope="module")
 def objective() -> DataAccuracy:
-    return DataAccuracy(BestWithinBudget(), AccuracyPrior(), task("classification").metric)
+    return DataAccuracy(BestWithinBudget(), AccuracyPrior.load(), task("classification").metric)
 
 
 def test_accuracies_count_as_they_are_until_more_is_learned(objective) -> None:

@@ -1,43 +1,46 @@
 """The ImageNet prior, where nothing is trained on the user's data."""
 
-import json
-
 import numpy as np
 import pytest
 
 from lownas.evaluators.tasks import task
-from lownas.experiments.tabular.table import TABLE
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.search.objectives import BestWithinBudget, ImageNetPrior
-from lownas.search.objectives.imagenet_prior import FORMULA_TAU
+from lownas.search.objectives.estimates import TrainedCandidate
+from lownas.search.objectives.imagenet_prior import LOWER_QUANTILE
 from lownas.search.training.task import Evaluation
 from lownas.search.trials.history import History
 from lownas.search.trials.run_folder import read_results
+from lownas.search_space import PRESETS
 
 from ..conftest import stub_evaluate
-from .candidates import trained
-
-PRESETS_STUDY = TABLE.parents[1] / "proxy_presets" / "results.json"
 
 
 @pytest.fixture(scope="module")
 def objective() -> ImageNetPrior:
-    return ImageNetPrior(BestWithinBudget(), AccuracyPrior(), task("classification").metric)
+    return ImageNetPrior(BestWithinBudget(), AccuracyPrior.load(), task("classification").metric)
 
 
-def test_its_values_are_the_prior_s(objective) -> None:
-    estimates = objective.estimates_of(trained(repeats=6, noise=0.1))
-    assert all(estimates.value(name) == seen.prior_top1 for name, seen in estimates.trained.items())
-    assert estimates.expected("c3", np.array([80.0])) == pytest.approx(80)
+def test_its_values_are_a_lower_quantile(objective) -> None:
+    configs = list(PRESETS.values())
+    lower = objective.prior.quantile(configs, LOWER_QUANTILE)
+    assert objective.before_training(configs) == pytest.approx(lower)
+    estimates = objective.estimates_of([TrainedCandidate(config, 0.0, (0.5, 0.6)) for config in configs])
+    for config, quantile, expected in zip(configs, lower, objective.prior.predict(configs), strict=True):
+        known = estimates.top1(config.id)
+        assert estimates.value(config.id) == pytest.approx(quantile) == pytest.approx(known.lower_top1)
+        assert known.top1 == pytest.approx(expected.top1)
+        assert (known.low_top1, known.high_top1) == pytest.approx((expected.low_top1, expected.high_top1))
+    children = objective.expected(estimates, configs[0].id, configs[1:])
+    assert children == pytest.approx(lower[1:])
     said = " ".join(objective.notes(History(), estimates))
-    assert "by the ImageNet prior alone" in said and "0.36" in said and "over 6 candidates" in said
+    assert "by a lower quantile" in said and "moved no estimate" in said and "over 12 networks" in said
 
 
-def test_what_is_said_of_formula_is_what_the_study_found() -> None:
-    study = json.loads(PRESETS_STUDY.read_text())["summary"]
-    found = {"proxy": study["kendall_tau_published"], "MACs": study["kendall_tau_published_of_macs_alone"]}
-    assert pytest.approx(found, abs=0.0051) == FORMULA_TAU
-    assert FORMULA_TAU["proxy"] < 0.5  # else the proxy would have to take part
+def test_a_value_needs_no_training(objective) -> None:
+    assert not objective.needs_training
+    estimates = objective.estimates(History(), None)
+    assert not estimates.trained and np.isfinite(estimates.most_moved)
 
 
 def test_without_the_users_data_rungs_stop_candidates_by_the_prior(run_search) -> None:
