@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -34,3 +36,15 @@ def total_macs(configs: Sequence[LowFormerConfig]) -> Floats:
 def total_params(configs: Sequence[LowFormerConfig]) -> Floats:
     """(n,) parameters as trained, BatchNorm included."""
     return np.array([sum(map(_unit_params, units(config))) for config in configs], dtype=np.float64)
+
+
+@contextmanager
+def garbage_collector_paused() -> Iterator[None]:
+    """Pauses the garbage collector, which would search again and again what bulk prediction allocates and keeps."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

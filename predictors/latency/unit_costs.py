@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from ...search_space.config import LowFormerConfig
 from ...search_space.graph.from_config import units
 from ...search_space.units import Unit
+from ..costs import garbage_collector_paused
 from .fusion import fuse_unit
 from .kernel_model import KernelModel
 from .kernels import KERNEL_CLASSES, PLAIN, Kernels
@@ -42,7 +41,7 @@ class UnitCosts:
         known = self._known
         rows: list[int] = []
         starts: list[int] = []
-        with _garbage_collector_paused():
+        with garbage_collector_paused():
             for config in configs:
                 layout, of_layout = PLAIN, known[PLAIN]
                 starts.append(len(rows))
@@ -82,15 +81,3 @@ class UnitCosts:
         times = np.bincount(owner, self.model.kernel_ms(kernels), minlength=len(new))
         self._ms = np.append(self._ms, times)
         self._outside = np.append(self._outside, np.bincount(owner, flagged, minlength=len(new)) > 0)
-
-
-@contextmanager
-def _garbage_collector_paused() -> Iterator[None]:
-    """Pauses the garbage collector, which would search again and again what bulk prediction allocates and keeps."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
