@@ -205,9 +205,7 @@ def summarize() -> None:
         "machines": sorted({json.dumps(row["machine"], sort_keys=True) for row in rows}),
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
-    print(
-        "| stage | seeds | tau | tau, loss | tau between seeds | beyond the prior | with loss | squared error less by |"
-    )
+    print("| stage | seeds | tau | of loss | between seeds | beyond the prior | of loss | squared error less by |")
     print("|---|---|---|---|---|---|---|---|")
     for name, figures in stages.items():
         loss = figures["of_loss"]
