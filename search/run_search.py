@@ -46,7 +46,15 @@ from .strategies import SearchState, Strategy, make_strategy
 from .strategies.rungs import Rungs
 from .strategies.schedule import Schedule, second_seeds, typical_candidates, whole_trainings
 from .training.opening import open_caller
-from .training.proxy import Plan, PlanRequest, candidate_data, plan_proxy, train_candidate, training_budget_s
+from .training.proxy import (
+    Plan,
+    PlanRequest,
+    affords_telling_proxy,
+    candidate_data,
+    plan_proxy,
+    train_candidate,
+    training_budget_s,
+)
 from .training.task import Evaluate
 from .trials.database import check_storage
 from .trials.history import History
@@ -162,7 +170,11 @@ def _trains(settings: SearchSettings, parts: Parts, objective: Objective, about:
     """Whether candidates are trained; a run that goes on keeps to what `about`, its run.json, says."""
     own = parts.evaluate is not train_candidate
     if not about:
-        return settings.trains or objective.needs_training or own
+        if settings.trains or objective.needs_training or own:
+            return True
+        published = _controls(settings, parts, objective)
+        count = whole_trainings(Rungs(objective.default_rungs), settings.trials, settings.repeats, len(published))
+        return bool(published) and affords_telling_proxy(settings, published, count)
     stored = bool(about.get("trains", True))
     if own and not stored:
         raise ValueError("evaluate: the run was started without trainings; search anew to have some")

@@ -6,8 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lownas.search.training.proxy import PlanRequest, candidate_data, plan_proxy, train_candidate
+from lownas.evaluators.training.settings import ProxySettings
+from lownas.search.run_search import describe_search
+from lownas.search.training import proxy as proxy_module
+from lownas.search.training.proxy import (
+    PlanRequest,
+    affords_telling_proxy,
+    candidate_data,
+    plan_proxy,
+    train_candidate,
+)
 from lownas.search.training.task import TrainingTask
+from lownas.search_space import PRESETS, SearchSpace
 from lownas.search_space.graph.from_config import op_graph
 
 SMALL = {"epochs": 1, "train_images": 128, "validation_images": 64}
@@ -55,3 +65,32 @@ def test_steps_are_timed_where_candidates_train(settings, space) -> None:
     assert proxy["expected_seconds"] == pytest.approx(
         1e-3 * (images + (proxy["validation_images"] + 512) / 3), rel=0.01
     )
+
+
+def test_a_machine_affords_a_telling_proxy_if_the_default_plan_reaches_it(settings, monkeypatch, tmp_path) -> None:
+    planned: list[PlanRequest] = []
+
+    def plan(request: PlanRequest):
+        planned.append(request)
+        return ProxySettings(epochs=3, train_images=6400, resolution_scale=0.25).to_dict()
+
+    monkeypatch.setattr(proxy_module, "plan_proxy", plan)
+    asked, configs = settings(), [PRESETS["lowformer_b0"]]
+    monkeypatch.setattr(proxy_module, "TELLING_TRAINING", None)
+    assert not affords_telling_proxy(asked, configs, 27.0)
+    monkeypatch.setattr(proxy_module, "TELLING_TRAINING", (300, 48))
+    monkeypatch.setattr(proxy_module, "NVIDIA_DRIVER", str(tmp_path / "none"))
+    assert not affords_telling_proxy(asked, configs, 27.0) and not planned, "without a GPU nothing is timed"
+    monkeypatch.setattr(proxy_module, "NVIDIA_DRIVER", str(tmp_path))
+    assert affords_telling_proxy(asked, configs, 27.0) and planned[0].trainings == 27.0
+    for longer in ((301, 48), (300, 64)):
+        monkeypatch.setattr(proxy_module, "TELLING_TRAINING", longer)
+        assert not affords_telling_proxy(asked, configs, 27.0)
+
+
+def test_a_run_without_data_trains_where_the_machine_affords_it(settings, parts, monkeypatch) -> None:
+    given = replace(parts, evaluate=train_candidate, space=SearchSpace.load("default"))
+    for afforded in (False, True):
+        monkeypatch.setattr("lownas.search.run_search.affords_telling_proxy", lambda *_, here=afforded: here)
+        asked = settings(space="default", latency_budget_ms=20.0)
+        assert (describe_search(asked, given).trainings > 0) == afforded
