@@ -71,7 +71,9 @@ TargetOption = Annotated[
 ]
 Profiles = Annotated[Path | None, _option("--profiles", help="Folder of your own target profiles.")]
 Json = Annotated[bool, _option("--json", help="JSON on stdout, one document a line, and nothing else there.")]
-Configs = Annotated[list[Path] | None, _option("--config", help="A config file (JSON); may be repeated.")]
+Configs = Annotated[
+    list[Path] | None, _option("--config", help="A config file (JSON) or a run folder; may be repeated.")
+]
 Presets = Annotated[list[str] | None, _option("--preset", help="A published model, or `all`; may be repeated.")]
 Timm = Annotated[
     list[str] | None, _option("--timm", help="A model of timm (pip install timm), by name; may be repeated.")
@@ -256,13 +258,16 @@ def predict(
     preset: Presets = None,
     onnx: Onnx = None,
     timm: Timm = None,
-    coverage: Annotated[float, _option(help="Probability that the interval holds the measured latency.")] = 0.9,
+    accuracy: Annotated[
+        bool, _option("--accuracy", help="Estimate ImageNet top-1 too, of configurations and published models.")
+    ] = False,
+    coverage: Annotated[float, _option(help="Probability that an interval holds what it is for.")] = 0.9,
     profiles: Profiles = None,
     as_json: Json = False,
 ) -> None:
-    """Predict latency on a target, without the device."""
-    from lownas.search.devices import load_predictor, timm_graph
-    from lownas.search.results.tables import prediction_record, prediction_table
+    """Predict latency on a target, without the device, and ImageNet top-1."""
+    from lownas.search.devices import load_predictor, predict_accuracy, timm_graph
+    from lownas.search.results.tables import accuracy_record, prediction_record, prediction_table
 
     full = _target(target)
     if not 0 < coverage < 1:
@@ -273,13 +278,16 @@ def predict(
     if not items:
         raise ValueError("nothing to do: name models with --preset, --config, --onnx or --timm")
     predictor = load_predictor(full, profiles)
+    with _naming("--accuracy"):
+        estimates = predict_accuracy([item for _, item in items], coverage=coverage) if accuracy else None
     predictions = predictor.predict([item for _, item in items], coverage=coverage)
     found = [(name, prediction) for (name, _), prediction in zip(items, predictions, strict=True)]
     if as_json:
-        for name, prediction in found:
-            _print_json(prediction_record(name, full, prediction))
+        for (name, prediction), expected in zip(found, estimates or [None] * len(found), strict=True):
+            record = prediction_record(name, full, prediction)
+            _print_json({**record, "accuracy": accuracy_record(expected)} if accuracy else record)
         return
-    _stdout().print(prediction_table(full, found, coverage))
+    _stdout().print(prediction_table(full, found, coverage, estimates))
     _stdout().print(predictor.source, highlight=False, soft_wrap=True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..predictors import LatencyPredictor, Target
+from ..predictors.accuracy.prior import AccuracyPrediction, AccuracyPrior
 from ..predictors.latency.target import profile_folders
 from ..search_space import PRESETS, LowFormerConfig, OpGraph, SearchSpace
 from .quantities import parse_duration, parse_percentage
@@ -32,27 +33,49 @@ def predict(
     target: Device,
     *,
     coverage: float = 0.9,
+    accuracy: bool = False,
     profiles: str | Path | None = None,
 ) -> Any:
     """Predicts latency on a target, without the device.
 
     Args:
-        networks: one network, or several: configurations, names of published models, ONNX files, config files.
+        networks: one network, or several: configurations, names of published models, ONNX files, config files, run
+            folders.
         target: name of a target ("rtx3090", "cpu"), or its YAML file.
-        coverage: probability that the interval holds the measured latency.
+        coverage: probability that an interval holds the measured latency, or the accuracy.
+        accuracy: whether to estimate ImageNet top-1 too, from what was published.
         profiles: folder of the user's own target profiles.
 
-    Returns a `LatencyPrediction` in ms with its interval for one network, a list of them for several.
+    Returns a `LatencyPrediction` in ms with its interval for one network, a list of them for several. With `accuracy`
+    each is a pair of that and an `AccuracyPrediction` in percent, or None for a network that is no configuration.
 
-    Raises ValueError for an unknown target or network, or a target without a profile.
+    Raises ValueError for an unknown target or network, a target without a profile, or if an accuracy is wanted and no
+    network is a configuration.
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage: between 0 and 1, given {coverage}")
     predictor = load_predictor(Target.load(target), profiles)
     several = isinstance(networks, Sequence) and not isinstance(networks, str)
     wanted: Sequence[Network] = networks if several else [networks]  # type: ignore[assignment, list-item]
-    found = predictor.predict([find_network(network) for network in wanted], coverage=coverage)
+    known = [find_network(network) for network in wanted]
+    found: list[Any] = predictor.predict(known, coverage=coverage)
+    if accuracy:
+        found = list(zip(found, predict_accuracy(known, coverage=coverage), strict=True))
     return found if several else found[0]
+
+
+def predict_accuracy(
+    networks: Sequence[LowFormerConfig | OpGraph | Path], *, coverage: float = 0.9
+) -> list[AccuracyPrediction | None]:
+    """Estimates ImageNet top-1 in percent; None for ONNX files and graphs, of which the prior knows too little.
+
+    Raises ValueError if none of the networks is a configuration.
+    """
+    configs = [network for network in networks if isinstance(network, LowFormerConfig)]
+    if networks and not configs:
+        raise ValueError("estimated for configurations and published models only, of which none is given")
+    found = iter(AccuracyPrior.load().predict(configs, coverage=coverage))
+    return [next(found) if isinstance(network, LowFormerConfig) else None for network in networks]
 
 
 def measure(network: Network, target: Device = "cpu", *, time_limit: str = "10s") -> LatencyMeasurement:
@@ -126,14 +149,16 @@ def calibrate(
 
 
 def find_network(network: Network) -> LowFormerConfig | OpGraph | Path:
-    """A configuration, a graph, or the path of an ONNX file; from names of published models and from config files.
+    """A configuration, a graph, or the path of an ONNX file.
+
+    Configurations are found by names of published models, and in config files and run folders.
 
     Raises ValueError, in one line, for what is none of these.
     """
     if isinstance(network, LowFormerConfig | OpGraph):
         return network
     path = Path(network)
-    if path.suffix == ".json":
+    if path.suffix == ".json" or path.is_dir():
         return read_config(path)
     if path.suffix == ".onnx":
         if not path.is_file():
@@ -152,7 +177,8 @@ def preset(name: str) -> LowFormerConfig:
 
 
 def read_config(path: Path) -> LowFormerConfig:
-    """Reads a config file: what `export` and a run's best.json hold, or an entry of front/."""
+    """Reads a config file (what `export` and best.json hold, or an entry of front/), or the answer of a run folder."""
+    path = path / "best.json" if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
 from ...predictors import LatencyPrediction, Target
+from ...predictors.accuracy.prior import AccuracyPrediction
 from ..trials.candidate import Candidate
 from .published import PublishedRow
 from .search_result import SearchResult
@@ -72,14 +74,31 @@ def _cells(candidate: Candidate, top1: bool) -> list[str]:
     ]
 
 
-def prediction_table(target: Target, found: Sequence[tuple[str, LatencyPrediction]], coverage: float) -> Table:
-    """Predicted latencies by what people called the networks."""
-    per = " per image" if target.batch is None else ""
-    table = Table(title=f"predicted latency on {target}")
-    for column in ("model", f"ms{per}", f"{100 * coverage:g} % interval", "outside of what was measured"):
-        table.add_column(column, justify="left" if column in ("model", "outside of what was measured") else "right")
-    for name, one in found:
-        table.add_row(name, f"{one.latency_ms:.4g}", f"{one.low_ms:.3g} - {one.high_ms:.3g}", ", ".join(one.outside))
+def prediction_table(
+    target: Target,
+    found: Sequence[tuple[str, LatencyPrediction]],
+    coverage: float,
+    accuracy: Sequence[AccuracyPrediction | None] | None = None,
+) -> Table:
+    """Predicted latencies by what people called the networks; beside each its `accuracy`, where that is wanted."""
+    per, interval = " per image" if target.batch is None else "", f"{100 * coverage:g} % interval"
+    table = Table(title=f"predicted latency{'' if accuracy is None else ' and ImageNet top-1'} on {target}")
+    table.add_column("model")
+    table.add_column(f"ms{per}", justify="right")
+    table.add_column(interval, justify="right")
+    table.add_column("outside of what was measured")
+    if accuracy is not None:
+        table.add_column("top-1 %", justify="right")
+        table.add_column(interval, justify="right")
+        table.add_column("most like")
+        if any(expected is not None and expected.outside for expected in accuracy):
+            table.add_column("outside of what was published")
+    for (name, one), expected in zip(found, accuracy or [None] * len(found), strict=True):
+        row = [name, f"{one.latency_ms:.4g}", f"{one.low_ms:.3g} - {one.high_ms:.3g}", ", ".join(one.outside)]
+        if expected is not None:
+            row += [f"{expected.top1:.1f}", f"{expected.low_top1:.1f} - {expected.high_top1:.1f}", expected.nearest]
+            row += [", ".join(expected.outside)] if expected.outside else []
+        table.add_row(*row)
     return table
 
 
@@ -112,6 +131,11 @@ def targets_table(entries: Sequence[Mapping[str, Any]]) -> Table:
             *("" if error is None else f"{100 * error:.1f} %" for error in errors),
         )
     return table
+
+
+def accuracy_record(expected: AccuracyPrediction | None) -> dict[str, Any] | None:
+    """An estimate of ImageNet top-1 in percent as JSON values; None where there is none."""
+    return None if expected is None else {**asdict(expected), "outside": list(expected.outside)}
 
 
 def prediction_record(name: str, target: Target, prediction: LatencyPrediction) -> dict[str, Any]:
