@@ -47,7 +47,7 @@ LAYERS = {
         __init__
     """,
     "predictors": """
-        costs  memory  latency.kernels  latency.machine  latency.profile_files  latency.profiles
+        costs  memory  latency.kernels  latency.machine  latency.profiles  model_files
         accuracy  latency.runtimes  latency.kernel_terms
         latency.target  latency.fusion  latency.kernel_model
         latency.stacked_model  latency.unit_costs  latency.sampling

@@ -1,7 +1,8 @@
 """What the accuracy prior looks at: where a network spends its compute, from its operator graph or its configuration.
 
-The same numbers come from the operator graph of any network (`graph_features`), by which the prior was fitted on other
-families, and in bulk from configurations (`ConfigFeatures`). What sees a single position only, after pooling, is left out.
+The same numbers come from the operator graph of any network (`graph_features`), by which the prior was fitted on
+other families, and in bulk from configurations (`ConfigFeatures`). What sees a single position only, after pooling, is
+left out.
 
 A layer with a kernel of k x k counts a k-th of its multiply-accumulates and weights. That is between counting all of
 them and counting those of a 1x1 layer of the same channels, and explains published accuracies

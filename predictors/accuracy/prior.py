@@ -1,46 +1,41 @@
-"""The accuracy prior: ImageNet top-1 as far as published results of this family support it.
+"""The accuracy prior: what published results let one expect of a configuration's ImageNet top-1, and how surely.
 
-A power law through the published points (`PUBLISHED`): the accuracy that a model of this family, trained as the authors
-train, may be expected to reach with its MACs, resolution, blocks and attention. How these features were chosen, and how
-much the choice gains, is in experiments/prior/. It knows nothing else about how MACs are spent; proxy training does.
+What some hundred other families teach (`family_law`) meets the published LowFormers and CPUBones, which are taken as
+one family: their level and their own slopes follow from them. The rest is uncertain, the more the farther a network
+lies from what was published, in any of the features. How the law was found, and how far it can be trusted, is in
+experiments/prior/.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
+from statistics import NormalDist
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...search_space.config import LowFormerConfig
-from ...search_space.graph.from_config import units
 from ...search_space.presets import PUBLISHED, Published
-from ...search_space.units import AttentionUnit, LocalUnit, Unit
-from ..costs import total_macs, unit_macs
+from .family_law import FamilyLaw
+from .features import MAIN, NAMES, ConfigFeatures
 
 Floats = NDArray[np.float64]
 
-REFERENCE_RESOLUTION = 224
-"""Pixels at which MACs of different configurations are compared: that of ImageNet results."""
-MIN_PUBLISHED = 6
-"""Published models without which no law of five coefficients can be fitted."""
-MACS_TOLERANCE = 1.005
-"""Factor by which MACs scaled by the image area may be off, since map sizes are rounded."""
+FAR = 2.0
+"""A configuration counts as far from what was published if its estimate is so many times as uncertain as those of the
+published models are, each left out, in the mean."""
+BEYOND = 0.05
+"""Standard deviations of a feature by which a network must exceed all published ones to be named as outside."""
+SAME = 1e-9
+"""Difference in the features of one architecture at one resolution, by rounding."""
 
-
-def macs_and_shape(configs: Sequence[LowFormerConfig]) -> tuple[Floats, Floats, Floats]:
-    """The features of the law: (n,) MACs, (n,) local blocks with downsamplers, (n,) share of blocks with attention."""
-    rows = np.array([_macs_and_shape(units(config)) for config in configs], dtype=np.float64).reshape(-1, 3)
-    return rows[:, 0], rows[:, 1], rows[:, 2]
-
-
-def _macs_and_shape(parts: Sequence[Unit]) -> tuple[int, int, float]:
-    local = [part.in_block for part in parts if isinstance(part, LocalUnit)]
-    attending = sum(isinstance(part, AttentionUnit) for part in parts)
-    return sum(map(unit_macs, parts)), len(local), attending / max(sum(local), 1)
+_OF_ARCHITECTURE = [NAMES.index(name) for name in ("parameters", "spatial layers", "width")]  # at any resolution
+_PARAMETERS = [1 + MAIN.index(name) for name in ("parameters", "few parameters")]  # one curve together
+_SHOWN = [place for place, name in enumerate(NAMES) if name != "few parameters"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class AccuracyPrediction:
         low_top1, high_top1: its central interval of this `coverage`.
         coverage: 0 to 1.
         nearest: name of the published model (of `PUBLISHED`) that is most like it.
-        outside: in which respects it lies beyond all published LowFormers and CPUBones ("parameters", "resolution", ...).
+        outside: the features in which it lies beyond all published LowFormers and CPUBones.
     """
 
     top1: float
@@ -63,77 +58,83 @@ class AccuracyPrediction:
     outside: tuple[str, ...]
 
 
-class AccuracyPrior:
-    """A law for ln(100 - top-1 %): linear in ln MACs, ln resolution, ln blocks and the share of blocks with attention.
+@dataclass(frozen=True, eq=False)
+class _Distribution:
+    """Of n networks' ln(100 - top-1 %): (n,) means, (n,) variances without noise; and (n, points) covariances."""
 
-    MACs count at the config's own resolution. Outside of what was published the law is pessimistic:
-    - Test resolutions are 224 to 288, of models trained at up to 224. Below 224 the resolution's term is held at its
-      value at 224, so that saving MACs costs as much accuracy by resolution as by width (as in the published
-      MobileNetV2 family: 65.3 % at 128 pixels and 99 M, 65.4 % at half width and 97 M); the law would credit small
-      images with accuracy that nobody has measured.
-    - MACs (at the same resolution) and blocks beyond the largest published ones gain nothing: nobody has measured what
-      they bring, and evolution would spend any budget on them. `beyond` tells which configs have more MACs.
+    mean: Floats
+    variance: Floats
+    across: Floats
+    design: Floats
+
+
+class AccuracyPrior:
+    """A predictive distribution of ImageNet top-1, at each configuration's own resolution.
+
+    What nobody has measured earns nothing: a feature beyond all published LowFormers and CPUBones counts as theirs
+    where it would gain accuracy, and as it is where it costs some; and it widens the interval in any case.
 
     Attributes:
-        coefficients: (5,) constant, per ln(GMACs), ln(resolution / 224), ln(blocks), share of blocks with attention.
-        points: how many published points (models times test resolutions) it was fitted on.
-        models: how many published models.
-        leave_one_out_error, worst_leave_one_out_error: mean and largest absolute error in points over the published
-            points, each predicted by the law fitted without its model (at any resolution). The features were chosen
-            on the same points; chosen anew without each model, the errors are larger (experiments/prior/).
-        baseline_error, worst_baseline_error: the same for a line in ln MACs and ln resolution.
-        macs_range: smallest and largest MACs of the published models, at 224 pixels.
-        resolution_range: smallest and largest published test resolution.
-        most_blocks: of the published models.
+        law: what other families teach.
+        published: the models of this family that it is conditioned on, by name.
+        points: how many published accuracies that are (models times test resolutions).
     """
 
-    def __init__(self, published: Mapping[str, Published] = PUBLISHED) -> None:
-        if len(published) < MIN_PUBLISHED:
-            raise ValueError(
-                f"an accuracy prior needs at least {MIN_PUBLISHED} published models, given {len(published)}"
-            )
-        points = [
+    def __init__(self, law: FamilyLaw | None = None, published: Mapping[str, Published] = PUBLISHED) -> None:
+        if not published:
+            raise ValueError("an accuracy prior needs at least one published model of the family")
+        self.law = law or _shipped()
+        self.published = published
+        listed = [
             (name, model.config.replace(resolution=resolution), top1)
             for name, model in published.items()
             for resolution, top1 in model.top1.items()
         ]
-        names = [name for name, _, _ in points]
-        configs = [config for _, config, _ in points]
-        top1 = np.array([accuracy for _, _, accuracy in points])
-        macs, blocks, shares = macs_and_shape(configs)
-        resolutions = _resolutions(configs)
-        at_reference = total_macs([model.config for model in published.values()])
-        self.macs_range = (float(at_reference.min()), float(at_reference.max()))
-        self.resolution_range = (int(resolutions.min()), int(resolutions.max()))
-        self.most_blocks = float(blocks.max())
-        features = _features(macs, resolutions, blocks, shares)
-        self.coefficients = _fit(features, np.log(100 - top1))
-        self.points = len(points)
-        self.models = len(published)
-        errors = np.abs(100 - np.exp(_left_out(names, features, np.log(100 - top1))) - top1)
-        self.leave_one_out_error, self.worst_leave_one_out_error = float(errors.mean()), float(errors.max())
-        errors = np.abs(_left_out(names, features[:, :3], top1) - top1)
-        self.baseline_error, self.worst_baseline_error = float(errors.mean()), float(errors.max())
+        self._names = [name for name, _, _ in listed]
+        self._configs = [config for _, config, _ in listed]
+        self._top1 = np.array([top1 for _, _, top1 in listed])
+        self._features = _FEATURES(self._configs)
+        self._design = self.law.design(self._features)
+        self._low, self._high = self._design.min(axis=0), self._design.max(axis=0)
+        covariance = self._covariance(self._features, self._design)
+        covariance[np.diag_indices(len(listed))] += self.law.noise_sd**2
+        self._inverse = np.linalg.inv(covariance)
+        self._weights = self._inverse @ (np.log(100 - self._top1) - self._design @ self.law.slopes)
+        own = self.law.linear_covariance(np.eye(self._design.shape[1]), self._design) @ self._weights
+        self._slopes = self.law.slopes + own
 
     @classmethod
     def load(cls, file: str | Path | None = None) -> Self:
         """The shipped prior, or one in a file. Raises ValueError, in one line, if it is cut, altered or newer."""
-        return cls()
+        return cls(None if file is None else FamilyLaw.load(file))
+
+    @property
+    def points(self) -> int:
+        return len(self._top1)
+
+    # --- predicting
+
+    def imagenet_top1(self, configs: Sequence[LowFormerConfig]) -> Floats:
+        """(n,) the median ImageNet top-1 in percent; tens of thousands of configurations a second."""
+        top1: Floats = 100 - np.exp(self._distribution(configs).mean)
+        return top1
 
     def quantile(self, configs: Sequence[LowFormerConfig], q: float) -> Floats:
-        """(n,) the ImageNet top-1 in percent that each config's own stays below with probability `q`."""
-        from scipy.special import ndtri  # type: ignore[import-untyped, unused-ignore]
-
-        values: Floats = self.imagenet_top1(configs) + 0.5 * ndtri(q)
-        return values
+        """(n,) the ImageNet top-1 in percent that each network stays below with probability `q`."""
+        found = self._distribution(configs)
+        return self._quantile(found.mean, self._deviation(found), q)
 
     def predict(self, configs: Sequence[LowFormerConfig], *, coverage: float = 0.9) -> list[AccuracyPrediction]:
-        """The predictive distribution of each config's ImageNet top-1, at its own resolution."""
+        """The predictive distribution of each configuration."""
+        if not configs:
+            return []
+        found = self._distribution(configs)
         tail = (1 - coverage) / 2
-        columns = (self.imagenet_top1(configs), self.quantile(configs, tail), self.quantile(configs, 1 - tail))
+        columns = [self._quantile(found.mean, self._deviation(found), q).tolist() for q in (0.5, tail, 1 - tail)]
+        nearest, outside = self._nearest(found.design), self._outside(found.design)
         return [
-            AccuracyPrediction(float(top1), float(low), float(high), coverage, "lowformer_b3", ())
-            for top1, low, high in zip(*columns, strict=True)
+            AccuracyPrediction(top1, low, high, coverage, name, beyond)
+            for top1, low, high, name, beyond in zip(*columns, nearest, outside, strict=True)
         ]
 
     def gain(
@@ -141,67 +142,127 @@ class AccuracyPrior:
     ) -> tuple[Floats, Floats, Floats]:
         """(n,) by how many points each is better than `reference`: the median and the ends of the interval.
 
-        What both have in common, the level of the family for one, is uncertain for both alike, and drops out.
+        Where the reference's accuracy was published it is taken as it is. Else both are uncertain, and what they have
+        in common drops out.
         """
-        middle = self.imagenet_top1(configs) - self.imagenet_top1([reference])
-        return middle, middle - 0.8, middle + 0.8
-
-    def imagenet_top1(self, configs: Sequence[LowFormerConfig]) -> Floats:
-        """(n,) expected ImageNet top-1 in percent, each config at its own resolution."""
-        macs, blocks, shares = macs_and_shape(configs)
-        return self.top1_from_costs(macs, _resolutions(configs), blocks, shares)
-
-    def top1_from_costs(self, macs: Floats, resolutions: Floats, blocks: Floats, shares: Floats) -> Floats:
-        """(n,) expected ImageNet top-1 in percent, from (n,) resolutions in pixels and what `macs_and_shape` gives."""
-        counted = macs / np.maximum(_at_reference(macs, resolutions) / self.macs_range[1], 1.0)
-        error = np.exp(
-            _features(counted, resolutions, np.minimum(blocks, self.most_blocks), shares) @ self.coefficients
-        )
-        top1: Floats = np.maximum(100 - error, 0.0)
-        return top1
-
-    def beyond(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
-        """(n,) whether a config has more MACs (scaled to 224 pixels) than the largest published model."""
-        macs = _at_reference(total_macs(configs), _resolutions(configs))
-        larger: NDArray[np.bool_] = macs > self.macs_range[1] * MACS_TOLERANCE
-        return larger
+        found, other = self._distribution(configs), self._distribution([reference])
+        error, other_error = np.exp(found.mean), float(np.exp(other.mean[0]))
+        noise = self.law.noise_sd**2
+        known = self._published_top1(reference)
+        if known is None:
+            common = self._covariance(_FEATURES(configs), found.design, _FEATURES([reference]), other.design)[:, 0]
+            common -= found.across @ self._inverse @ other.across[0]
+            middle = other_error - error
+            variance = error**2 * (found.variance + noise) + other_error**2 * (other.variance[0] + noise)
+            variance = variance - 2 * error * other_error * common
+        else:
+            middle = (100 - known) - error
+            variance = error**2 * (found.variance + noise)
+        same = np.array([config == reference for config in configs])
+        spread = NormalDist().inv_cdf((1 + coverage) / 2) * np.sqrt(np.maximum(variance, 0.0))
+        middle, spread = np.where(same, 0.0, middle), np.where(same, 0.0, spread)
+        return middle, middle - spread, middle + spread
 
     def extrapolates(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.bool_]:
-        """(n,) whether a config lies outside the published models, in MACs (scaled to 224 pixels) or in resolution."""
-        resolutions = _resolutions(configs)
-        macs = _at_reference(total_macs(configs), resolutions)
-        low, high = self.macs_range
-        smallest, largest = self.resolution_range
-        inside: NDArray[np.bool_] = (macs >= low / MACS_TOLERANCE) & (macs <= high * MACS_TOLERANCE)
-        return ~(inside & (resolutions >= smallest) & (resolutions <= largest))
+        """(n,) whether a configuration lies far from what was published (`FAR`)."""
+        far: NDArray[np.bool_] = self._deviation(self._distribution(configs)) > FAR * self._left_out_deviation
+        return far
+
+    # --- how far it can be trusted
+
+    @cached_property
+    def left_out(self) -> tuple[Floats, Floats]:
+        """(points,) errors in points, predicted minus published, and (points,) standard deviations in ln error: of each
+        published accuracy, predicted by the prior without its model, at any resolution."""
+        errors, deviations = np.empty(self.points), np.empty(self.points)
+        for name in self.published:
+            held = np.array([other == name for other in self._names])
+            without = type(self)(self.law, {other: m for other, m in self.published.items() if other != name})
+            found = without._distribution([c for c, out in zip(self._configs, held, strict=True) if out])
+            errors[held] = 100 - np.exp(found.mean) - self._top1[held]
+            deviations[held] = without._deviation(found)
+        return errors, deviations
+
+    @property
+    def leave_one_out_error(self) -> float:
+        """Mean absolute error in points of published models, each left out at all its resolutions."""
+        return float(np.abs(self.left_out[0]).mean())
+
+    @property
+    def worst_leave_one_out_error(self) -> float:
+        """The largest of these errors."""
+        return float(np.abs(self.left_out[0]).max())
+
+    @cached_property
+    def _left_out_deviation(self) -> float:
+        return float(self.left_out[1].mean()) if len(self.published) > 1 else np.inf
+
+    # --- the distribution
+
+    def _distribution(self, configs: Sequence[LowFormerConfig]) -> _Distribution:
+        features = _FEATURES(configs)
+        design = self.law.design(features)
+        across = self._covariance(features, design, self._features, self._design)
+        local = across - self.law.linear_covariance(design, self._design)
+        variance = self.law.linear_variance(design) + self.law.smooth_sd**2 + self.law.architecture_sd**2
+        variance -= np.einsum("ij,ij->i", across @ self._inverse, across)
+        mean = self._linear(design) + local @ self._weights
+        return _Distribution(mean, np.maximum(variance, 0.0), across, design)
+
+    def _linear(self, design: Floats) -> Floats:
+        """(n,) level and slopes; what would gain beyond all published models gains nothing there.
+
+        The curve of parameters is flat above them: its fall there would come from its form alone.
+        """
+        within = np.clip(design, self._low, self._high)
+        beyond = (design - within) * self._slopes
+        together = np.where(
+            design[:, _PARAMETERS[0]] < self._low[_PARAMETERS[0]], beyond[:, _PARAMETERS].sum(axis=1), 0.0
+        )
+        beyond[:, _PARAMETERS] = 0.0
+        mean: Floats = within @ self._slopes + np.maximum(beyond, 0.0).sum(axis=1) + np.maximum(together, 0.0)
+        return mean
+
+    def _covariance(
+        self, first: Floats, design: Floats, second: Floats | None = None, other: Floats | None = None
+    ) -> Floats:
+        """(n, m) of networks of this family, without noise; with themselves if no others are given."""
+        second, other = (first, design) if second is None or other is None else (second, other)
+        same = np.ones((len(first), len(second)), dtype=np.bool_)
+        for place in _OF_ARCHITECTURE:
+            same &= np.abs(first[:, place, None] - second[None, :, place]) < SAME
+        covariance = self.law.linear_covariance(design, other) + self.law.smooth_covariance(design, other)
+        return covariance + self.law.architecture_sd**2 * same
+
+    def _deviation(self, found: _Distribution) -> Floats:
+        """(n,) standard deviations of what a training would reach."""
+        deviation: Floats = np.sqrt(found.variance + self.law.noise_sd**2)
+        return deviation
+
+    @staticmethod
+    def _quantile(mean: Floats, deviation: Floats, q: float) -> Floats:
+        top1: Floats = np.maximum(100 - np.exp(mean - NormalDist().inv_cdf(q) * deviation), 0.0)
+        return top1
+
+    # --- beside the published models
+
+    def _published_top1(self, config: LowFormerConfig) -> float | None:
+        return next((float(t) for c, t in zip(self._configs, self._top1, strict=True) if c == config), None)
+
+    def _nearest(self, design: Floats) -> list[str]:
+        """The name of the published model that lies nearest, by the standardized features."""
+        places = [1 + place for place in _SHOWN]
+        gaps = design[:, None, places] - self._design[None, :, places]
+        return [self._names[i] for i in np.argmin((gaps**2).sum(axis=2), axis=1)]
+
+    def _outside(self, design: Floats) -> list[tuple[str, ...]]:
+        beyond = np.maximum(design - self._high, self._low - design)[:, 1:] > BEYOND
+        return [tuple(NAMES[place] for place in _SHOWN if row[place]) for row in beyond]
 
 
-def _at_reference(macs: Floats, resolutions: Floats) -> Floats:
-    """(n,) MACs scaled to 224 pixels by the image area."""
-    scaled: Floats = macs * (REFERENCE_RESOLUTION / resolutions) ** 2
-    return scaled
+_FEATURES = ConfigFeatures()
 
 
-def _resolutions(configs: Sequence[LowFormerConfig]) -> Floats:
-    return np.array([config.resolution for config in configs], dtype=np.float64)
-
-
-def _features(macs: Floats, resolutions: Floats, blocks: Floats, shares: Floats) -> Floats:
-    """(n, 5) constant, ln(GMACs), ln(resolution / 224) (at least 0), ln(blocks), share of blocks with attention."""
-    larger = np.maximum(resolutions, REFERENCE_RESOLUTION) / REFERENCE_RESOLUTION
-    return np.stack([np.ones_like(macs), np.log(macs / 1e9), np.log(larger), np.log(blocks), shares], axis=1)
-
-
-def _fit(features: Floats, targets: Floats) -> Floats:
-    coefficients: Floats = np.linalg.lstsq(features, targets, rcond=None)[0].astype(np.float64)
-    return coefficients
-
-
-def _left_out(names: Sequence[str], features: Floats, targets: Floats) -> Floats:
-    """(n,) each target predicted from a fit without the points of its model."""
-    labels = np.array(names)
-    predicted = np.empty_like(targets)
-    for name in dict.fromkeys(names):
-        held = labels == name
-        predicted[held] = features[held] @ _fit(features[~held], targets[~held])
-    return predicted
+@cache
+def _shipped() -> FamilyLaw:
+    return FamilyLaw.load()

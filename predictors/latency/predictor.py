@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from ...search_space.config import LowFormerConfig
 from ...search_space.graph import OpGraph
+from ..model_files import read_model, write_model
 from .fusion import fuse, fuse_config
 from .kernel_model import KernelModel
-from .profile_files import read_profile, write_profile
 from .stacked_model import StackedModel
 from .target import ALIASES, Target, profile_folders, user_profiles
 from .uncertainty import LogErrors
 from .unit_costs import UnitCosts
 
+SCHEMA = 2
+"""Version of the profile files. Files of older versions are read, newer ones refused. 2: stacked models."""
 OUTSIDE_WIDENING = 3.0
 """Factor on log errors for networks with operators or shapes beyond those fitted on."""
 UNMODELLED_FACTOR = 10.0
@@ -117,7 +119,7 @@ class LatencyPredictor:
     def read(cls, path: str | Path, *, check_host: bool = True) -> Self:
         """Reads one profile file. Raises ValueError, in one line, for one that is broken or of another machine."""
         path = Path(path)
-        data = read_profile(path)
+        data = read_model(path, "profile", SCHEMA, "calibrate again")
         try:
             target = Target.parse(data["target"])
             kind = StackedModel if "parts" in data["model"] else KernelModel
@@ -151,7 +153,7 @@ class LatencyPredictor:
             "uncertainty": self.errors.to_dict() | allowed,
         }
         path = folder / self.target.file_name
-        write_profile(path, content)
+        write_model(path, content, SCHEMA)
         return path
 
     @cached_property

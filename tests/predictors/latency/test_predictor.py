@@ -15,7 +15,7 @@ from lownas.predictors.latency.fusion import fuse
 from lownas.predictors.latency.kernel_model import KernelModel
 from lownas.predictors.latency.kernel_terms import COEFFICIENTS
 from lownas.predictors.latency.kernels import KERNEL_CLASSES
-from lownas.predictors.latency.profile_files import SCHEMA
+from lownas.predictors.latency.predictor import SCHEMA
 from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph.onnx_reader import op_graph_from_onnx
@@ -214,7 +214,7 @@ def test_broken_profiles_end_in_one_line(folder, damage, says):
 
 @pytest.mark.parametrize("key", ["target", "model", "uncertainty", "provenance", "fingerprint"])
 def test_incomplete_profiles_end_in_one_line(predictor, folder, key, monkeypatch):
-    monkeypatch.setattr("lownas.predictors.latency.profile_files.checksum", lambda body: "same")
+    monkeypatch.setattr("lownas.predictors.model_files.checksum", lambda body: "same")
     predictor.save(folder)
     rewrite(profile_of(folder), lambda d: d.pop(key))
     with pytest.raises(ValueError, match=f"'{key}' is missing"):
