@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +26,16 @@ from .loop import Callback
 from .objectives import Objective
 from .results.files import write_result
 from .results.search_result import SearchResult
-from .run_search import DryRun, Parts, check_space, describe_search, resolve_choices, run_search, whole_range_ms
+from .run_search import (
+    DryRun,
+    Parts,
+    check_classes,
+    check_space,
+    describe_search,
+    resolve_choices,
+    run_search,
+    whole_range_ms,
+)
 from .settings import SearchSettings, options, read_options
 from .strategies import Strategy
 from .training.task import Evaluate
@@ -61,8 +71,12 @@ def search(
         result = search("cpu", "20ms", data="imagefolder:pictures", run="runs/a")
 
     It does what `lownas search` does, and leaves everything in the run folder: a device at hand that has no profile is
-    calibrated, candidates are proposed, trained and told to an Optuna study, the best are measured, and the answer, the
-    front and the report are written.
+    calibrated, candidates are found, with `data` trained and told to an Optuna study, the best are measured, and the
+    answer, the front and the report are written.
+
+    Without `data` ImageNet top-1 is maximized as far as published results let it be predicted, and nothing trains: the
+    best predicted networks, `trials` of them, are the candidates (`accuracy` None, `seeds` 0). They are trained too if
+    `proxy_budget`, `proxy_epochs`, `init_from`, `rungs`, `strategy` or `evaluate` is given.
 
     Args:
         target: name of a target ("rtx3090", "cpu"), or the YAML file of a device.
@@ -74,7 +88,8 @@ def search(
         objective: name of an objective, or a subclass of `Objective`.
         predictor: of the target's latency, in the place of its profile.
         evaluate: judges a candidate in the place of proxy training: a `TrainingTask` to an `Evaluation` or an accuracy.
-        callback: is called with each `EvaluationResult`; the search ends early if it gives True.
+        callback: is called with each `EvaluationResult`, of a trial or a predicted network; the search ends early if it
+            gives True.
         progress: True shows a bar; a function is called with each `SearchStatus`.
         profiles: folder of the user's own target profiles.
         run: the run folder; runs/TARGET-BUDGET-N if None.
@@ -110,8 +125,9 @@ def resume(
 ) -> SearchResult:
     """Goes on with the search in a run folder, from what was finished.
 
-    Objects that were passed to `search` must be passed again. Of the settings only those may change that do not decide
-    what the run's numbers mean: `trials`, `repeats`, `workers`, `time_budget` and the like.
+    A run that trains nothing finds its networks again, and with more `trials` keeps more of them. Objects that were
+    passed to `search` must be passed again. Of the settings only those may change that do not decide what the run's
+    numbers mean: `trials`, `repeats`, `workers`, `time_budget` and the like.
 
     Raises as `search`; ValueError also if there is no run, or another process works on it.
     """
@@ -135,7 +151,8 @@ def replay(
 ) -> SearchResult:
     """Searches again with the settings of an earlier run, given as its folder or its run.json.
 
-    Settings and objects given here, as `search` takes them, replace those of the run. Raises as `search`.
+    A run that trained nothing trains if that is asked for now (`proxy_budget="30m"`, `data=...`). Settings and objects
+    given here, as `search` takes them, replace those of the run. Raises as `search`.
     """
     given = {"target": _named_target(target), "latency_budget": latency_budget, **settings}
     asked = _Asked(given, predictor, evaluate, callback, progress, profiles, earlier=Path(earlier))
@@ -145,9 +162,15 @@ def replay(
 def dry_run(
     given: Mapping[str, Any], *, profiles: str | Path | None = None, earlier: Path | None = None
 ) -> tuple[SearchSettings, DryRun]:
-    """Says what a search with these settings (as `search` takes them) would do, without training or writing."""
+    """Says what a search with these settings (as `search` takes them) would do, without training or writing.
+
+    Raises as `search`.
+    """
     prepared = _prepare(_Asked(given, None, None, None, False, profiles, earlier=earlier), calibrate=False)
-    return prepared.settings, describe_search(prepared.settings, prepared.parts)
+    plan = describe_search(prepared.settings, prepared.parts)
+    if not plan.trainings:
+        _warn_without_effect(given)
+    return prepared.settings, plan
 
 
 def search_from(
@@ -227,6 +250,8 @@ def _search(asked: _Asked) -> SearchResult:
         result = run_search(prepared.settings, parts, resume=asked.resume)
     write_result(result)
     result.report()
+    if result.candidates and not result.trained:
+        _warn_without_effect(asked.given)
     return result
 
 
@@ -240,9 +265,11 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
     settings = SearchSettings.from_dict({"latency_budget_ms": _UNBOUNDED_MS, **values})
     check_storage(settings.storage)
     task = tasks.task(objects.get("task", settings.task))
-    resolve_choices(settings, objects.get("strategy"), objects.get("objective"), task)
+    objective, _, _ = resolve_choices(settings, objects.get("strategy"), objects.get("objective"), task)
     space = _space(objects.get("space"), settings, None if "space" in given or "resolution" in given else about)
     space = _with_head(space, task)
+    if settings.data is None and objective.is_imagenet_top1 and asked.evaluate is None:
+        check_classes(space)
     if about is not None and asked.resume:
         check_space(space, about)
     facts = _checked_inputs(settings, target, objects.get("data"), task)
@@ -274,6 +301,15 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
     if asked.evaluate is not None:
         parts = replace(parts, evaluate=asked.evaluate)
     return _Prepared(settings, parts, target, predictor)
+
+
+def _warn_without_effect(given: Mapping[str, Any]) -> None:
+    """Says which options do nothing where nothing trains."""
+    about_trainings = ("repeats", "workers", "gpu_fraction", "trial_timeout", "ray_address", "insecure", "time_budget")
+    idle = [name for name in (*about_trainings, "storage") if given.get(name) is not None]
+    if idle:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        warnings.warn(f"no effect: {names}; nothing trains without --data or --proxy-budget", stacklevel=2)
 
 
 def _named_target(target: Device | None) -> str | None:

@@ -63,6 +63,7 @@ from .trials.recorder import TrialRecorder
 from .trials.run_folder import RunFolder, write_text
 from .trials.status import Progress, Reporter
 
+IMAGENET_CLASSES = 1000
 PREDICTING_S = 30.0  # finding and exporting, where nothing trains
 OVERHEAD_S = 45.0  # proposing, timing the proxy, starting workers, exporting
 # The budget of a front without one is by so much above the slowest candidate: by what rounding may take away, or where
@@ -162,7 +163,7 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         else:
             stopped = PredictedNetworks(settings, run, state, latency, report, parts.callback).keep()
         result = conclude(settings, run, state, latency, report, started, interrupted=stopped, measure=not cut_short)
-        report("done", history.results.values())
+        report("done", history.with_controls())
         return result
 
 
@@ -230,6 +231,15 @@ def check_space(space: SearchSpace, about: Mapping[str, Any]) -> None:
     """Raises ValueError if it is not the space of the run that `about` describes: a file may have changed."""
     if about.get("space", content := _content(space)) != content:
         raise ValueError(f"the space {space.name!r} is not as it was when the run started")
+
+
+def check_classes(space: SearchSpace) -> None:
+    """Raises ValueError if the networks of a space are not for ImageNet's classes, so that nobody knows their top-1."""
+    if space.choices.classes != IMAGENET_CLASSES:
+        raise ValueError(
+            f"the space {space.name!r} has {space.choices.classes} classes, ImageNet has {IMAGENET_CLASSES:,}: train "
+            "on your own data with --data, or leave `classes` out of the space"
+        )
 
 
 def _content(space: SearchSpace) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def conclude(
     conclusion = None
     if candidates:
         if measure and latency.measurements.possible:
-            report("measure", history.results.values())
+            report("measure", history.with_controls())
         try:
             conclusion = latency.conclude(candidates, objective.goal, measure=measure)
         except KeyboardInterrupt:

@@ -110,6 +110,10 @@ class History:
         """The results of trials that were trained to the end, in the order of their numbers."""
         return [result for result in self.results.values() if result.status == "complete"]
 
+    def with_controls(self) -> list[EvaluationResult]:
+        """The results of all trials and of all controls."""
+        return [*self.results.values(), *self.controls.values()]
+
     def of_status(self, status: str) -> list[EvaluationResult]:
         """The results with that status, in the order of their trials' numbers."""
         return [result for result in self.results.values() if result.status == status]

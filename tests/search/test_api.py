@@ -129,7 +129,7 @@ def test_a_relative_path_of_data_is_found_from_another_folder(tmp_path: Path, mo
 
 
 def test_a_front_without_a_budget_is_replayed_on_another_device_with_its_range(tmp_path: Path) -> None:
-    first = small_search(tmp_path, latency_budget=None, pareto=True)
+    first = small_search(tmp_path, space="default", latency_budget=None, pareto=True)
     assert read_about(first.run)["whole_range"] is True
     other, _ = dry_run({"target": "i7-12700h"}, earlier=first.run)
     assert other.pareto and other.latency_budget_ms > 3 * first.settings.latency_budget_ms
@@ -146,7 +146,7 @@ def test_a_front_without_a_budget_is_replayed_on_another_device_with_its_range(t
 def test_a_run_is_replayed_without_the_file_of_its_space(tmp_path: Path) -> None:
     shipped = Path(inspect.getfile(SearchSpace)).parent / "spaces" / "tiny.yaml"
     file = tmp_path / "mine.yaml"
-    file.write_text(shipped.read_text())
+    file.write_text(shipped.read_text().replace("classes: 10\n", ""))
     first = small_search(tmp_path, space=file)
     file.unlink()
     again = replay(first.run / "run.json", run=tmp_path / "again", trials=1)
@@ -156,7 +156,7 @@ def test_a_run_is_replayed_without_the_file_of_its_space(tmp_path: Path) -> None
 
 
 def test_what_may_be_taken_back_on_replay(tmp_path: Path) -> None:
-    first = small_search(tmp_path)
+    first = small_search(tmp_path, space="default")
     about = json.loads((first.run / "run.json").read_text())
     about["settings"] |= {"insecure": True}
     (first.run / "run.json").write_text(json.dumps(about))

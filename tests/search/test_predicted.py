@@ -133,15 +133,34 @@ def test_what_is_asked_decides_whether_something_trains(settings, parts) -> None
 
 
 def test_a_predicted_run_is_replayed_with_trainings(tmp_path: Path) -> None:
-    small = {"space": "tiny", "evaluations": 800, "trials": 2, "repeats": 0, "workers": 0}
-    first = search_by_name("rtx3090", "2ms", run=tmp_path / "first", **small)
+    first = search_by_name("rtx3090", "2ms", run=tmp_path / "first", evaluations=800, trials=2)
     assert first.counts == {"predicted": 2}
-    again = replay(first.run, run=tmp_path / "again", proxy_budget="5s", evaluate=lambda task: 0.5)
+    given = {"proxy_budget": "5s", "workers": 0, "repeats": 0, "evaluate": lambda task: 0.5}
+    again = replay(first.run, run=tmp_path / "again", **given)
     assert again.counts["complete"] >= 2 and "predicted" not in again.counts
 
 
+def test_options_without_effect_are_named(tmp_path: Path) -> None:
+    given = {"run": tmp_path / "run", "evaluations": 800, "trials": 2}
+    with pytest.warns(UserWarning, match="no effect: --repeats, --time-budget; nothing trains without"):
+        search_by_name("rtx3090", "2ms", repeats=3, time_budget="5m", **given)
+
+
+@pytest.mark.parametrize("asked", [{}, {"proxy_budget": "5s"}, {"pareto": True}])
+def test_imagenet_has_a_thousand_classes(tmp_path: Path, asked) -> None:
+    with pytest.raises(ValueError, match=r"the space 'tiny' has 10 classes, ImageNet has 1,000: .*--data"):
+        search_by_name("rtx3090", "2ms", space="tiny", run=tmp_path / "run", **asked)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_space_outside_of_everything_published_is_said_to_be(predict) -> None:
+    outcome = predict(trials=3)  # networks of the tiny space have a tenth of the smallest published one's MACs
+    assert all(candidate.extrapolated for candidate in outcome.candidates)
+    assert any(note.startswith("Every network of the space 'tiny'") for note in outcome.notes)
+
+
 def test_neither_torch_nor_ray_is_loaded(tmp_path: Path) -> None:
-    words = ["--target", "rtx3090", "--latency-budget", "2ms", "--space", "tiny", "--run", str(tmp_path / "run")]
+    words = ["--target", "rtx3090", "--latency-budget", "2ms", "--run", str(tmp_path / "run")]
     code = (
         f"import sys; from lownas.nas import main; code = main({words!r}); "
         "sys.exit(code or ', '.join({'torch', 'ray', 'sklearn', 'onnxruntime'} & set(sys.modules)) or 0)"
