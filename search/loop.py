@@ -17,6 +17,7 @@ from ..search_space.config import DEFAULT_HEAD, LowFormerConfig
 from ..search_space.graph.from_config import op_graph
 from ..search_space.heads import Head, head
 from .latency.tracker import Cost, LatencyTracker
+from .objectives.controls import published_name
 from .randomness import training_seed
 from .settings import SearchSettings
 from .strategies.base import SearchState
@@ -377,7 +378,9 @@ class TrialLoop:
         if self.latency.limits:
             excess = {name: round(share, 4) for name, share in self.latency.limits.excess(result.config).items()}
             result = result.model_copy(update={"details": {**result.details, "limits": excess}})
-        if result.status == "complete" and result.role != "control":
+        if result.role == "control":
+            result = result.model_copy(update={"details": {**result.details, "model": published_name(result.config)}})
+        elif result.status == "complete":
             result = result.model_copy(update={"objective": self.objective.reached(result, self.history)})
         self.recorder.write(result)
         if result.status == "failed":
@@ -448,13 +451,12 @@ class TrialLoop:
     def _report(self, phase: Phase, size: int) -> None:
         if not self.report.wanted:
             return
-        controls = self.history.controls.values()
         planned = self.settings.trials + self.schedule.repeats + len(self.schedule.controls)
-        left = planned - len(self.history.complete()) - len(controls)
+        left = planned - len(self.history.complete()) - len(self.history.controls)
         typical = self._typical_s()
         left_s = typical * max(left, 0) / max(size, 1) if typical and self.rungs.count == 1 else None
         at_rungs = sum(number in self.history.rungs for number in self._open)
-        self.report(phase, [*self.history.results.values(), *controls], len(self._training), left_s, at_rungs)
+        self.report(phase, self.history.with_controls(), len(self._training), left_s, at_rungs)
 
 
 def _travelling_head(config: LowFormerConfig) -> Head | None:

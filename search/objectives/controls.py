@@ -85,6 +85,13 @@ def controls_of(
     return found
 
 
+def published_name(config: LowFormerConfig) -> str:
+    """The name of the published model that this is, at any resolution; empty if it is none."""
+    return next(
+        (name for name, model in PUBLISHED.items() if model.config.replace(resolution=config.resolution) == config), ""
+    )
+
+
 def predict_left_out(name: str, config: LowFormerConfig) -> AccuracyPrediction:
     """What the prior expects of a published model that it was not told of."""
     others = {other: model for other, model in PUBLISHED.items() if other != name}

@@ -160,6 +160,7 @@ def test_controls_train_first_and_are_no_candidates(search_imagenet, rungs: int)
     assert [result.trial for result in controls] == list(range(FIRST_CONTROL, FIRST_CONTROL + 8))
     assert all(result.status == "complete" and result.objective is None for result in controls)
     assert len({result.seed for result in controls}) == 8
+    assert [result.details["model"] for result in controls[:6]] == list(CONTROLS)
     assert sum(result.role == "repeat" for result in results) == 2
     numbers = {candidate.trial for candidate in outcome.candidates}
     assert numbers and max(numbers) < FIRST_CONTROL
