@@ -210,9 +210,13 @@ def _data(settings: SearchSettings, parts: Parts, objective: Objective) -> Data:
 
 
 def _controls(settings: SearchSettings, parts: Parts, objective: Objective) -> Sequence[LowFormerConfig]:
-    """What trains beside the candidates; nothing on the user's data, which says nothing of what was published."""
-    on_data = settings.data is not None or parts.data is not None
-    return () if on_data else objective.controls(max(parts.space.choices.resolution))
+    """What trains beside the candidates.
+
+    Nothing on the user's data, which says nothing of what was published; nor where candidates inherit weights, of which
+    the network that these are from would have the most.
+    """
+    incomparable = settings.data is not None or parts.data is not None or settings.init_from is not None
+    return () if incomparable else objective.controls(max(parts.space.choices.resolution))
 
 
 def _task(settings: SearchSettings, parts: Parts) -> str | Task:

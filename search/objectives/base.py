@@ -37,6 +37,7 @@ class Objective(ABC):
 
     - `before_training` is what evolution maximizes before anything is trained, in points; a lower quantile of the
       ImageNet prior unless you know better.
+    - `controls` are networks that train beside the candidates where there is no data, for `estimates` to compare by.
     - `at_rung` is what decides who goes on from a rung.
     - `ranked` is the order of the candidates at the end, of which the answer is the first that is within the budget.
     - `notes` and `notes_on_answer` are sentences for whoever reads the result.

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from lownas.search.strategies.schedule import _spread_over
 from lownas.search.trials.run_folder import read_results
 
 from ..conftest import rung_evaluate
@@ -25,6 +26,14 @@ def test_second_seeds_that_fail_are_not_tried_without_end(run_search, rungs: int
     assert max(trained.values()) == 2
     assert 0 < outcome.counts["failed"] <= 2 + (12 + 3) // 4 + 1
     assert outcome.answer is not None
+
+
+def test_second_seeds_of_controls_lie_evenly_and_more_of_them_keep_those_there_are() -> None:
+    for count in range(12):
+        order = _spread_over(count)
+        assert sorted(order) == list(range(count))
+        assert set(order[:2]) == {0, count - 1} or count < 2
+    assert _spread_over(6)[:3] == [5, 0, 2]
 
 
 def test_a_single_training_is_of_the_best_not_of_the_smallest(run_search) -> None:
