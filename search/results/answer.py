@@ -162,7 +162,7 @@ def _notes_on_answer(
     notes, answer = [conclusion.note], conclusion.answer
     goal, budget_ms = state.objective.goal, settings.latency_budget_ms
     share = 0.0 if answer is None else answer.quantile_ms / budget_ms
-    if answer is not None:
+    if answer is not None and not goal.front:
         notes[0] += f" At confidence {settings.confidence:g} the answer uses {100 * share:.0f} % of the budget."
     if goal.front and (front := pareto_front(conclusion.candidates, budget_ms)):
         notes.append(

@@ -18,6 +18,7 @@ from ..settings import SearchSettings
 from ..strategies.base import SearchState
 from ..trials.candidate import Candidate
 
+_SURELY = 0.05  # points; less reads as 0.0
 _LOWER = f"{100 - 100 * LOWER_QUANTILE:g} %"
 
 
@@ -113,7 +114,7 @@ def _beside_best(answer: Candidate, best: PublishedPoint | None, prior: Accuracy
         return f"It is the best published model within the budget, {which}: nothing better can be said with confidence."
     middle, low, high = _gain(answer, best.config, prior)
     better = f"{middle:.1f} points better" if middle >= 0 else f"{-middle:.1f} points worse"
-    doubt = "" if low > 0 else ": whether it is better is not certain"
+    doubt = "" if low > _SURELY else ": it may be no better"
     return (
         f"The best published model within the budget is {which}; the answer is estimated to be {better} "
         f"(90 % interval {low:+.1f} to {high:+.1f}){doubt}."
