@@ -52,13 +52,19 @@ SHIPPED = Form()
 
 
 class Fitted:
-    """A law fitted to rows: variances, and the posterior of everything that is shared."""
+    """A law fitted to rows: variances, and the posterior of everything that is shared.
+
+    Attributes:
+        variances: by name; `likelihood` is the restricted one (in ln) where they were fitted.
+        slopes: (1 + main,) of the constant and the features whose shared slopes are free.
+    """
 
     def __init__(self, rows: Rows, form: Form = SHIPPED, variances: Mapping[str, float] | None = None) -> None:
         """Fits the variances by restricted maximum likelihood, unless they are given."""
         self.rows, self.form = rows, form
         self.centre, self.scale = rows.features.mean(axis=0), rows.features.std(axis=0)
         self.parts = self._parts(rows, rows)
+        self.likelihood = np.nan
         self.variances = dict(variances) if variances is not None else self._fit()
         self._condition()
 
@@ -113,6 +119,7 @@ class Fitted:
         start = np.full(len(names) + 1, np.log(1e-3))
         options = {"maxiter": STEPS}
         found = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(start), options=options)
+        self.likelihood = -float(found.fun)
         return dict(zip((*names, "noise"), np.exp(found.x).tolist(), strict=True))
 
     def _condition(self) -> None:

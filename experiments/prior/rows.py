@@ -11,13 +11,14 @@ import json
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lownas.predictors.accuracy.features import NAMES, graph_features
+from lownas.search_space.graph import OpGraph
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "published"))
 from timm_graphs import Model, families, load_graph, trace_all
@@ -42,14 +43,14 @@ class Rows:
     Attributes:
         y: (n,) ln(100 - top-1 %).
         features: (n, features), in the order of `features.NAMES`.
-        macs: (n,) of the whole network.
+        plain: (n, 4) ln GMACs, ln of millions of parameters, ln of resolution / 224, ln of layers, of whole networks.
         arch, family, group, module: (n,) names; a group is a family trained by one recipe, a module is the file of timm
             that defines the network. Modules are what is left out: a family may have cousins in its module.
     """
 
     y: Floats
     features: Floats
-    macs: Floats
+    plain: Floats
     arch: NDArray[np.str_]
     family: NDArray[np.str_]
     group: NDArray[np.str_]
@@ -60,6 +61,10 @@ class Rows:
 
     def __getitem__(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Rows:
         return Rows(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+    def seen_plainly(self) -> Rows:
+        """The same rows with `plain` in the place of the features."""
+        return replace(self, features=self.plain)
 
     @property
     def top1(self) -> Floats:
@@ -88,14 +93,14 @@ def load_rows(published: Path, cache: Path) -> Rows:
     described = _described({Model(row["arch"], int(row["img_size"]), int(row["img_size"])) for row in table}, cache)
     keys = [f"{row['arch']}@{row['img_size']}" for row in table]
     kept = [(row, described[key]) for row, key in zip(table, keys, strict=True) if key in described]
-    kept = [(row, found) for row, found in kept if GMACS[0] <= found["macs"] / 1e9 <= GMACS[1]]
+    kept = [(row, found) for row, found in kept if GMACS[0] <= np.exp(found["plain"][0]) <= GMACS[1]]
     groups = [f"{family_of(row['arch'])}|{row['recipe']}" for row, _ in kept]
     count = Counter(groups)
     chosen = [(row, found, group) for (row, found), group in zip(kept, groups, strict=True) if count[group] >= LEAST]
     return Rows(
         y=np.log(100 - np.array([float(row["top1"]) for row, _, _ in chosen])),
         features=np.array([found["features"] for _, found, _ in chosen]),
-        macs=np.array([found["macs"] for _, found, _ in chosen], dtype=np.float64),
+        plain=np.array([found["plain"] for _, found, _ in chosen]),
         arch=np.array([row["arch"] for row, _, _ in chosen]),
         family=np.array([group.partition("|")[0] for _, _, group in chosen]),
         group=np.array([group for _, _, group in chosen]),
@@ -103,8 +108,15 @@ def load_rows(published: Path, cache: Path) -> Rows:
     )
 
 
+def plain_features(graph: OpGraph, resolution: int) -> list[float]:
+    """What one would look at first, as in `Rows.plain`."""
+    layers = sum(kind in ("conv", "conv_transpose", "linear") for kind in graph.kinds)
+    values = graph.macs / 1e9, graph.params / 1e6, resolution / 224, layers
+    return [float(np.log(value)) for value in values]
+
+
 def _described(models: set[Model], cache: Path) -> dict[str, dict[str, object]]:
-    """Features, MACs and module of each network, by "arch@pixels"; kept in the cache folder."""
+    """Features, plain features and module of each network, by "arch@pixels"; kept in the cache folder."""
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / "features.json"
     stored = json.loads(file.read_text()) if file.exists() else {}
@@ -116,8 +128,10 @@ def _described(models: set[Model], cache: Path) -> dict[str, dict[str, object]]:
         module = families(missing)
         for model in missing:
             if (graph := load_graph(model, cache, "compiled")) is not None:
-                features = graph_features(graph, model.height).tolist()
-                found = {"module": module[model.name], "macs": graph.macs, "features": features}
-                known[f"{model.name}@{model.height}"] = found
+                known[f"{model.name}@{model.height}"] = {
+                    "module": module[model.name],
+                    "features": graph_features(graph, model.height).tolist(),
+                    "plain": plain_features(graph, model.height),
+                }
         file.write_text(json.dumps({"names": list(NAMES), "networks": known}))
     return dict(known)
