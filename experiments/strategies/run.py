@@ -39,6 +39,7 @@ from lownas.experiments.tabular import Table
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.search.feasible_pool import FeasiblePool, FeasibleSet
 from lownas.search.objectives import make_objective
+from lownas.search.objectives.base import LOWER_QUANTILE
 from lownas.search.objectives.run_surrogate import RunSurrogate
 from lownas.search.strategies import SearchState, make_strategy
 from lownas.search.strategies.rungs import Rungs
@@ -90,7 +91,7 @@ class Networks:
 
     @cached_property
     def prior(self) -> Floats:
-        return np.asarray(AccuracyPrior().imagenet_top1(self.configs), float)
+        return np.asarray(AccuracyPrior.load().quantile(self.configs, LOWER_QUANTILE), float)
 
     def nearest(self, config: LowFormerConfig, left: Sequence[int]) -> int:
         if self.index.get(config.id) in left:
@@ -156,7 +157,7 @@ class TableSearch:
     def __init__(self, networks: Networks, arm: Arm, seed: int, *, front: bool) -> None:
         self.networks, self.arm, self.rungs = networks, arm, Rungs(arm.rungs)
         self.history, self.spent = History(), 0.0
-        objective = make_objective("accuracy", on_data=True, front=front, prior=AccuracyPrior())
+        objective = make_objective("accuracy", on_data=True, front=front, prior=AccuracyPrior.load())
         surrogate = RunSurrogate(networks.space, self.history, arm.rungs)
         pool = TablePool(networks)
         trials = next(n for n in range(MOST, 100 * MOST) if self.rungs.trainings(n) >= MOST)

@@ -47,6 +47,8 @@ millions of elements that layers write; ln(1 + layers) at strides 16, 32 and mor
 NAMES = MAIN + SIDE
 TYPICAL_PARAMETERS = 3.0
 """ln of millions of weights / k around which "few parameters" is squared."""
+MOST_SQUARED = 12.0
+"""What "few parameters" is at most: no family that was fitted on shows how the curve goes on."""
 STRIDE_ENDS = (5.66, 11.31, 22.63)
 """Strides between those that count as up to 4, 8, 16, 32: the geometric means."""
 HEAD = 5
@@ -169,7 +171,7 @@ def _features(sums: Floats, resolution: Floats) -> Floats:
         parameters,
         np.log(resolution / REFERENCE_RESOLUTION),
         np.log1p(total["spatial"]),
-        (parameters - TYPICAL_PARAMETERS) ** 2,
+        np.minimum((parameters - TYPICAL_PARAMETERS) ** 2, MOST_SQUARED),
         total["early"] / compute,
         total["at_8"] / compute,
         total["at_32"] / compute,
