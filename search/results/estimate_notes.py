@@ -18,6 +18,7 @@ from ..settings import SearchSettings
 from ..strategies.base import SearchState
 from ..trials.candidate import Candidate
 
+MOST_NAMED = 3  # features in which the answer lies outside of what was published
 _SURELY = 0.05  # points; less reads as 0.0
 _LOWER = f"{100 - 100 * LOWER_QUANTILE:g} %"
 
@@ -152,10 +153,11 @@ def _extrapolated(answer: Candidate, candidates: Sequence[Candidate], state: Sea
     """Where the answer lies outside of what was published: whether everything within the budget does, or it alone."""
     prior, pool = state.objective.prior, state.pool
     if all(one.extrapolated for one in candidates) and bool(prior.extrapolates(pool.found.configs).all()):
-        outside = ", ".join(prior.predict([answer.config])[0].outside)
+        outside = prior.predict([answer.config])[0].outside[:MOST_NAMED]
+        which = f" (the answer in {', '.join(outside)})" if outside else ""
         return [
-            f"Every network of the space {pool.space.name!r} that was found within the budget lies outside of what was "
-            f"published{f' ({outside})' if outside else ''}: the estimates are extrapolated."
+            f"Every network of the space {pool.space.name!r} that was found within the budget lies far from what was "
+            f"published{which}: the estimates are extrapolated."
         ]
     return state.objective.notes_on_answer(answer)
 
