@@ -28,6 +28,7 @@ MIN_CONTROLS = 5  # with fewer it cannot be told from noise what they say
 SMALLEST_RESOLUTION = 112
 COVERAGE = 0.9  # of intervals
 _WIDTH = 2 * 1.6449  # of such an interval, in standard deviations of a normal variable
+_TINY = 1e-12  # a variance of nothing
 _LEAST_ACCURACY = 1e-3  # logits of accuracies are finite by it
 
 
@@ -92,14 +93,18 @@ def published_name(config: LowFormerConfig) -> str:
     )
 
 
-def predict_left_out(name: str, config: LowFormerConfig) -> AccuracyPrediction:
-    """What the prior expects of a published model that it was not told of."""
-    others = {other: model for other, model in PUBLISHED.items() if other != name}
-    return AccuracyPrior(published=others).predict([config], coverage=COVERAGE)[0]
+def predict_left_out(prior: AccuracyPrior, name: str) -> AccuracyPrediction:
+    """What the prior expects of a published model that it was not told of, at any resolution."""
+    others = {other: model for other, model in prior.published.items() if other != name}
+    return AccuracyPrior(prior.law, others).predict([PUBLISHED[name].config], coverage=COVERAGE)[0]
 
 
 def correct(
-    trained: Sequence[TrainedCandidate], expected: Sequence[AccuracyPrediction], controls: Sequence[TrainedControl]
+    trained: Sequence[TrainedCandidate],
+    expected: Sequence[AccuracyPrediction],
+    controls: Sequence[TrainedControl],
+    *,
+    noise_sd: float = 0.0,
 ) -> Correction:
     """What trainings say of candidates beyond the prior.
 
@@ -113,6 +118,8 @@ def correct(
         trained: n candidates.
         expected: (n,) what the prior makes of each.
         controls: published models that were trained in the run.
+        noise_sd: of what two trainings of one network differ by, in ln(100 - top-1 %): the part of the prior's spread
+            that no knowledge of the network takes away.
     """
     count = len(controls)
     if count < MIN_CONTROLS or not trained:
@@ -134,15 +141,20 @@ def correct(
     kept = 1 - chance / slope**2
     explained = kept * max(0.0, 1 - left / freedom / (total / (count - 1)))
     limit = float(np.abs(own).max())
-    spread = np.array([_spread(one) for one in predictions])
-    variance = float((spread[:count] ** 2).mean())
-    gain, narrower = {}, {}
-    for one, residual, sd in zip(trained, np.clip(others, -limit, limit), spread[count:], strict=True):
-        doubt = min(1.0, float(sd) ** 2 / variance) if variance > 0 else 0.0
-        gain[one.config_id] = kept * slope * doubt * float(residual)
-        unsure = kept**2 * noise * float(residual) ** 2 / variance if variance > 0 else 0.0
-        narrower[one.config_id] = float(np.sqrt(min(1.0, 1 - doubt * (explained - unsure))))
-    return Correction(count, kept * slope, explained, gain, narrower)
+    variance = np.array([_spread(one) ** 2 for one in predictions])
+    unknown = np.maximum(variance - noise_sd**2, 0.0)  # what knowing the network better could take away
+    doubt = np.minimum(unknown[count:] / max(float(unknown[:count].mean()), _TINY), 1.0)
+    moves = np.clip(others, -limit, limit) * doubt
+    surer = explained * float(variance[:count].mean()) * doubt**2 - noise * (kept * moves) ** 2
+    left_over = 1 - np.clip(surer, 0.0, unknown[count:]) / np.maximum(variance[count:], _TINY)
+    names = [one.config_id for one in trained]
+    return Correction(
+        count,
+        kept * slope,
+        explained,
+        dict(zip(names, (kept * slope * moves).tolist(), strict=True)),
+        dict(zip(names, np.sqrt(left_over).tolist(), strict=True)),
+    )
 
 
 def _residuals(networks: Sequence[TrainedCandidate], expected: Floats) -> Floats:
@@ -162,7 +174,7 @@ def _residuals(networks: Sequence[TrainedCandidate], expected: Floats) -> Floats
     squares = sum(float(((values - values.mean()) ** 2).sum()) for values in again)
     noise = squares / sum(len(values) - 1 for values in again) / np.array([len(values) for values in logits])
     true = max(float((residuals**2).mean()) - float(noise.mean()), 0.0)
-    reliable: Floats = residuals * (true / np.maximum(true + noise, 1e-12))
+    reliable: Floats = residuals * (true / np.maximum(true + noise, _TINY))
     return reliable
 
 

@@ -113,13 +113,15 @@ class ImageNetPrior(Objective):
         ]
         left_out = self._without_each() if len(controls) >= MIN_CONTROLS else {}
         known = controls_of(controls, left_out)
-        correction = correct(trained, expected, known) if known else Correction(len(controls))
+        correction = (
+            correct(trained, expected, known, noise_sd=self.prior.law.noise_sd) if known else Correction(len(controls))
+        )
         return PriorEstimates(trained, before, correction, controls)
 
     def _without_each(self) -> Mapping[str, AccuracyPrediction]:
         """By the name of each control, what the prior expects of it that was not told of it; the same at each call."""
         if not self._left_out:
-            self._left_out = {name: predict_left_out(name, PUBLISHED[name].config) for name in CONTROLS}
+            self._left_out = {name: predict_left_out(self.prior, name) for name in CONTROLS}
         return self._left_out
 
     def controls(self, most_pixels: int) -> Sequence[LowFormerConfig]:

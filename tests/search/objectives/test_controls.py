@@ -114,6 +114,15 @@ def test_quantiles_keep_their_order_and_what_is_known_is_not_moved() -> None:
         assert low < middle < high and high - low < expected.high_top1 - expected.low_top1
 
 
+def test_what_differs_between_two_trainings_of_a_network_cannot_be_known() -> None:
+    world = World(3, informative=1.0)
+    expected = world.expected[6:]
+    correction = correct(world.candidates, expected, world.controls, noise_sd=0.8 * SPREAD)
+    assert min(correction.narrower.values()) > 0.75
+    certain = correct(world.candidates, expected, world.controls, noise_sd=1.01 * SPREAD)
+    assert not any(certain.gain.values()) and set(certain.narrower.values()) == {1.0}
+
+
 def test_controls_are_known_by_their_configurations() -> None:
     left_out = {name: prediction(80.0) for name in CONTROLS}
     trained = [TrainedCandidate(config, 80.0, (0.5,)) for config in PRESETS.values()]
