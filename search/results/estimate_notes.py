@@ -93,7 +93,7 @@ def _in_words(answer: Candidate, latency: LatencyTracker) -> str:
     )
     if answer.config == reference:
         return f"{estimate}."
-    return f"{estimate}; predicted {mine / its:.2f} of the latency of {_at(name, reference)}."
+    return f"{estimate}; its predicted latency is {mine / its:.2f} times that of {_at(name, reference)}."
 
 
 def _most_like(answer: Candidate) -> tuple[str, LowFormerConfig]:

@@ -1,12 +1,13 @@
 """The run folder: what a search leaves behind, and what it resumes from.
 
-run.json        every setting, versions, seed, git commit, the proxy training's plan; written once
+run.json        every setting, versions, seed, git commit, whether it trains and by which plan; written once
 data_card.json  what the user's data are, as they were found
-results.jsonl   one `EvaluationResult` a line, append-only, each line on disk before the trial is told to the study
+results.jsonl   one `EvaluationResult` a line, append-only, each line on disk before the trial is told to the study;
+                where nothing trains the networks that are kept, in the order in which they are found
 rungs.jsonl     one `RungEntry` a line: what a trial had reached at a rung
 states/         trainings that wait at a rung
 measured.jsonl  one `MeasuredRound` a line
-study.db        Optuna's storage
+study.db        Optuna's storage; none where nothing trains
 front/          the Pareto front, exported
 log.txt         what happened
 lock            held by the one process that searches in the folder
