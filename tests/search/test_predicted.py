@@ -26,6 +26,8 @@ from lownas.search_space.config import LowFormerConfig
 from lownas.search_space.presets import PRESETS
 from lownas.search_space.space import SearchSpace
 
+from .conftest import StubMeasurement
+
 
 @pytest.fixture
 def predict(settings, parts):
@@ -168,3 +170,17 @@ def test_neither_torch_nor_ray_is_loaded(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Nothing was trained" in done.stdout and len(read_results(tmp_path / "run")) == 16
+
+
+def test_where_the_device_is_at_hand_finalists_are_measured(predict, predictor) -> None:
+    slower = 1.2  # than predicted
+
+    def measure(config: LowFormerConfig) -> StubMeasurement:
+        return StubMeasurement(slower * float(predictor.latency_ms([config])[0]))
+
+    outcome = predict(trials=8, changed={"measure": measure})
+    assert outcome.answer is not None and outcome.answer.latency_source == "measured"
+    assert outcome.answer.latency_ms <= 0.8 and outcome.counts == {"predicted": 8}
+    assert all(slower * predictor.latency_ms([one.config])[0] < 0.85 for one in outcome.candidates), "found anew"
+    roles = {json.loads(line)["role"] for line in (outcome.run / "measured.jsonl").read_text().splitlines()}
+    assert roles == {"anchor", "finalist"}
