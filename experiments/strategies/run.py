@@ -333,16 +333,18 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="random is always among them")
     given = parser.parse_args()
     WORK.mkdir(exist_ok=True)
     kinds = [(f"budget {share:g}", share, False) for share in BUDGETS] + [("front", 1.0, True)]
-    jobs = [(title, *kind, name, given.repetitions) for title in given.sets for kind in kinds for name in ARMS]
+    names = [name for name in ARMS if name in given.arms or name == "random"]
+    jobs = [(title, *kind, name, given.repetitions) for title in given.sets for kind in kinds for name in names]
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         done = dict(zip(jobs, pool.map(curves, jobs), strict=True))
     table, space = Table.load(), SearchSpace.load("tiny")
     about = {"networks": trained(table), "trainings": list(AT)}
     known_sets = json.loads(RESULTS.read_text()).get("sets", {}) if RESULTS.exists() else {}
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for title in given.sets:
         resolution = SETS[title]
         known = [pools(table, space, repetition, resolution) for repetition in range(given.repetitions)]
@@ -351,11 +353,13 @@ def main() -> None:
             if job[0] == title:
                 by_kind.setdefault(job[1], {})[job[4]] = values
         found[title] = {"repetitions": given.repetitions, **summary(known, by_kind)}
+        for kind in by_kind:  # of arms that were not run again, what is known
+            found[title][kind] = {**known_sets.get(title, {}).get(kind, {}), **found[title][kind]}
     RESULTS.write_text(json.dumps({**about, "sets": {**known_sets, **found}}, indent=1) + "\n")
 
 
-def summary(known: Sequence[dict[float, Networks]], curves: dict[str, dict[str, Floats]]) -> dict[str, object]:
-    found: dict[str, object] = {
+def summary(known: Sequence[dict[float, Networks]], curves: dict[str, dict[str, Floats]]) -> dict[str, Any]:
+    found: dict[str, Any] = {
         "networks, mean": {
             f"budget {share:g}": round(float(np.mean([len(of[share].configs) for of in known])), 1) for share in BUDGETS
         },
