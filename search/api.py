@@ -268,7 +268,8 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
     objective, _, _ = resolve_choices(settings, objects.get("strategy"), objects.get("objective"), task)
     space = _space(objects.get("space"), settings, None if "space" in given or "resolution" in given else about)
     space = _with_head(space, task)
-    if settings.data is None and objective.is_imagenet_top1 and asked.evaluate is None:
+    judged = settings.data is not None or asked.evaluate is not None or asked.resume  # by something else, or before
+    if objective.is_imagenet_top1 and not judged:
         check_classes(space)
     if about is not None and asked.resume:
         check_space(space, about)

@@ -217,6 +217,12 @@ def test_a_dry_run_writes_nothing(
     plan = json.loads(capsys.readouterr().out)
     assert 0.1 <= plan["feasible_share"] <= 0.8, "the default space is made for budgets like this one"
     assert plan["fastest_ms"] < 2 < plan["slowest_ms"] and plan["size"] > 1e9
+    assert plan["trainings"] == 0 and plan["expected_s"] <= 60
+    assert main([*SEARCH, "2ms", "--dry-run"]) == 0 and "trainings: none (see --data)" in capsys.readouterr().out
+    assert main([*SEARCH, "2ms", "--dry-run", "--space", "tiny"]) == 2
+    assert "has 10 classes, ImageNet has 1,000" in capsys.readouterr().err
+    assert main([*SEARCH, "2ms", "--dry-run", "--strategy", "surrogate"]) == 2
+    assert "needs data (--data)" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -90,7 +90,7 @@ def test_hardly_feasible_budget(space, predictor, prior) -> None:
 
 
 def test_mutants_fit_and_know_their_parents(space, predictor, found) -> None:
-    parents = [found.configs[i] for i in found.near_best()[:3]]
+    parents = [found.configs[i] for i in np.argsort(-found.score)[:3]]
     born, origin = mutants(space, predictor, parents, 0.6, np.random.default_rng(0), count=300)
     assert len(born) == len(origin) == len({config.id for config in born})
     assert set(origin.tolist()) == {0, 1, 2}
