@@ -87,7 +87,8 @@ def train_stage(stage: Stage, seed: int, rows: Rows, deadline: float) -> bool:
                 **{"model": name, "status": result.status, "accuracy": result.accuracy, "loss": result.loss},
                 **{"train_loss": result.history[-1].train_loss if result.history else None, "reason": result.reason},
                 **{"seconds": round(result.seconds, 1), "images_per_second": round(result.images_per_second, 1)},
-                **{"train_images": stage.train_images, "epochs": stage.epochs, "data": identity, "machine": MACHINE},
+                **{"train_images": stage.train_images, "epochs": stage.epochs, "classes": stage.classes},
+                **{"data": identity, "machine": MACHINE},
             }
         )
         with TRAININGS.open("a") as file:
@@ -108,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=2.0, help="time to spend, default 2")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: each stage's own")
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), metavar="STEPS@PIXELS", help=" ".join(STAGES))
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), metavar="STAGE", help=" ".join(STAGES))
     parser.add_argument("--summarize", action="store_true", help="write results.json from what has been trained")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.stages if name not in STAGES]:

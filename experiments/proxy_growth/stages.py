@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lownas.evaluators.data.sources.formula import FORMULA_CLASSES
 from lownas.evaluators.training.settings import ProxySettings
 from lownas.search_space import PRESETS
 
@@ -25,6 +26,7 @@ class Stage:
         train_images, epochs: their product is the images that a training sees.
         seeds: those that it is done with unless said otherwise. A seed decides the data (the classes included), the
             weights and the order.
+        classes: of the images.
     """
 
     steps: int
@@ -32,14 +34,16 @@ class Stage:
     train_images: int
     epochs: int
     seeds: tuple[int, ...]
+    classes: int = FORMULA_CLASSES
 
     @property
     def name(self) -> str:
-        return f"{self.steps}@{self.resolution}"
+        return f"{self.steps}@{self.resolution}" + (f"x{self.classes}" if self.classes != FORMULA_CLASSES else "")
 
     def settings(self, seed: int) -> ProxySettings:
         settings = ProxySettings(
             data_seed=seed,
+            classes=self.classes,
             resolution_scale=self.resolution / PUBLISHED_RESOLUTION,
             train_images=self.train_images,
             epochs=self.epochs,
@@ -49,13 +53,18 @@ class Stage:
         return settings
 
 
-# From cheap to dear.
+MANY_CLASSES = 100
+"""Classes of the harder images: of ten kinds, 300 steps leave nothing to tell the models apart by."""
+# In the order in which they are trained. Those with ten kinds that are at their ceiling come last.
 STAGES = {
     stage.name: stage
     for stage in (
         Stage(30, 32, 640, 3, (1, 2, 3)),
         Stage(30, 64, 640, 3, (1, 2)),
-        Stage(300, 32, 6400, 3, (1, 2)),
+        Stage(300, 32, 6400, 3, (1,)),
+        Stage(300, 32, 6400, 3, (1, 2), MANY_CLASSES),
+        Stage(300, 64, 6400, 3, (1,), MANY_CLASSES),
+        Stage(2000, 32, 12800, 10, (1,), MANY_CLASSES),
         Stage(300, 64, 6400, 3, (1,)),
         Stage(2000, 32, 12800, 10, (1,)),
         Stage(2000, 64, 12800, 10, (1,)),
