@@ -6,9 +6,9 @@ For each stage, over the seeds with which all eight models were trained:
   B and E. And tau between seeds.
 - Beyond the prior: tau between two residuals. One is the published top-1 minus what the prior expects that was fitted
   without the model; the other is the proxy accuracy's logit minus its linear regression on that expectation.
-- The gain: by how much the squared error of top-1 falls when a multiple of the proxy's residual is added to the prior's
-  expectation. For each model the prior, the regression and the multiple are fitted without it. The others' residuals,
-  from which the multiple is learned, are of priors without that other model too.
+- The gain: by how much the mean squared error of top-1 falls when a multiple of the proxy's residual is added to the
+  prior's expectation. For each model the prior, the regression and the multiple are fitted without it. The others'
+  residuals, from which the multiple is learned, are of priors without that other model too.
 - The first two for the validation loss in the accuracy's place, which still differs where accuracies near 100 %.
 
 Intervals are 90 % bootstrap intervals over the eight models. The prior is not drawn anew: it has learned from other
@@ -101,9 +101,9 @@ def with_proxy(proxy: Floats, top1: Floats, table: Floats, counts: Floats) -> Fl
 
 
 def gain(proxy: Floats, top1: Floats, table: Floats, counts: Floats) -> float:
-    """The share of the prior's squared error that the proxy's residual takes away; negative where it adds error."""
-    prior = counts @ (top1 - np.diag(table)) ** 2
-    return float(1 - counts @ (top1 - with_proxy(proxy, top1, table, counts)) ** 2 / prior)
+    """How much of the prior's mean squared error the proxy's residual takes away; negative where it adds error."""
+    prior, both = top1 - np.diag(table), top1 - with_proxy(proxy, top1, table, counts)
+    return float(np.average(prior**2 - both**2, weights=counts))
 
 
 def with_interval(statistic: Statistic) -> list[float]:
@@ -137,17 +137,20 @@ def judged(accuracy: Mapping[int, Floats], images: int, top1: Floats) -> dict[st
     pairs = list(combinations(accuracy, 2))
     predicted = with_proxy(proxy, top1, table, np.ones(len(NAMES)))
     residual = proxy - line(expected, proxy, np.ones(len(NAMES)))
+    within = {
+        family: round(tau(mean[own], top1[own]), 3) if np.ptp(mean[own]) else None for family, own in FAMILIES.items()
+    }
     return {
         "seeds": list(accuracy),
         "proxy_accuracy": _named(mean, 4),
         "tau_published": with_interval(_plain_tau(mean, top1)),
         "tau_published_by_seed": {str(seed): round(tau(values, top1), 3) for seed, values in accuracy.items()},
-        "tau_published_within": {family: round(tau(mean[own], top1[own]), 3) for family, own in FAMILIES.items()},
+        "tau_published_within": within,
         "tau_between_seeds": [round(tau(accuracy[a], accuracy[b]), 3) for a, b in pairs],
         "tau_beyond_prior": with_interval(lambda counts: beyond_prior(proxy, top1, expected, counts)),
         "tau_of_residuals_between_seeds": [round(tau(residuals[a], residuals[b]), 3) for a, b in pairs],
         "proxy_residual_logit": _named(residual, 3),
-        "root_mean_squared_error": round(float(np.sqrt(np.mean((top1 - predicted) ** 2))), 3),
+        "mean_squared_error": round(float(np.mean((top1 - predicted) ** 2)), 3),
         "squared_error_reduction": with_interval(lambda counts: gain(proxy, top1, table, counts)),
         "top1_with_proxy": _named(predicted, 2),
     }
@@ -195,7 +198,7 @@ def summarize() -> None:
         "prior": {
             "expected_without_the_model": _named(expected, 2),
             "residual": _named(top1 - expected, 2),
-            "root_mean_squared_error": round(float(np.sqrt(np.mean((top1 - expected) ** 2))), 3),
+            "mean_squared_error": round(float(np.mean((top1 - expected) ** 2)), 3),
             "tau_published": with_interval(_plain_tau(expected, top1)),
             "tau_published_of_macs": round(tau(macs, top1), 3),
         },
@@ -216,11 +219,10 @@ def summarize() -> None:
             " ".join(f"{value:.2f}" for value in figures["tau_between_seeds"]) or "-",
             _cell(figures["tau_beyond_prior"]),
             _cell(loss["tau_beyond_prior"]),
-            _cell([100 * value for value in figures["squared_error_reduction"]], "{:.0f} %"),
+            _cell(figures["squared_error_reduction"]),
         ]
         print(f"| {' | '.join(cells)} |")
 
 
-def _cell(figure: list[float], form: str = "{:.2f}") -> str:
-    value, low, high = (form.format(part) for part in figure)
-    return f"{value} ({low} to {high})"
+def _cell(figure: list[float]) -> str:
+    return "{:.2f} ({:.2f} to {:.2f})".format(*figure)
