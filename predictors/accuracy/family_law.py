@@ -90,8 +90,9 @@ class FamilyLaw:
             raise ValueError(f"broken accuracy prior {path}: {one_line(error)}") from None
         if tuple(found.features) != NAMES:
             raise ValueError(f"accuracy prior {path} is of other features than {', '.join(NAMES)}: {_REMEDY}")
-        values = {name: getattr(found, name) for name in _File.model_fields if name != "features"}
-        law = cls(**{name: np.array(value) if isinstance(value, list) else value for name, value in values.items()})
+        given = {name: getattr(found, name) for name in _File.model_fields if name != "features"}
+        values: dict[str, Any] = {n: np.array(v) if isinstance(v, list) else v for n, v in given.items()}
+        law = cls(**values)
         law._check(path)
         return law
 
