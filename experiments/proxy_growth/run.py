@@ -54,10 +54,10 @@ def expected_seconds(name: str, stage: Stage, rows: Rows) -> float | None:
     return sum(seconds) / len(seconds)
 
 
-def train_stage(stage: Stage, seed: int, rows: Rows, deadline: float) -> bool:
+def train_stage(stage: Stage, seed: int, models: Sequence[str], rows: Rows, deadline: float) -> bool:
     """Trains what is missing of a stage with a seed, and says whether it came to its end before the deadline."""
     done = {row["model"] for row in rows if (row["stage"], row["seed"]) == (stage.name, seed)}
-    missing = [name for name in NAMES if name not in done]
+    missing = [name for name in models if name not in done]
     if not missing:
         return True
     estimates = [expected_seconds(name, stage, rows) for name in missing]
@@ -97,12 +97,12 @@ def train_stage(stage: Stage, seed: int, rows: Rows, deadline: float) -> bool:
     return True
 
 
-def train(stages: Sequence[Stage], seeds: Sequence[int] | None, hours: float) -> None:
+def train(stages: Sequence[Stage], seeds: Sequence[int] | None, models: Sequence[str], hours: float) -> None:
     deadline = time.monotonic() + hours * 3600
     rows = load_rows()
     for stage in stages:
         for seed in stage.seeds if seeds is None else seeds:
-            train_stage(stage, seed, rows, deadline)
+            train_stage(stage, seed, models, rows, deadline)
 
 
 def main() -> None:
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.0, help="time to spend, default 2")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: each stage's own")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), metavar="STAGE", help=" ".join(STAGES))
+    parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES, metavar="MODEL", help="default: all")
     parser.add_argument("--summarize", action="store_true", help="write results.json from what has been trained")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.stages if name not in STAGES]:
@@ -119,7 +120,8 @@ def main() -> None:
     if arguments.seeds and min(arguments.seeds) < 0:
         raise SystemExit(f"--seeds: at least 0, given {min(arguments.seeds)}")
     if not arguments.summarize:
-        train([stage for name, stage in STAGES.items() if name in arguments.stages], arguments.seeds, arguments.hours)
+        stages = [stage for name, stage in STAGES.items() if name in arguments.stages]
+        train(stages, arguments.seeds, arguments.models, arguments.hours)
     from lownas.experiments.proxy_growth.analysis import summarize
 
     summarize()
