@@ -22,7 +22,15 @@ import torch
 
 from lownas.evaluators.data.loading import data_identity
 from lownas.evaluators.training.proxy import load_proxy_data, train_proxy
-from lownas.experiments.proxy_growth.stages import NAMES, PUBLISHED_RESOLUTION, STAGES, TRAININGS, Stage, load_rows
+from lownas.experiments.proxy_growth.stages import (
+    NAMES,
+    PUBLISHED_RESOLUTION,
+    STAGES,
+    TRAININGS,
+    Stage,
+    drop_broken_end,
+    load_rows,
+)
 from lownas.search_space import PRESETS
 
 Rows = list[dict[str, Any]]
@@ -99,6 +107,7 @@ def train_stage(stage: Stage, seed: int, models: Sequence[str], rows: Rows, dead
 
 def train(stages: Sequence[Stage], seeds: Sequence[int] | None, models: Sequence[str], hours: float) -> None:
     deadline = time.monotonic() + hours * 3600
+    drop_broken_end()
     rows = load_rows()
     for stage in stages:
         for seed in stage.seeds if seeds is None else seeds:

@@ -76,8 +76,12 @@ def load_rows(path: Path = TRAININGS) -> list[dict[str, Any]]:
     """The finished trainings; a last line that was not written to its end is left out."""
     if not path.exists():
         return []
-    *lines, last = path.read_text().split("\n")
-    rows = [json.loads(line) for line in lines]
-    if last:
-        path.write_text("".join(line + "\n" for line in lines))
-    return rows
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def drop_broken_end(path: Path = TRAININGS) -> None:
+    """Removes a last line that was not written to its end, so that the next row begins a line."""
+    if path.exists():
+        text = path.read_text()
+        if text and not text.endswith("\n"):
+            path.write_text(text[: text.rfind("\n") + 1])
