@@ -55,7 +55,7 @@ def read_model(path: Path, kind: str, schema: int, remedy: str) -> dict[str, Any
         raise ValueError(f"cannot read {kind} {path}: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"broken {kind} {path}: not JSON ({error!s:.100})") from None
-    if not isinstance(data, dict) or not isinstance(data.get("schema"), int) or "checksum" not in data:
+    if not isinstance(data, dict) or type(data.get("schema")) is not int or "checksum" not in data:
         raise ValueError(f"not a {kind}: {path} lacks schema and checksum")
     if data["schema"] > schema:
         raise ValueError(

@@ -60,6 +60,8 @@ def left_out(rows: Rows, form: Form, seed: int) -> dict[str, Floats]:
         z = np.full(len(error), np.nan)
         for group in np.unique(rows.group[held]):
             members = np.flatnonzero(rows.group[held] == group)
+            if len(members) == 1:
+                continue
             middle = np.eye(len(members)) - 1 / len(members)
             spread = np.diag(middle @ covariance[np.ix_(members, members)] @ middle)
             z[members] = middle @ error[members] / np.sqrt(np.maximum(spread, 1e-12))
@@ -69,6 +71,11 @@ def left_out(rows: Rows, form: Form, seed: int) -> dict[str, Floats]:
 
 def within(errors: Floats) -> float:
     return float(np.sqrt(np.mean(errors**2)))
+
+
+def covers(z: Floats) -> float:
+    """The share of errors within the 90 % interval, of those that tell something."""
+    return float(np.mean(np.abs(z[np.isfinite(z)]) < NORMAL_90))
 
 
 def tau_within(rows: Rows, errors: Floats) -> float:
@@ -108,7 +115,7 @@ def families_held_out(rows: Rows) -> dict[str, Any]:
         def gained(places: NDArray[np.intp], runs: list[dict[str, Floats]] = runs, macs: list[Floats] = macs) -> float:
             return spread(places, runs) - within(np.concatenate([one[places] for one in macs]))
 
-        covered = {k: [np.mean(np.abs(run[f"{k}_z"]) < NORMAL_90) for run in runs] for k in ("known", "unknown")}
+        covered = {k: [covers(run[f"{k}_z"]) for run in runs] for k in ("known", "unknown")}
         table[name] = {
             "sd_within": round(within(known), 4),
             "sd_within_interval": bootstrap(rows, spread),

@@ -55,7 +55,7 @@ class Fitted:
     """A law fitted to rows: variances, and the posterior of everything that is shared.
 
     Attributes:
-        variances: by name; `likelihood` is the restricted one (in ln) where they were fitted.
+        variances: by name; `likelihood` is the restricted one (in ln), with the weak prior, where they were fitted.
         slopes: (1 + main,) of the constant and the features whose shared slopes are free.
     """
 
@@ -119,6 +119,8 @@ class Fitted:
         start = np.full(len(names) + 1, np.log(1e-3))
         options = {"maxiter": STEPS}
         found = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=[BOUNDS] * len(start), options=options)
+        if not found.success:
+            raise RuntimeError(f"the variances were not found: {found.message}")
         self.likelihood = -float(found.fun)
         return dict(zip((*names, "noise"), np.exp(found.x).tolist(), strict=True))
 

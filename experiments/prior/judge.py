@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def chosen(found: FeasibleSet, *, front: bool) -> list[LowFormerConfig]:
     """The answer, or networks along the front."""
     if not front:
         return [found.configs[found.best_index()]]
-    several = [found.best_within(evenly(place), ()) for place in range(ON_FRONT)]
+    whole = replace(found, budget_ms=float(found.latency_quantile_ms.max()))  # its share 1 is all that there is
+    several = [whole.best_within(evenly(place), ()) for place in range(ON_FRONT)]
     return list({config.id: config for config in several if config is not None}.values())
 
 

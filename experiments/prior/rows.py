@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lownas.predictors.accuracy.features import NAMES, graph_features
 from lownas.search_space.graph import OpGraph
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "published"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "published"))
 from timm_graphs import Model, families, load_graph, trace_all
 
 Floats = NDArray[np.float64]
@@ -30,8 +30,8 @@ GMACS = 0.08, 18.0
 """Smallest and largest networks that count."""
 LEAST = 3
 """Rows of a family and recipe, below which its level would be all that they tell."""
-LEFT_OUT = re.compile(r"^test_|_cc_")
-"""Networks made for tests, and those with experts, of which an image passes few: their parameters are not compute."""
+LEFT_OUT = re.compile(r"^test_|_cc_|^lowformer|^cpubone")
+"""Networks made for tests; those with experts, of which an image passes few; and the family that is to be predicted."""
 PREFIXES = ("tf_", "legacy_", "gluon_")
 """Of ports, whose families are those of the originals."""
 
@@ -44,8 +44,9 @@ class Rows:
         y: (n,) ln(100 - top-1 %).
         features: (n, features), in the order of `features.NAMES`.
         plain: (n, 4) ln GMACs, ln of millions of parameters, ln of resolution / 224, ln of layers, of whole networks.
-        arch, family, group, module: (n,) names; a group is a family trained by one recipe, a module is the file of timm
-            that defines the network. Modules are what is left out: a family may have cousins in its module.
+        arch, family, group, module: (n,) names; a module is the file of timm that defines the network, a family has one
+            name within a module, a group is a family trained by one recipe. Modules are what is left out: a family may
+            have cousins in its module.
     """
 
     y: Floats
@@ -94,7 +95,7 @@ def load_rows(published: Path, cache: Path) -> Rows:
     keys = [f"{row['arch']}@{row['img_size']}" for row in table]
     kept = [(row, described[key]) for row, key in zip(table, keys, strict=True) if key in described]
     kept = [(row, found) for row, found in kept if GMACS[0] <= np.exp(found["plain"][0]) <= GMACS[1]]
-    groups = [f"{family_of(row['arch'])}|{row['recipe']}" for row, _ in kept]
+    groups = [f"{found['module']}/{family_of(row['arch'])}|{row['recipe']}" for row, found in kept]
     count = Counter(groups)
     chosen = [(row, found, group) for (row, found), group in zip(kept, groups, strict=True) if count[group] >= LEAST]
     return Rows(

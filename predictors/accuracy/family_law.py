@@ -91,7 +91,10 @@ class FamilyLaw:
         if tuple(found.features) != NAMES:
             raise ValueError(f"accuracy prior {path} is of other features than {', '.join(NAMES)}: {_REMEDY}")
         given = {name: getattr(found, name) for name in _File.model_fields if name != "features"}
-        values: dict[str, Any] = {n: np.array(v) if isinstance(v, list) else v for n, v in given.items()}
+        try:
+            values: dict[str, Any] = {n: np.array(v) if isinstance(v, list) else v for n, v in given.items()}
+        except ValueError:  # rows of different lengths
+            raise ValueError(f"broken accuracy prior {path}: slopes_covariance is not a square") from None
         law = cls(**values)
         law._check(path)
         return law
@@ -103,6 +106,9 @@ class FamilyLaw:
         for name, size in {**sizes, "slopes_covariance": (1 + count, 1 + count)}.items():
             if np.shape(getattr(self, name)) != size:
                 raise ValueError(f"broken accuracy prior {path}: {name} is not of size {size}")
+        covariance = self.slopes_covariance
+        if not np.allclose(covariance, covariance.T) or np.linalg.eigvalsh(covariance).min() < 0:
+            raise ValueError(f"broken accuracy prior {path}: slopes_covariance is not a covariance")
         deviations = (*self.scale, *self.family_sd, self.smooth_sd, self.architecture_sd, self.noise_sd)
         if min(deviations) < 0 or min(*self.scale, self.smooth_length, self.noise_sd) <= 0:
             raise ValueError(f"broken accuracy prior {path}: a standard deviation is not positive")

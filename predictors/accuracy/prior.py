@@ -126,6 +126,8 @@ class AccuracyPrior:
 
     def predict(self, configs: Sequence[LowFormerConfig], *, coverage: float = 0.9) -> list[AccuracyPrediction]:
         """The predictive distribution of each configuration."""
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage must be between 0 and 1, given {coverage:g}")
         if not configs:
             return []
         found = self._distribution(configs)
@@ -174,6 +176,8 @@ class AccuracyPrior:
     def left_out(self) -> tuple[Floats, Floats]:
         """(points,) errors in points, predicted minus published, and (points,) standard deviations in ln error: of each
         published accuracy, predicted by the prior without its model, at any resolution."""
+        if len(self.published) < 2:
+            raise ValueError("leaving a model out needs at least two published ones")
         errors, deviations = np.empty(self.points), np.empty(self.points)
         for name in self.published:
             held = np.array([other == name for other in self._names])
@@ -203,7 +207,9 @@ class AccuracyPrior:
         features = _FEATURES(configs)
         design = self.law.design(features)
         across = self._covariance(features, design, self._features, self._design)
-        local = across - self.law.linear_covariance(design, self._design)
+        within = np.clip(design, self._low, self._high)
+        local = self._covariance(features, within, self._features, self._design)
+        local -= self.law.linear_covariance(within, self._design)
         variance = self.law.linear_variance(design) + self.law.smooth_sd**2 + self.law.architecture_sd**2
         variance -= np.einsum("ij,ij->i", across @ self._inverse, across)
         mean = self._linear(design) + local @ self._weights
