@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lownas.predictors.accuracy.features import NAMES, graph_features
+from lownas.predictors.accuracy.features import KERNEL_POWER, NAMES, graph_features
 from lownas.search_space.graph import OpGraph
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "published"))
@@ -81,7 +81,7 @@ def family_of(arch: str) -> str:
     return (match.group(1) or match.group(2)).removesuffix("v") if match.group(2) else match.group(1)
 
 
-def load_rows(published: Path, cache: Path) -> Rows:
+def load_rows(published: Path, cache: Path, power: float = KERNEL_POWER) -> Rows:
     """Networks trained on ImageNet-1k alone and without a teacher. Traces what `cache` lacks; that takes five minutes.
 
     Raises ValueError if the file is not there.
@@ -91,7 +91,9 @@ def load_rows(published: Path, cache: Path) -> Rows:
     with (published / FILE).open(newline="") as file:
         table = [row for row in csv.DictReader(file) if row["in1k_only"] == "1" and row["distilled"] == "0"]
     table = [row for row in table if not LEFT_OUT.search(row["arch"])]
-    described = _described({Model(row["arch"], int(row["img_size"]), int(row["img_size"])) for row in table}, cache)
+    described = _described(
+        {Model(row["arch"], int(row["img_size"]), int(row["img_size"])) for row in table}, cache, power
+    )
     keys = [f"{row['arch']}@{row['img_size']}" for row in table]
     kept = [(row, described[key]) for row, key in zip(table, keys, strict=True) if key in described]
     kept = [(row, found) for row, found in kept if GMACS[0] <= np.exp(found["plain"][0]) <= GMACS[1]]
@@ -116,10 +118,10 @@ def plain_features(graph: OpGraph, resolution: int) -> list[float]:
     return [float(np.log(value)) for value in values]
 
 
-def _described(models: set[Model], cache: Path) -> dict[str, dict[str, object]]:
+def _described(models: set[Model], cache: Path, power: float) -> dict[str, dict[str, object]]:
     """Features, plain features and module of each network, by "arch@pixels"; kept in the cache folder."""
     cache.mkdir(parents=True, exist_ok=True)
-    file = cache / "features.json"
+    file = cache / f"features-{power:g}.json"
     stored = json.loads(file.read_text()) if file.exists() else {}
     known = stored["networks"] if stored.get("names") == list(NAMES) else {}
     missing = sorted((m for m in models if f"{m.name}@{m.height}" not in known), key=lambda model: model.key)
@@ -131,7 +133,7 @@ def _described(models: set[Model], cache: Path) -> dict[str, dict[str, object]]:
             if (graph := load_graph(model, cache, "compiled")) is not None:
                 known[f"{model.name}@{model.height}"] = {
                     "module": module[model.name],
-                    "features": graph_features(graph, model.height).tolist(),
+                    "features": graph_features(graph, model.height, power).tolist(),
                     "plain": plain_features(graph, model.height),
                 }
         file.write_text(json.dumps({"names": list(NAMES), "networks": known}))

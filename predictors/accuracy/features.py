@@ -51,6 +51,8 @@ MOST_SQUARED = 12.0
 """What "few parameters" is at most: no family that was fitted on shows how the curve goes on."""
 STRIDE_ENDS = (5.66, 11.31, 22.63)
 """Strides between those that count as up to 4, 8, 16, 32: the geometric means."""
+KERNEL_POWER = 0.5
+"""Of a kernel's area, by which a layer's compute and weights are divided."""
 HEAD = 5
 """The head's place, after the stem and four stages."""
 
@@ -62,10 +64,11 @@ _SUMS = (
 _PLACE = {name: place for place, name in enumerate(_SUMS)}
 
 
-def graph_features(graph: OpGraph, resolution: int) -> Floats:
+def graph_features(graph: OpGraph, resolution: int, power: float = KERNEL_POWER) -> Floats:
     """(features,) of a network's operator graph for square images of that many pixels, in the order of `NAMES`.
 
-    What comes after the last layer that sees more than one position is its head.
+    What comes after the last layer that sees more than one position is its head. Another `power` than the prior's is
+    for comparison.
     """
     table = graph.table
     positions = table[:, COLUMN["hout"]] * table[:, COLUMN["wout"]]
@@ -74,7 +77,7 @@ def graph_features(graph: OpGraph, resolution: int) -> Floats:
         raise ValueError("the network has no layer that sees more than one position")
     end = int(np.flatnonzero(layers & (positions > 1)).max()) + 1
     strides = resolution / np.sqrt(np.maximum(positions[:end], 1))
-    found: Floats = _features(_sums(table[:end], strides)[None], np.array([float(resolution)]))[0]
+    found: Floats = _features(_sums(table[:end], strides, power)[None], np.array([float(resolution)]))[0]
     return found
 
 
@@ -129,7 +132,7 @@ def _layers(kind: NDArray[np.int64]) -> NDArray[np.bool_]:
     return layers
 
 
-def _sums(table: NDArray[np.int64], strides: Floats) -> Floats:
+def _sums(table: NDArray[np.int64], strides: Floats, power: float = KERNEL_POWER) -> Floats:
     """(len(_SUMS),) over the operators of a table, each at its output's stride relative to the image."""
     column = {name: table[:, place].astype(np.float64) for name, place in COLUMN.items()}
     layers = _layers(table[:, COLUMN["kind"]])
@@ -139,7 +142,7 @@ def _sums(table: NDArray[np.int64], strides: Floats) -> Floats:
     depthwise = grouped & (column["groups"] >= narrow / 2)
     attends, products = (column["kind"] == KIND[name] for name in ("softmax", "matmul"))
     full = layers & ~depthwise & (column["hout"] * column["wout"] > 1)
-    per_k = 1 / np.sqrt(np.maximum(area, 1))
+    per_k = np.maximum(area, 1) ** -power
     compute = np.where(layers, macs * per_k, 0.0)
     ends = np.searchsorted(STRIDE_ENDS, strides, side="left")
     sums = {
