@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def main() -> None:
     about, outcome = read_about(arguments.run), json.loads((arguments.run / "outcome.json").read_text())
     settings, answer = SearchSettings.from_dict(about["settings"]), outcome["answer"]
     kept = [result for result in read_results(arguments.run) if result.status == "predicted"]
+    if not kept or answer is None:
+        sys.exit(f"{arguments.run}: {'it has no answer' if kept else 'its candidates were trained, not predicted'}")
     random = best_random(settings, LatencyPredictor.load(settings.target, arguments.profiles))
     macs = [result.macs for result in kept]
     results = {
