@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from ...evaluators.training.inherit import Source
     from ...evaluators.training.settings import ProxySettings
 
-DEFAULT_PROXY_BUDGET_S = 360.0  # of all trainings together, so that a default search ends well within 10 minutes
+DEFAULT_PROXY_BUDGET_S = 360.0  # of all trainings together: so a search with data ends well within 10 minutes
 # The shortest training on generated images, as (steps, pixels), that orders published models better than the prior does
-# alone; None: of the lengths tried none does. Source: experiments/proxy_growth/.
+# alone; None: none of the lengths that were tried does (experiments/proxy_growth/). It waits for one that does.
 TELLING_TRAINING: tuple[int, int] | None = None
 NVIDIA_DRIVER = "/dev/nvidiactl"  # is there where a GPU can be used; looking needs no torch
 TIME_SHARE = 0.7  # of a time budget, for the trainings; proposing, starting and measuring take the rest
@@ -91,8 +91,10 @@ def plan_proxy(request: PlanRequest) -> dict[str, Any]:
 def affords_telling_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig], trainings: float) -> bool:
     """Whether this machine can make `trainings` trainings that tell something (`TELLING_TRAINING`) in the default time.
 
-    Where such a length is known, steps of `configs` (typical networks, from small to large) are timed; on a machine
-    without a GPU of NVIDIA's that is not tried, as they take hours there. Whoever has a cluster asks for trainings.
+    Always False today: no length that was tried tells anything (experiments/proxy_growth/), so `TELLING_TRAINING` is
+    None. Once it holds a length that does, a search without data trains by itself wherever the machine affords that:
+    steps of `configs` (typical networks, from small to large) are timed, and a plan of the default time must reach the
+    length. Without a GPU of NVIDIA's that is not tried, as it takes hours; whoever has a cluster asks for trainings.
     """
     if TELLING_TRAINING is None or not Path(NVIDIA_DRIVER).exists() or settings.ray_address is not None:
         return False
