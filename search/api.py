@@ -270,7 +270,7 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
     space = _with_head(space, task)
     judged = settings.data is not None or asked.evaluate is not None or asked.resume  # by something else, or before
     if objective.is_imagenet_top1 and not judged:
-        check_classes(space)
+        check_classes(space, shipped="space" not in objects and not Path(settings.space).is_file())
     if about is not None and asked.resume:
         check_space(space, about)
     facts = _checked_inputs(settings, target, objects.get("data"), task)

@@ -64,7 +64,7 @@ from .trials.run_folder import RunFolder, write_text
 from .trials.status import Progress, Reporter
 
 IMAGENET_CLASSES = 1000
-PREDICTING_S = 30.0  # finding and exporting, where nothing trains
+PREDICTING_S = 15.0  # finding and exporting, where nothing trains
 OVERHEAD_S = 45.0  # proposing, timing the proxy, starting workers, exporting
 # The budget of a front without one is by so much above the slowest candidate: by what rounding may take away, or where
 # measurements may show that the device is slower than predicted, by what that may be.
@@ -237,12 +237,16 @@ def check_space(space: SearchSpace, about: Mapping[str, Any]) -> None:
         raise ValueError(f"the space {space.name!r} is not as it was when the run started")
 
 
-def check_classes(space: SearchSpace) -> None:
-    """Raises ValueError if the networks of a space are not for ImageNet's classes, so that nobody knows their top-1."""
+def check_classes(space: SearchSpace, *, shipped: bool) -> None:
+    """Raises ValueError if the networks of a space are not for ImageNet's classes, so that nobody knows their top-1.
+
+    `shipped` says that the space is of this package, so that the user cannot change it.
+    """
     if space.choices.classes != IMAGENET_CLASSES:
+        instead = "search --space default" if shipped else "leave `classes` out of the space"
         raise ValueError(
             f"the space {space.name!r} has {space.choices.classes} classes, ImageNet has {IMAGENET_CLASSES:,}: train "
-            "on your own data with --data, or leave `classes` out of the space"
+            f"on your own data with --data, or {instead}"
         )
 
 

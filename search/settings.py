@@ -7,8 +7,10 @@ The command line, the arguments of `lownas.search.search`, run.json and the docu
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -51,6 +53,7 @@ class Option:
 _GOAL, _SPACE, _ACCURACY = "Target and limits", "Space", "Accuracy"
 _SEARCH, _WORKERS, _RUN = "Search", "Workers", "Run"
 _CODE = ""  # given in Python only
+_ASKS = "asks for trainings where there is no --data"
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -108,21 +111,23 @@ class SearchSettings(BaseModel):
     ] = None
     proxy_budget_s: Annotated[
         _Positive | None,
-        Option("Time for all proxy trainings together; without --data: train, too.", _ACCURACY, "seconds", "6m"),
+        Option(f"Time for all proxy trainings together; {_ASKS}.", _ACCURACY, "seconds", "6m"),
     ] = None
     proxy_epochs: Annotated[
-        int | None, Option("Pins the epochs of a proxy training.", _ACCURACY, default="chosen for the time")
+        int | None, Option(f"Pins the epochs of a proxy training; {_ASKS}.", _ACCURACY, default="chosen for the time")
     ] = Field(default=None, ge=1)
     init_from: Annotated[
         str | None,
         Option(
-            "Checkpoint of a LowFormer whose weights all candidates start from.", _ACCURACY, default="fresh weights"
+            f"Checkpoint of a LowFormer whose weights all candidates start from; {_ASKS}.",
+            _ACCURACY,
+            default="fresh weights",
         ),
     ] = None
     rungs: Annotated[
         int | None,
         Option(
-            "Points of a training at which only the best third goes on; 1 trains all to the end.",
+            f"Points of a training at which only the best third goes on, 1 trains all to the end; {_ASKS}.",
             _ACCURACY,
             default="3 with --data (2 with --pareto), else 1",
         ),
@@ -134,7 +139,7 @@ class SearchSettings(BaseModel):
     strategy: Annotated[
         str | None,
         Option(
-            "Who proposes candidates: surrogate, evolution, or a sampler of Optuna (tpe, nsga2, gp, random).",
+            f"Who proposes candidates: surrogate, evolution, or a sampler of Optuna (tpe, nsga2, gp, random); {_ASKS}.",
             _SEARCH,
             default="surrogate with --data, else evolution",
         ),
@@ -218,7 +223,8 @@ class SearchSettings(BaseModel):
             if name not in changeable and before != now:
                 raise ValueError(
                     f"cannot resume with {name} = {now!r}: the run was started with {before!r} "
-                    f"(may change: {', '.join(changeable)})"
+                    f"(may change: {', '.join(changeable)}); search anew with it: "
+                    f"{replay_command(Path(self.run), _written(name, now))}"
                 )
 
 
@@ -248,6 +254,11 @@ def options_page() -> str:
         shown = name.replace("_", "-") if group else name
         lines.append(f"| `{shown}`{may_change} | {option.shown_default(field)} | {option.help} |")
     return "\n".join(lines) + "\n"
+
+
+def replay_command(run: Path, options: str) -> str:
+    """The command that searches anew as the run in `run` did, but for these options."""
+    return f"lownas --replay {shlex.quote(str(run / 'run.json'))} {options}"
 
 
 def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,6 +302,15 @@ def _budget(text: str) -> tuple[str, str]:
     if not equals:
         raise ValueError(f"--also: a target and its latency budget, such as cpu=20ms, given {text!r}")
     return name, budget
+
+
+def _written(name: str, value: Any) -> str:
+    """How a field is given on the command line, in short."""
+    option = _option(SearchSettings.model_fields[name])
+    dashed = name.removesuffix(_UNIT.get(option.kind, "")).replace("_", "-")
+    if option.kind == "flag":
+        return f"--{dashed}" if value else f"--no-{dashed}"
+    return f"--{dashed} ..."
 
 
 def _option(field: FieldInfo) -> Option:
