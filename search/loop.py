@@ -16,8 +16,8 @@ from ..evaluators.tasks import Task
 from ..search_space.config import DEFAULT_HEAD, LowFormerConfig
 from ..search_space.graph.from_config import op_graph
 from ..search_space.heads import Head, head
+from ..search_space.presets import published_name
 from .latency.tracker import Cost, LatencyTracker
-from .objectives.controls import published_name
 from .randomness import training_seed
 from .settings import SearchSettings
 from .strategies.base import SearchState
@@ -381,7 +381,9 @@ class TrialLoop:
         if result.role == "control":
             result = result.model_copy(update={"details": {**result.details, "model": published_name(result.config)}})
         elif result.status == "complete":
-            result = result.model_copy(update={"objective": self.objective.reached(result, self.history)})
+            details = {**result.details, **self.objective.details(result.config)}
+            reached = self.objective.reached(result, self.history)
+            result = result.model_copy(update={"objective": reached, "details": details})
         self.recorder.write(result)
         if result.status == "failed":
             for judged in self._judged:

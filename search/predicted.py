@@ -72,8 +72,7 @@ class PredictedNetworks:
     def _described(self, number: int, proposal: Proposal) -> EvaluationResult:
         config, objective = proposal.config, self.state.objective
         cost, graph = self.latency.cost(config), op_graph(config)
-        expected = objective.prior.predict([config])[0]
-        details = {"low_top1": expected.low_top1, "high_top1": expected.high_top1, "nearest": expected.nearest}
+        details = objective.details(config)
         if self.latency.limits:
             details["limits"] = {name: round(share, 4) for name, share in self.latency.limits.excess(config).items()}
         result = EvaluationResult(
@@ -83,7 +82,7 @@ class PredictedNetworks:
             config=config,
             config_id=config.id,
             seed=proposal.seed,
-            prior_top1=expected.top1,
+            prior_top1=float(objective.prior.imagenet_top1([config])[0]),
             objective=float(objective.before_training([config])[0]),
             **self.latency.known_latency(config, cost),
             quantile_ms=cost.quantile_ms,
@@ -92,13 +91,11 @@ class PredictedNetworks:
             details=details,
         )
         self.run.log.info(
-            "network %d %s %s predicted: top-1 %.2f (%.2f to %.2f), objective %.2f, %.3f ms (quantile %.3f)",
+            "network %d %s %s predicted: top-1 %.2f, objective %.2f, %.3f ms (quantile %.3f)",
             number,
             result.role,
             result.config_id,
-            expected.top1,
-            expected.low_top1,
-            expected.high_top1,
+            result.prior_top1,
             result.objective,
             result.latency_ms,
             result.quantile_ms,

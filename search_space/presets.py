@@ -145,3 +145,17 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
         "cpubone_s0": Published(354.836e6, 8732766, {224: 75.9}, PRESETS["cpubone_s0"]),
     }
 )
+
+
+def published_name(config: LowFormerConfig) -> str | None:
+    """The name of the published model that this is, at any resolution; None if it is none."""
+    for name, model in PUBLISHED.items():
+        if model.config.replace(resolution=config.resolution) == config:
+            return name
+    return None
+
+
+def published_top1(config: LowFormerConfig) -> float | None:
+    """The ImageNet top-1 in percent that was published for this model at its resolution; None if none was."""
+    name = published_name(config)
+    return None if name is None else PUBLISHED[name].top1.get(config.resolution)

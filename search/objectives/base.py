@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,16 @@ class Objective(ABC):
     def before_training(self, configs: Sequence[LowFormerConfig]) -> Floats:
         """(n,) an estimate in points, which evolution maximizes."""
         return self.prior.quantile(configs, LOWER_QUANTILE)
+
+    def details(self, config: LowFormerConfig) -> dict[str, Any]:
+        """What results.jsonl says of a candidate beside its value, as JSON values.
+
+        Of ImageNet top-1 that is the interval of the estimate, and the published model that is most like it.
+        """
+        if not self.is_imagenet_top1:
+            return {}
+        expected = self.prior.predict([config])[0]
+        return {"low_top1": expected.low_top1, "high_top1": expected.high_top1, "nearest": expected.nearest}
 
     # --- of what was trained
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...predictors.accuracy.prior import AccuracyPrediction, AccuracyPrior
-from ...search_space.config import LowFormerConfig
 from ...search_space.presets import PUBLISHED
 from .estimates import TrainedCandidate, line
 
@@ -84,13 +83,6 @@ def controls_of(
             if top1 is not None and one.config == model.config.replace(resolution=one.config.resolution):
                 found.append(TrainedControl(one, top1, expected))
     return found
-
-
-def published_name(config: LowFormerConfig) -> str:
-    """The name of the published model that this is, at any resolution; empty if it is none."""
-    return next(
-        (name for name, model in PUBLISHED.items() if model.config.replace(resolution=config.resolution) == config), ""
-    )
 
 
 def predict_left_out(prior: AccuracyPrior, name: str) -> AccuracyPrediction:

@@ -164,7 +164,7 @@ class ImageNetPrior(Objective):
     def notes_on_answer(self, answer: Candidate) -> list[str]:
         if not answer.extrapolated:
             return []
-        return ["The answer lies outside of what was published: its estimate is extrapolated."]
+        return ["The answer lies far from what was published: its estimate is extrapolated."]
 
 
 def _corrected(name: str, top1: Top1Estimate, correction: Correction) -> Top1Estimate:

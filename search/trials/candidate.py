@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...search_space.config import LowFormerConfig
+from ...search_space.presets import published_name, published_top1
 from .records import LatencySource
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Candidate:
         config: its architecture.
         objective: what was maximized, in percent; where that is ImageNet top-1, a lower quantile of what is expected.
         accuracy: mean proxy accuracy over its seeds, 0 to 1; None if it was predicted only.
-        prior_top1: ImageNet top-1 in percent that is expected (the median); `extrapolated` if outside what was
+        prior_top1: ImageNet top-1 in percent that is expected (the median); `extrapolated` if far from what was
             published.
         low_top1, high_top1: the interval of that, at coverage 0.9.
         nearest: the published model that is most like it.
@@ -53,6 +54,16 @@ class Candidate:
     params: int
     seeds: int
 
+    @property
+    def published(self) -> str | None:
+        """The name of the published model that it is, at any resolution; None if it is none."""
+        return published_name(self.config)
+
+    @property
+    def published_top1(self) -> float | None:
+        """The ImageNet top-1 in percent that was published for it at its resolution; None if none was."""
+        return published_top1(self.config)
+
     def build(self) -> LowFormer:
         """The torch model, with fresh weights."""
         from ...search_space.model import build_model
@@ -64,6 +75,8 @@ class Candidate:
         return {
             "trial": self.trial,
             "id": self.config.id,
+            "published": self.published,
+            "published_top1": self.published_top1,
             "objective": self.objective,
             "accuracy": self.accuracy,
             "seeds": self.seeds,

@@ -5,7 +5,8 @@ from typing import get_args
 
 from rich.console import Console
 
-from lownas.search.results.progress import SearchProgress
+from lownas.search.results.progress import SearchProgress, _accuracy
+from lownas.search.trials.run_folder import read_results
 from lownas.search.trials.status import Phase, SearchStatus
 
 
@@ -13,3 +14,13 @@ def test_every_phase_can_be_shown() -> None:
     with SearchProgress(Console(file=io.StringIO(), width=140)) as progress:
         for phase in get_args(Phase):
             progress(SearchStatus(phase, 1, 4, 1, 1, None, 1.0, 200.0))
+
+
+def test_the_best_is_shown_as_in_the_table_at_the_end(run_search) -> None:
+    top1 = run_search(trials=3, repeats=0)
+    first = read_results(top1.run)[0]
+    known = next(candidate for candidate in top1.candidates if candidate.trial == first.trial)
+    assert first.status == "complete"
+    assert _accuracy(first) == f"{known.prior_top1:.1f} % ({known.low_top1:.1f} to {known.high_top1:.1f})"
+    on_data = run_search(trials=3, repeats=0, data="digits", rungs=1, run=f"{top1.run}-data")
+    assert "to" not in _accuracy(read_results(on_data.run)[0])
