@@ -155,11 +155,10 @@ app.command()(search)
 
 
 def _print_result(result: SearchResult) -> None:
-    from lownas.search.results.published import published_rows
     from lownas.search.results.tables import result_table
 
     out = _stdout()
-    out.print(result_table(result, published_rows(result.predictor)))
+    out.print(result_table(result))
     for note in result.notes:
         out.print(f"- {note}", highlight=False, soft_wrap=True)
     left = [name for name in ("front/", "best.json", "best.onnx", "report.html") if (result.run / name).exists()]

@@ -118,7 +118,7 @@ def predicted_answer(
         if candidate.quantile_ms <= budget and measured_ms.get(candidate.config.id, 0.0) <= budget:
             note = (
                 f"The answer's latency is predicted, not measured: {candidate.latency_ms:.3g} ms "
-                f"({candidate.low_ms:.3g} to {candidate.high_ms:.3g})."
+                f"(90 % interval {candidate.low_ms:.3g} to {candidate.high_ms:.3g})."
             )
             return Conclusion(tuple(candidates), candidate, note)
     note = "After what was measured during the run no candidate trained is within the budget."

@@ -21,6 +21,7 @@ from ..trials.records import EvaluationResult
 from ..trials.run_folder import RunFolder
 from ..trials.status import Reporter
 from .estimate_notes import notes_on_estimate, notes_on_longer_run, notes_on_ranking
+from .published import published_rows
 from .search_result import SearchResult
 
 COVERAGE = 0.9  # of the intervals of what is expected
@@ -70,7 +71,7 @@ def conclude(
             conclusion = latency.conclude(candidates, objective.goal, measure=False)
         notes += _notes_on_answer(conclusion, settings, state, latency)
     if predicted:
-        notes += notes_on_longer_run()
+        notes += notes_on_longer_run(run.path)
     if interrupted:
         notes.append("The search was stopped before all its trials were done; --resume goes on.")
     concluded = () if conclusion is None else conclusion.candidates
@@ -86,6 +87,7 @@ def conclude(
         interrupted=interrupted,
         seconds=time.monotonic() - started,
         predictor=latency.given,
+        published=tuple(published_rows(settings, latency, objective.prior)),
     )
 
 
@@ -163,7 +165,10 @@ def _notes_on_answer(
     goal, budget_ms = state.objective.goal, settings.latency_budget_ms
     share = 0.0 if answer is None else answer.quantile_ms / budget_ms
     if answer is not None and not goal.front:
-        notes[0] += f" At confidence {settings.confidence:g} the answer uses {100 * share:.0f} % of the budget."
+        notes[0] += (
+            f" With {100 * settings.confidence:g} % confidence it stays below {answer.quantile_ms:.3g} ms, "
+            f"{100 * share:.0f} % of the budget."
+        )
     if goal.front and (front := pareto_front(conclusion.candidates, budget_ms)):
         notes.append(
             f"The front has {len(front)} networks, from {front[0].latency_ms:.3g} to {front[-1].latency_ms:.3g} ms"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -14,11 +15,11 @@ from ...search_space.presets import PRESETS, PUBLISHED
 from ..feasible_pool import over_budget
 from ..latency.tracker import LatencyTracker
 from ..objectives.base import LOWER_QUANTILE, Objective
-from ..settings import SearchSettings
+from ..settings import SearchSettings, replay_command
 from ..strategies.base import SearchState
 from ..trials.candidate import Candidate
 
-MOST_NAMED = 3  # features in which the answer lies outside of what was published
+MOST_NAMED = 3  # features in which the answer lies beyond all published models
 _SURELY = 0.05  # points; less reads as 0.0
 _LOWER = f"{100 - 100 * LOWER_QUANTILE:g} %"
 
@@ -77,6 +78,7 @@ def notes_on_estimate(
     best = best_published(settings, latency, prior, state.pool.space.choices.resolution)
     return [
         _in_words(answer, latency),
+        *_outside(answer, prior),
         _beside_best(answer, best, prior),
         *_as_good(answer, candidates, prior),
         *_extrapolated(answer, candidates, state),
@@ -84,25 +86,21 @@ def notes_on_estimate(
 
 
 def _in_words(answer: Candidate, latency: LatencyTracker) -> str:
-    """Its estimate, the published model most like it, how it differs, and the ratio of their predicted latencies."""
-    name, reference = _most_like(answer)
-    mine, its = (float(one.latency_ms) for one in latency.predictor.predict([answer.config, reference]))
+    """Its estimate, the published model most like it, how it differs, and the ratio of their predicted latencies.
+
+    The ratio is to the published model at the answer's resolution, which is the one that is named.
+    """
+    name = answer.published or answer.nearest
+    reference = PUBLISHED[name].config
     estimate = (
         f"The answer is estimated at {answer.prior_top1:.1f} % top-1 (90 % interval {answer.low_top1:.1f} to "
         f"{answer.high_top1:.1f}). It is {describe_difference(answer.config, reference, name)}"
     )
-    if answer.config == reference:
+    if answer.published:
         return f"{estimate}."
-    return f"{estimate}; its predicted latency is {mine / its:.2f} times that of {_at(name, reference)}."
-
-
-def _most_like(answer: Candidate) -> tuple[str, LowFormerConfig]:
-    """The published model that is most like the answer; the one that it is, if only the resolution differs."""
-    known = {**PRESETS, **{name: model.config for name, model in PUBLISHED.items()}}
-    for name, config in known.items():
-        if config.replace(resolution=answer.config.resolution) == answer.config:
-            return name, config
-    return answer.nearest, known[answer.nearest]
+    same_size = reference.replace(resolution=answer.config.resolution)
+    mine, its = (float(one.latency_ms) for one in latency.predictor.predict([answer.config, same_size]))
+    return f"{estimate}; it is predicted to take {mine / its:.2f} times as long."
 
 
 def _beside_best(answer: Candidate, best: PublishedPoint | None, prior: AccuracyPrior) -> str:
@@ -115,7 +113,7 @@ def _beside_best(answer: Candidate, best: PublishedPoint | None, prior: Accuracy
         return f"It is the best published model within the budget, {which}: nothing better can be said with confidence."
     middle, low, high = _gain(answer, best.config, prior)
     better = f"{middle:.1f} points better" if middle >= 0 else f"{-middle:.1f} points worse"
-    doubt = "" if low > _SURELY else ": it may be no better"
+    doubt = ": it may be no better" if low <= _SURELY and high > -_SURELY else ""
     return (
         f"The best published model within the budget is {which}; the answer is estimated to be {better} "
         f"(90 % interval {low:+.1f} to {high:+.1f}){doubt}."
@@ -141,7 +139,10 @@ def _as_good(answer: Candidate, candidates: Sequence[Candidate], prior: Accuracy
     own = answer.prior_top1 - float(_expected([answer], prior)[0])
     _, _, high = prior.gain([candidate.config for candidate in others], answer.config)
     equal = int(np.sum(high + np.asarray(moved) - own > 0))
-    return [f"{equal} of the {len(others)} other candidates may be as good, for all that is known."] if equal else []
+    if not equal:
+        return []
+    which = f"{equal} of the {len(others)} other candidates" if len(others) > 1 else "The other candidate"
+    return [f"{which} may be as good, for all that is known."]
 
 
 def _expected(candidates: Sequence[Candidate], prior: AccuracyPrior) -> list[float]:
@@ -149,24 +150,33 @@ def _expected(candidates: Sequence[Candidate], prior: AccuracyPrior) -> list[flo
     return expected
 
 
+def _outside(answer: Candidate, prior: AccuracyPrior) -> list[str]:
+    """In what the answer exceeds all published models, or falls short of all."""
+    outside = prior.predict([answer.config])[0].outside
+    if not outside:
+        return []
+    named = [*outside[:MOST_NAMED], *(["more"] if len(outside) > MOST_NAMED else [])]
+    listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+    return [f"It lies beyond all published LowFormers and CPUBones in {listed}."]
+
+
 def _extrapolated(answer: Candidate, candidates: Sequence[Candidate], state: SearchState) -> list[str]:
-    """Where the answer lies outside of what was published: whether everything within the budget does, or it alone."""
+    """That the answer lies far from what was published: whether everything within the budget does, or it alone."""
     prior, pool = state.objective.prior, state.pool
     if all(one.extrapolated for one in candidates) and bool(prior.extrapolates(pool.found.configs).all()):
-        outside = prior.predict([answer.config])[0].outside[:MOST_NAMED]
-        which = f" (the answer in {', '.join(outside)})" if outside else ""
         return [
             f"Every network of the space {pool.space.name!r} that was found within the budget lies far from what was "
-            f"published{which}: the estimates are extrapolated."
+            "published: the estimates are extrapolated."
         ]
     return state.objective.notes_on_answer(answer)
 
 
-def notes_on_longer_run() -> list[str]:
-    """What a longer run would add, and how to ask for it."""
+def notes_on_longer_run(run: Path) -> list[str]:
+    """What trainings would add, and how to ask for them: in a new run, with the settings of this one."""
     return [
-        "A longer run trains: --data ranks by the accuracy on your own data; --proxy-budget 30m trains candidates "
-        "beside published models, and corrects the estimates as far as these bear it out."
+        f"A longer run trains. `{replay_command(run, '--proxy-budget 30m')}` trains candidates beside published models "
+        "and corrects the estimates as far as these bear it out; with --data in its place, networks are ranked by the "
+        "accuracy on your own data."
     ]
 
 

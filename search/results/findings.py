@@ -13,6 +13,7 @@ from ..objectives.estimates import SeedAgreement
 from ..objectives.pareto import pareto_front
 from ..settings import SearchSettings
 from ..trials.candidate import Candidate
+from .published import PublishedRow
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class SearchFindings:
         interrupted: whether it was stopped before all trials were done, by Ctrl-C, the time budget or a callback.
         seconds: that the search took.
         predictor: of the target's latency, as it was given.
+        published: the published models as this run sees them, the fastest first.
     """
 
     run: Path
@@ -44,6 +46,7 @@ class SearchFindings:
     interrupted: bool
     seconds: float
     predictor: Predictor
+    published: tuple[PublishedRow, ...] = ()
 
     @property
     def title(self) -> str:

@@ -1,13 +1,17 @@
-"""The published models under the predictor and prior of a run, to stand beside its candidates."""
+"""The published models as a run predicts them, to stand beside its candidates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ...predictors.accuracy.prior import AccuracyPrior
-from ...search_space import op_graph
-from ...search_space.presets import PRESETS, PUBLISHED
-from ..latency.correction import Predictor
+from ...search_space.graph.from_config import op_graph
+from ...search_space.presets import PRESETS, published_top1
+from ..feasible_pool import over_budget
+from ..latency.tracker import LatencyTracker
+from ..settings import SearchSettings
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class PublishedRow:
         name: of the preset.
         top1: published ImageNet top-1 in percent, at the preset's resolution; None if none is published.
         prior_top1, low_top1, high_top1: what the prior expects of it, and the interval of that at coverage 0.9.
-        latency_ms, low_ms, high_ms: predicted for the run's target.
+        latency_ms, low_ms, high_ms: predicted for the run's target, as corrected by the run's measurements.
+        over_budget: whether it is not within the run's budget and limits at the asked confidence.
         params, macs: its costs.
     """
 
@@ -30,32 +35,37 @@ class PublishedRow:
     latency_ms: float
     low_ms: float
     high_ms: float
+    over_budget: bool
     params: int
     macs: int
 
 
-def published_rows(predictor: Predictor, prior: AccuracyPrior | None = None) -> list[PublishedRow]:
+def published_rows(settings: SearchSettings, latency: LatencyTracker, prior: AccuracyPrior) -> list[PublishedRow]:
     """The published models, the fastest first."""
-    prior = prior or AccuracyPrior.load()
     names, configs = list(PRESETS), list(PRESETS.values())
+    used = np.asarray(latency.budget_use.quantile_ms(configs, settings.confidence), float)
+    predicted = zip(
+        prior.predict(configs, coverage=0.9),
+        latency.predictor.predict(configs),
+        over_budget(used, settings.latency_budget_ms).tolist(),
+        strict=True,
+    )
     rows = []
-    for name, config, expected, latency in zip(
-        names, configs, prior.predict(configs, coverage=0.9), predictor.predict(configs), strict=True
-    ):
+    for name, config, (expected, predicted_ms, over) in zip(names, configs, predicted, strict=True):
         graph = op_graph(config)
-        published = PUBLISHED[name].top1.get(config.resolution) if name in PUBLISHED else None
         rows.append(
             PublishedRow(
-                name,
-                published,
-                expected.top1,
-                expected.low_top1,
-                expected.high_top1,
-                float(latency.latency_ms),
-                float(latency.low_ms),
-                float(latency.high_ms),
-                graph.params,
-                graph.macs,
+                name=name,
+                top1=published_top1(config),
+                prior_top1=expected.top1,
+                low_top1=expected.low_top1,
+                high_top1=expected.high_top1,
+                latency_ms=float(predicted_ms.latency_ms),
+                low_ms=float(predicted_ms.low_ms),
+                high_ms=float(predicted_ms.high_ms),
+                over_budget=over,
+                params=graph.params,
+                macs=graph.macs,
             )
         )
     return sorted(rows, key=lambda row: row.latency_ms)

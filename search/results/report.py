@@ -9,28 +9,24 @@ from pathlib import Path
 from ..trials.candidate import Candidate
 from ..trials.run_folder import write_text
 from .findings import SearchFindings
-from .published import PublishedRow, published_rows
+from .published import PublishedRow
 
 _Intervals = Sequence[tuple[float, float, float]]  # a value and the ends of its interval, for each point
 
 
-def write_report(result: SearchFindings, published: Sequence[PublishedRow] | None = None) -> Path:
+def write_report(result: SearchFindings) -> Path:
     """Writes report.html into the run folder; gives its path.
 
-    It shows accuracy against latency, the candidates, and the published models (None: under the run's predictor).
+    It shows accuracy against latency, the candidates, and the published models.
     """
     import jinja2
-
-    if published is None:
-        published = published_rows(result.predictor, result.objective.prior)
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
     text = environment.from_string(template).render(
         result=result,
         front={candidate.config.id for candidate in result.front},
-        published=published,
-        figure=_figure(result, published),
+        figure=_figure(result, result.published),
     )
     path = result.run / "report.html"
     write_text(path, text)

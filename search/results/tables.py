@@ -12,20 +12,19 @@ from rich.table import Table
 from ...predictors import LatencyPrediction, Target
 from ...predictors.accuracy.prior import AccuracyPrediction
 from ..trials.candidate import Candidate
-from .published import PublishedRow
 from .search_result import SearchResult
 
 if TYPE_CHECKING:
     from ...evaluators.device.measure import LatencyMeasurement
 
 
-def result_table(result: SearchResult, published: Sequence[PublishedRow] = ()) -> Table:
-    """The answer and the next best, or the front; and the published models beside them, the fastest of these first.
+def result_table(result: SearchResult) -> Table:
+    """The answer and the next best, or the front; then the published models within the budget, the fastest first.
 
     Of ImageNet top-1 it shows the estimate and its interval, of anything else what was maximized.
     """
     top1 = result.objective.is_imagenet_top1
-    table = Table(title=result.title, box=box.SIMPLE)
+    table = Table(title=result.title, box=box.SIMPLE, padding=(0, 1, 0, 0))  # it fits 100 columns
     table.add_column("model", no_wrap=True)
     table.add_column("ImageNet\ntop-1 %" if top1 else result.objective.label, justify="right")
     if top1:
@@ -37,9 +36,10 @@ def result_table(result: SearchResult, published: Sequence[PublishedRow] = ()) -
     table.add_column("MACs\nM", justify="right")
     for candidate in result.shown:
         table.add_row(*_cells(candidate, top1), style="bold green" if candidate == result.answer else None)
-    if published:
+    within = [row for row in result.published if not row.over_budget]
+    if within:
         table.add_section()
-    for row in published:
+    for row in within:
         table.add_row(
             row.name,
             f"{row.prior_top1:.1f}" if top1 else "",
@@ -52,21 +52,24 @@ def result_table(result: SearchResult, published: Sequence[PublishedRow] = ()) -
         )
     legend = []
     if top1 and any(candidate.extrapolated for candidate in result.shown):
-        legend.append("* outside of what was published: the estimate is extrapolated")
+        legend.append("* far from what was published: the estimate is extrapolated")
     if any(candidate.latency_source == "measured" for candidate in result.shown):
         legend.append("m: latency measured, and its range")
+    if over := len(result.published) - len(within):
+        legend.append(f"published models over the budget: {over}, see report.html")
     table.caption = "; ".join(legend) or None
     return table
 
 
 def _cells(candidate: Candidate, top1: bool) -> list[str]:
     shown = f"{candidate.prior_top1:.1f}{'*' if candidate.extrapolated else ''}"
+    name, published = candidate.published, candidate.published_top1
     measured = " m" if candidate.latency_source == "measured" else ""
     return [
-        candidate.config.id,
+        candidate.config.id + (f"\n{name}, {candidate.config.resolution} px" if name else ""),
         shown if top1 else f"{candidate.objective:.1f}",
         *([f"{candidate.low_top1:.1f} to {candidate.high_top1:.1f}"] if top1 else []),
-        "",
+        "" if published is None else f"{published:.1f}",
         f"{candidate.latency_ms:.3g}{measured}",
         f"{candidate.low_ms:.3g} to {candidate.high_ms:.3g}",
         f"{candidate.params / 1e6:.1f}",

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lownas import search_space
 from lownas.predictors.accuracy.prior import AccuracyPrior
-from lownas.search.api import replay
+from lownas.search.api import replay, resume
 from lownas.search.api import search as search_by_name
 from lownas.search.objectives.base import LOWER_QUANTILE
 from lownas.search.results.report import write_report
@@ -116,6 +117,8 @@ def test_a_published_model_that_nothing_beats_is_the_answer(predict, predictor) 
     outcome = predict(**asked, changed={"prior": Favouring(b1)})
     assert outcome.answer is not None and outcome.answer.config == b1
     assert any("lowformer_b1 at 256 pixels" in note for note in outcome.notes)
+    assert outcome.answer.published == "lowformer_b1" and outcome.answer.published_top1 == 80.26
+    assert any("With 90 % confidence it stays below" in note for note in outcome.notes)
 
 
 def test_the_report_shows_intervals_and_published_accuracies(predict) -> None:
@@ -140,6 +143,9 @@ def test_a_predicted_run_is_replayed_with_trainings(tmp_path: Path) -> None:
     given = {"proxy_budget": "5s", "workers": 0, "repeats": 0, "evaluate": lambda task: 0.5}
     again = replay(first.run, run=tmp_path / "again", **given)
     assert again.counts["complete"] >= 2 and "predicted" not in again.counts
+    assert any(f"`lownas --replay {first.run}/run.json --proxy-budget 30m`" in note for note in first.notes)
+    with pytest.raises(ValueError, match=rf"search anew with it: lownas --replay {first.run}/run.json --proxy-budget"):
+        resume(first.run, proxy_budget="5s")
 
 
 def test_options_without_effect_are_named(tmp_path: Path) -> None:
@@ -150,9 +156,18 @@ def test_options_without_effect_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", [{}, {"proxy_budget": "5s"}, {"pareto": True}])
 def test_imagenet_has_a_thousand_classes(tmp_path: Path, asked) -> None:
-    with pytest.raises(ValueError, match=r"the space 'tiny' has 10 classes, ImageNet has 1,000: .*--data"):
+    with pytest.raises(
+        ValueError, match=r"'tiny' has 10 classes, ImageNet has 1,000: .*--data, or search --space default"
+    ):
         search_by_name("rtx3090", "2ms", space="tiny", run=tmp_path / "run", **asked)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_space_of_ones_own_is_to_leave_classes_out(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text((Path(search_space.__file__).parent / "spaces" / "tiny.yaml").read_text())
+    with pytest.raises(ValueError, match=r"has 10 classes.* or leave `classes` out of the space"):
+        search_by_name("rtx3090", "2ms", space=own, run=tmp_path / "run")
 
 
 def test_a_space_outside_of_everything_published_is_said_to_be(predict) -> None:

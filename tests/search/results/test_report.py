@@ -3,15 +3,15 @@
 from dataclasses import replace
 from typing import Any
 
-from lownas.search.results.published import published_rows
 from lownas.search.results.report import write_report
 
 
-def test_report_stands_alone(outcome, predictor) -> None:
-    write_report(outcome, published_rows(predictor))
+def test_report_stands_alone(outcome) -> None:
+    write_report(outcome)
     text = (outcome.run / "report.html").read_text()
     assert outcome.answer is not None and outcome.answer.config.id in text
     assert "lowformer_b1" in text and "Plotly" in text
+    assert text.count("<td>over budget</td>") == sum(row.over_budget for row in outcome.published) > 0
     assert "<script src=" not in text and "<link" not in text and "<img" not in text.split("<script")[0]
     assert all(note.split(":")[0].replace("'", "&#39;") in text for note in outcome.notes)
 
