@@ -291,7 +291,7 @@ def test_a_model_that_cannot_run_is_said_and_the_others_are_shown(
 
 
 def test_the_help_groups_the_options_and_keeps_what_is_in_square_brackets(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
     assert main(["search", "--help"]) == 0
     said = capsys.readouterr().out
     assert all(f" {group} " in said for group in ("Target and limits", "Space", "Accuracy", "Search", "Workers", "Run"))
