@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...search_space.config import one_line
 from ..model_files import read_model, write_model
-from .features import MAIN, NAMES, SIDE
+from .features import NAMES, SIDE
 
 Floats = NDArray[np.float64]
 
@@ -149,6 +149,3 @@ class FamilyLaw:
     def _of_slopes(self) -> Floats:
         covariance: Floats = self.slopes_covariance + np.diag(self.family_sd**2)
         return covariance
-
-
-assert NAMES == MAIN + SIDE  # as the arrays are laid out

@@ -5,8 +5,8 @@ other families, and in bulk from configurations (`ConfigFeatures`). What sees a 
 left out.
 
 A layer with a kernel of k x k counts a k-th of its multiply-accumulates and weights. That is between counting all of
-them and counting those of a 1x1 layer of the same channels, and explains published accuracies
-best (experiments/prior/).
+them and counting those of a 1x1 layer of the same channels, and explains published accuracies better than either
+(experiments/prior/).
 """
 
 from __future__ import annotations

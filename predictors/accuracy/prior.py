@@ -108,6 +108,10 @@ class AccuracyPrior:
         """The shipped prior, or one in a file. Raises ValueError, in one line, if it is cut, altered or newer."""
         return cls(None if file is None else FamilyLaw.load(file))
 
+    def without(self, name: str) -> Self:
+        """The prior that was not told of a published model, at any resolution."""
+        return type(self)(self.law, {other: model for other, model in self.published.items() if other != name})
+
     @property
     def points(self) -> int:
         return len(self._top1)
@@ -181,7 +185,7 @@ class AccuracyPrior:
         errors, deviations = np.empty(self.points), np.empty(self.points)
         for name in self.published:
             held = np.array([other == name for other in self._names])
-            without = type(self)(self.law, {other: m for other, m in self.published.items() if other != name})
+            without = self.without(name)
             found = without._distribution([c for c, out in zip(self._configs, held, strict=True) if out])
             errors[held] = 100 - np.exp(found.mean) - self._top1[held]
             deviations[held] = without._deviation(found)

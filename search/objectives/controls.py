@@ -87,8 +87,7 @@ def controls_of(
 
 def predict_left_out(prior: AccuracyPrior, name: str) -> AccuracyPrediction:
     """What the prior expects of a published model that it was not told of, at any resolution."""
-    others = {other: model for other, model in prior.published.items() if other != name}
-    return AccuracyPrior(prior.law, others).predict([PUBLISHED[name].config], coverage=COVERAGE)[0]
+    return prior.without(name).predict([PUBLISHED[name].config], coverage=COVERAGE)[0]
 
 
 def correct(

@@ -26,7 +26,7 @@ from .search_result import SearchResult
 
 COVERAGE = 0.9  # of the intervals of what is expected
 # An answer that uses less of the budget may be of a space in which nothing exceeds it.
-FULL_USE = 0.9
+LITTLE_USE = 0.9
 
 
 def conclude(
@@ -183,7 +183,7 @@ def _notes_on_answer(
     for limit in latency.limits.limits:
         cost = float(limit.cost([answer.config])[0])
         notes.append(f"Its {limit.name}: {limit.shown(cost)}, at most {limit.shown(limit.most)} allowed.")
-    if share < FULL_USE and not latency.limits and not goal.front:
+    if share < LITTLE_USE and not latency.limits and not goal.front:
         notes += _note_on_slowest(state.pool.space, settings, latency)
     return notes
 

@@ -12,7 +12,7 @@ import pytest
 from lownas.predictors import AccuracyPrior
 from lownas.predictors.accuracy import family_law
 from lownas.predictors.accuracy.family_law import FamilyLaw
-from lownas.predictors.accuracy.features import MAIN, NAMES, ConfigFeatures, graph_features
+from lownas.predictors.accuracy.features import NAMES, ConfigFeatures, graph_features
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.presets import PUBLISHED
 
@@ -232,7 +232,3 @@ def test_predicting_needs_neither_torch_nor_scipy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_main_features_come_first():
-    assert NAMES[: len(MAIN)] == MAIN
