@@ -15,8 +15,7 @@ from ..feasible_pool import FeasiblePool
 from ..trials.candidate import Candidate
 from ..trials.history import History
 from ..trials.records import EvaluationResult
-from .base import LOWER_QUANTILE as LOWER_QUANTILE
-from .base import Objective
+from .base import LOWER_QUANTILE, Objective
 from .controls import (
     CONTROLS,
     COVERAGE,

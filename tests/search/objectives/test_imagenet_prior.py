@@ -6,8 +6,8 @@ import pytest
 from lownas.evaluators.tasks import task
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.search.objectives import BestWithinBudget, ImageNetPrior
+from lownas.search.objectives.base import LOWER_QUANTILE
 from lownas.search.objectives.estimates import TrainedCandidate
-from lownas.search.objectives.imagenet_prior import LOWER_QUANTILE
 from lownas.search.training.task import Evaluation
 from lownas.search.trials.history import History
 from lownas.search.trials.run_folder import read_results
