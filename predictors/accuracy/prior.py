@@ -212,8 +212,7 @@ class AccuracyPrior:
         design = self.law.design(features)
         across = self._covariance(features, design, self._features, self._design)
         within = np.clip(design, self._low, self._high)
-        local = self._covariance(features, within, self._features, self._design)
-        local -= self.law.linear_covariance(within, self._design)
+        local = self._local_covariance(features, within, self._features, self._design)
         variance = self.law.linear_variance(design) + self.law.smooth_sd**2 + self.law.architecture_sd**2
         variance -= np.einsum("ij,ij->i", across @ self._inverse, across)
         mean = self._linear(design) + local @ self._weights
@@ -238,11 +237,15 @@ class AccuracyPrior:
     ) -> Floats:
         """(n, m) of networks of this family, without noise; with themselves if no others are given."""
         second, other = (first, design) if second is None or other is None else (second, other)
+        return self.law.linear_covariance(design, other) + self._local_covariance(first, design, second, other)
+
+    def _local_covariance(self, first: Floats, design: Floats, second: Floats, other: Floats) -> Floats:
+        """(n, m) of what no slope says: smooth departures, and the luck of an architecture."""
         same = np.ones((len(first), len(second)), dtype=np.bool_)
         for place in _OF_ARCHITECTURE:
             same &= np.abs(first[:, place, None] - second[None, :, place]) < SAME
-        covariance = self.law.linear_covariance(design, other) + self.law.smooth_covariance(design, other)
-        return covariance + self.law.architecture_sd**2 * same
+        covariance: Floats = self.law.smooth_covariance(design, other) + self.law.architecture_sd**2 * same
+        return covariance
 
     def _deviation(self, found: _Distribution) -> Floats:
         """(n,) standard deviations of what a training would reach."""
