@@ -7,13 +7,10 @@ stderr. Exit codes: 0 done, 1 it failed, 2 the request was wrong.
 from __future__ import annotations
 
 import inspect
-import json
-import logging
 import os
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +22,17 @@ try:
     from typer.exceptions import TyperException
 
     import lownas
+    from lownas.search.results.printing import (
+        plain_warnings,
+        print_calibration,
+        print_facts,
+        print_json,
+        print_lines,
+        print_plan,
+        print_result,
+        print_targets,
+        stdout,
+    )
 except ImportError as missing:
     sys.exit(
         f"lownas is not installed ({missing.name} is missing): "
@@ -32,11 +40,8 @@ except ImportError as missing:
     )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lownas.evaluators.device.measure import LatencyMeasurement
     from lownas.predictors import Target
-    from lownas.search import SearchResult
     from lownas.search_space import LowFormerConfig, OpGraph
 
 app = typer.Typer(
@@ -48,17 +53,6 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
-
-
-def _stdout() -> Console:
-    from rich.console import Console
-
-    # Piped output keeps whole lines; a terminal tells its own width.
-    return Console() if sys.stdout.isatty() else Console(width=120)
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, allow_nan=False), flush=True)
 
 
 def _option(*names: str, help: str, group: str | None = None) -> Any:
@@ -141,9 +135,9 @@ def search(*, resume: bool, replay: Path | None, profiles: Path | None, dry_run:
     with _second_interrupt_ends():
         result = search_from(given, profiles=profiles, progress=True, earlier=earlier, resume=resume)
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
-        _print_result(result)
+        print_result(result)
     if result.answer is None:
         raise RuntimeError("the search found no answer: see the notes above and log.txt in the run folder")
 
@@ -152,17 +146,6 @@ _PARAMETERS = _search_parameters()
 search.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
 search.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
 app.command()(search)
-
-
-def _print_result(result: SearchResult) -> None:
-    from lownas.search.results.tables import result_table
-
-    out = _stdout()
-    out.print(result_table(result))
-    for note in result.notes:
-        out.print(f"- {note}", highlight=False, soft_wrap=True)
-    left = [name for name in ("front/", "best.json", "best.onnx", "report.html") if (result.run / name).exists()]
-    out.print(f"run folder: {result.run} ({', '.join(left)})", soft_wrap=True)
 
 
 @contextmanager
@@ -196,20 +179,13 @@ def _print_dry_run(given: dict[str, Any], profiles: Path | None, earlier: Path |
     import dataclasses
 
     from lownas.search.api import dry_run
-    from lownas.search.quantities import duration_text
 
     settings, plan = dry_run(given, profiles=profiles, earlier=earlier)
     if as_json:
         budget = {"target": settings.target, "latency_budget_ms": settings.latency_budget_ms}
-        _print_json({**dataclasses.asdict(plan), **budget})
+        print_json({**dataclasses.asdict(plan), **budget})
         return
-    share = f"{100 * plan.feasible_share:.0f} % of random samples are within {settings.latency_budget_ms:g} ms"
-    print(f"target:    {settings.target}")
-    print(f"space:     {settings.space}, {plan.size:.2e} combinations; {share}")
-    extremes = f"{plan.fastest_ms:.3g} to {plan.slowest_ms:.3g} ms"
-    print(f"latency:   {extremes}, fastest to slowest (quantile {settings.confidence:g} of the prediction)")
-    trainings = f"{plan.trainings:.3g}, with {settings.workers} workers" if plan.trainings else "none (see --data)"
-    print(f"trainings: {trainings}; about {duration_text(plan.expected_s)}")
+    print_plan(settings, dataclasses.asdict(plan))
 
 
 def _target(name: str | None) -> Target:
@@ -284,10 +260,10 @@ def predict(
     if as_json:
         for (name, prediction), expected in zip(found, estimates or [None] * len(found), strict=True):
             record = prediction_record(name, full, prediction)
-            _print_json({**record, "accuracy": accuracy_record(expected)} if accuracy else record)
+            print_json({**record, "accuracy": accuracy_record(expected)} if accuracy else record)
         return
-    _stdout().print(prediction_table(full, found, coverage, estimates))
-    _stdout().print(predictor.source, highlight=False, soft_wrap=True)
+    stdout().print(prediction_table(full, found, coverage, estimates))
+    print_lines([predictor.source])
 
 
 @app.command()
@@ -316,10 +292,10 @@ def measure(
                 measurement = meter.measure(item, meter.target, time_limit_s=limit_s)
                 found.append((name, measurement))
                 if as_json:
-                    _print_json(measurement_record(name, full, measurement))
+                    print_json(measurement_record(name, full, measurement))
     finally:  # also of what was measured before an interrupt or a model that cannot run
         if found and not as_json:
-            _stdout().print(measurement_table(full, found))
+            stdout().print(measurement_table(full, found))
 
 
 @app.command()
@@ -353,13 +329,9 @@ def calibrate(
     known = predictor.provenance
     path = profile_folders(profiles)[0] / full.file_name
     if as_json:
-        _print_json({"target": str(full), "profile": str(path), **known})
+        print_json({"target": str(full), "profile": str(path), **known})
         return
-    print(f"target:          {full}")
-    print(f"measurements:    {known['samples']} configs, {known['probes']} probes")
-    error, baseline = 100 * known["held_out_error"], 100 * known["macs_only_error"]
-    print(f"held-out error:  {error:.1f} % (MACs alone: {baseline:.1f} %)")
-    print(f"profile:         {path}")
+    print_calibration(str(full), path, known)
 
 
 @app.command()
@@ -370,22 +342,9 @@ def targets(profiles: Profiles = None, as_json: Json = False) -> None:
     entries = list_profiles(profiles)
     if as_json:
         for entry in entries:
-            _print_json(entry)
+            print_json(entry)
         return
-    from lownas.search.results.tables import targets_table
-
-    out = _stdout()
-    out.print(targets_table(entries))
-    for entry in entries:
-        if entry["path"] is not None:
-            name = entry["alias"] or entry["target"]
-            line = f"{name}: {entry['source'] if entry['usable'] else entry['reason']}"
-            out.print(line, highlight=False, soft_wrap=True)
-    missing = [entry["alias"] or entry["target"] for entry in entries if entry["path"] is None]
-    if missing:
-        out.print(
-            f"no profile yet: {', '.join(missing)} (lownas calibrate --target NAME)", highlight=False, soft_wrap=True
-        )
+    print_targets(entries)
 
 
 @app.command()
@@ -414,7 +373,7 @@ def export(
     formats = [part.strip() for part in format.split(",")]
     written = export_config(chosen, out or Path(chosen.id), formats=formats)
     if as_json:
-        _print_json({"id": chosen.id, "files": [str(path) for path in written]})
+        print_json({"id": chosen.id, "files": [str(path) for path in written]})
     else:
         for path in written:
             print(path)
@@ -427,36 +386,9 @@ def doctor(profiles: Profiles = None, as_json: Json = False) -> None:
 
     about = describe_machine(profiles)
     if as_json:
-        _print_json(about)
+        print_json(about)
         return
-    for name, value in about.items():
-        if isinstance(value, dict):
-            print(f"{name}:")
-            for key, text in value.items():
-                print(f"  {key:<16} {text or 'not installed'}")
-        else:
-            print(f"{name:<16} {', '.join(value) if isinstance(value, list) else value}")
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Shows what is worth a warning as one line on stderr, without the source line that raised it."""
-
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        print(f"lownas: warning: {message}", file=sys.stderr)
-
-    said = logging.StreamHandler()
-    said.setLevel(logging.WARNING)
-    said.setFormatter(logging.Formatter("lownas: warning: %(message)s"))
-    logging.getLogger("lownas").addHandler(said)
-    try:
-        with warnings.catch_warnings():
-            for category in (FutureWarning, DeprecationWarning):
-                warnings.filterwarnings("ignore", category=category)
-            warnings.showwarning = show
-            yield
-    finally:
-        logging.getLogger("lownas").removeHandler(said)
+    print_facts(about)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -465,7 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0].startswith("-") and words[0] not in ("--help", "-h", "--version"):
         words.insert(0, "search")
     try:
-        with _plain_warnings():
+        with plain_warnings():
             result = app(words, prog_name="lownas", standalone_mode=False)
         code = result if isinstance(result, int) else 0
         return _fail("interrupted", code) if code == INTERRUPTED else code

@@ -136,6 +136,13 @@ class SearchSettings(BaseModel):
         int, Option("Candidates that are trained again with a second seed.", _ACCURACY, changeable=True)
     ] = Field(default=5, ge=0)
 
+    train_s: Annotated[
+        _Positive | None,
+        Option(
+            "Train the answer on the data, after the search, for so long: 1h.", _ACCURACY, "seconds", changeable=True
+        ),
+    ] = None
+
     strategy: Annotated[
         str | None,
         Option(
@@ -199,6 +206,8 @@ class SearchSettings(BaseModel):
         for name in ("trial_timeout_s", "ray_address", "gpu_fraction"):
             if getattr(self, name) is not None and not self.workers:
                 raise ValueError(f"{name} needs workers: with none, candidates train in the search's own process")
+        if self.train_s is not None and self.data is None:
+            raise ValueError("train needs data: say with --data what the answer is to be trained on")
         return self
 
     @classmethod

@@ -1,0 +1,122 @@
+"""What a person sees of a command: on stdout its result as a table or as JSON, on stderr warnings, a line each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..quantities import duration_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..settings import SearchSettings
+    from .search_result import SearchResult
+
+RUN_FILES = ("front/", "best.json", "best.onnx", "best.safetensors", "training/", "report.html")
+
+
+def stdout() -> Console:
+    """Where tables are printed: lines wrap as a terminal is wide, and piped ones stay whole."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def print_json(value: object) -> None:
+    """Prints a document on one line."""
+    print(json.dumps(value, allow_nan=False), flush=True)
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Prints sentences as they are, wrapped only by the terminal."""
+    out = stdout()
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_result(result: SearchResult) -> None:
+    """The table of a search, what must be known of it, and where it left what."""
+    from .tables import result_table
+
+    stdout().print(result_table(result))
+    print_lines([f"- {note}" for note in result.notes])
+    left = [name for name in RUN_FILES if (result.run / name).exists()]
+    stdout().print(f"run folder: {result.run} ({', '.join(left)})", soft_wrap=True)
+
+
+def print_plan(settings: SearchSettings, plan: Mapping[str, Any]) -> None:
+    """What a search would do; `plan` has the fields of a `DryRun`."""
+    share = f"{100 * plan['feasible_share']:.0f} % of random samples are within {settings.latency_budget_ms:g} ms"
+    print(f"target:    {settings.target}")
+    print(f"space:     {settings.space}, {plan['size']:.2e} combinations; {share}")
+    extremes = f"{plan['fastest_ms']:.3g} to {plan['slowest_ms']:.3g} ms"
+    print(f"latency:   {extremes}, fastest to slowest (quantile {settings.confidence:g} of the prediction)")
+    trainings = (
+        f"{plan['trainings']:.3g}, with {settings.workers} workers" if plan["trainings"] else "none (see --data)"
+    )
+    print(f"trainings: {trainings}; about {duration_text(plan['expected_s'])}")
+    if settings.train_s is not None:
+        print(f"then:      the answer is trained for {duration_text(settings.train_s)}")
+
+
+def print_calibration(target: str, profile: Path, known: Mapping[str, Any]) -> None:
+    """How a calibration went, by the provenance of its profile."""
+    print(f"target:          {target}")
+    print(f"measurements:    {known['samples']} configs, {known['probes']} probes")
+    error, baseline = 100 * known["held_out_error"], 100 * known["macs_only_error"]
+    print(f"held-out error:  {error:.1f} % (MACs alone: {baseline:.1f} %)")
+    print(f"profile:         {profile}")
+
+
+def print_targets(entries: Sequence[Mapping[str, Any]]) -> None:
+    """The known targets, as `predictors.list_profiles` gives them."""
+    from .tables import targets_table
+
+    stdout().print(targets_table(entries))
+    known = [entry for entry in entries if entry["path"] is not None]
+    print_lines([f"{_name(entry)}: {entry['source'] if entry['usable'] else entry['reason']}" for entry in known])
+    if missing := [_name(entry) for entry in entries if entry["path"] is None]:
+        print_lines([f"no profile yet: {', '.join(missing)} (lownas calibrate --target NAME)"])
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry["alias"] or entry["target"])
+
+
+def print_facts(about: Mapping[str, Any]) -> None:
+    """A mapping line by line; one in it stands below its name."""
+    for name, value in about.items():
+        if isinstance(value, Mapping):
+            print(f"{name}:")
+            for key, text in value.items():
+                print(f"  {key:<16} {text or 'not installed'}")
+        else:
+            print(f"{name:<16} {', '.join(value) if isinstance(value, list) else value}")
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Shows what is worth a warning as one line on stderr, without the source line that raised it."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        print(f"lownas: warning: {message}", file=sys.stderr)
+
+    said = logging.StreamHandler()
+    said.setLevel(logging.WARNING)
+    said.setFormatter(logging.Formatter("lownas: warning: %(message)s"))
+    logging.getLogger("lownas").addHandler(said)
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.filterwarnings("ignore", category=category)
+            warnings.showwarning = show
+            yield
+    finally:
+        logging.getLogger("lownas").removeHandler(said)
