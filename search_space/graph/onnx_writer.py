@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -350,13 +350,20 @@ def scale_queries(graph: OpGraph, weights: Weights) -> list[list[NDArray[np.floa
 
 
 def onnx_model(
-    network: LowFormerConfig | OpGraph, weights: Weights | None = None, *, batch: int | str = 1, seed: int = 0
+    network: LowFormerConfig | OpGraph,
+    weights: Weights | None = None,
+    *,
+    batch: int | str = 1,
+    seed: int = 0,
+    metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Gives a network as an ONNX model in memory; see `write_onnx`."""
     graph = op_graph(network) if isinstance(network, LowFormerConfig) else network
     if weights is None:
         weights = random_weights(graph, seed)
-    return _Writer(graph, scale_queries(graph, weights), batch).write()
+    model = _Writer(graph, scale_queries(graph, weights), batch).write()
+    helper.set_model_props(model, dict(metadata or {}))
+    return model
 
 
 def write_onnx(
@@ -366,6 +373,7 @@ def write_onnx(
     *,
     batch: int | str = 1,
     seed: int = 0,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a network as an ONNX file in fp32.
 
@@ -378,8 +386,9 @@ def write_onnx(
             latency can be measured.
         batch: a fixed batch size, or a name for a symbolic one.
         seed: of the random weights.
+        metadata: what the file says of itself beside the network, as names and texts (`metadata_props`).
     """
-    model = onnx_model(network, weights, batch=batch, seed=seed)
+    model = onnx_model(network, weights, batch=batch, seed=seed, metadata=metadata)
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
