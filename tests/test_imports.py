@@ -60,9 +60,9 @@ LAYERS = {
         __init__
     """,
     "evaluators": """
-        data.records  device.agent  device.quantize
+        data.records  data.crops  device.agent  device.quantize
         data.fractals  data.plain_pickle  data.pictures  device.kernel_times  tasks
-        data.sources  device.latency_record
+        data.sources  data.feeding  device.latency_record
         data.loading  device.runtimes
         device.measure
         device.remote  training

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .crops import Box, central_box
 from .records import LabelledImages, Labels, Pixels
+
+Size = tuple[int, int]
+
+# What Pillow raises on broken files: among them OSError (also truncated or unknown ones), struct.error.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error)
 
 
 class Decoded(NamedTuple):
@@ -20,46 +29,85 @@ class Decoded(NamedTuple):
         labels: (N, ...) of those that could be read.
         skipped: a line for each image that could not be read.
         sizes: the range of sides found, in words.
+        readable: (M,) of all M images, whether they are among the N.
     """
 
     images: Pixels
     labels: Labels
     skipped: list[str]
     sizes: str
+    readable: NDArray[np.bool_]
 
 
-def decoded(part: LabelledImages, resolution: int) -> Decoded:
-    """Decodes images, cuts out their central squares and resizes these."""
-    from PIL import Image
+def decoded(part: LabelledImages, resolution: int, first: int = 0) -> Decoded:
+    """Decodes images, cuts out their central squares and resizes these.
 
-    images: list[Pixels] = []
-    kept: list[int] = []
+    Args:
+        part: M images.
+        resolution: side of the squares in pixels.
+        first: number of the first image, for messages on images without a name.
+    """
+    images = np.empty((len(part), resolution, resolution, 3), dtype=np.uint8)
+    readable = np.ones(len(part), dtype=bool)
     skipped: list[str] = []
-    sides: list[int] = []
+    smallest, largest = 2**31, 0
     for index in range(len(part)):
         item = part.images[index]
-        if isinstance(item, Path | bytes):
-            try:
-                with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
-                    if file.format == "EPS":  # a program, which Pillow would have Ghostscript run
-                        raise OSError("PostScript is not decoded")
-                    # JPEGs are decoded at a fraction of their size where that is enough.
-                    sides += file.size
-                    file.draft("RGB", (2 * resolution, 2 * resolution))
-                    picture = _rgb(file)
-            # What Pillow raises on broken files: among them OSError (also truncated or unknown ones), struct.error.
-            except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-                name = f"image {index}" if isinstance(item, bytes) else str(item)
-                skipped.append(f"{name}: {' '.join(str(error).split())}")
-                continue
-        else:
-            picture = Image.fromarray(item)
-            sides += picture.size
-        images.append(_square(picture, resolution))
-        kept.append(index)
-    stacked = np.stack(images) if images else np.empty((0, resolution, resolution, 3), dtype=np.uint8)
-    sizes = f"{min(sides)} to {max(sides)} pixels" if sides else "none"
-    return Decoded(stacked, part.labels[np.array(kept, dtype=np.intp)], skipped, sizes)
+        try:
+            # JPEGs are decoded at a fraction of their size where that leaves twice the resolution.
+            picture, (width, height) = opened(item, lambda *_: (2 * resolution, 2 * resolution))
+        except UNREADABLE as error:
+            skipped.append(described(item, first + index, error))
+            readable[index] = False
+            continue
+        smallest, largest = min(smallest, width, height), max(largest, width, height)
+        images[index] = cropped(picture, central_box(*picture.size), resolution)
+    sizes = f"{smallest} to {largest} pixels" if largest else "none"
+    if skipped:
+        images = images[readable]
+    return Decoded(images, part.labels[readable], skipped, sizes, readable)
+
+
+def opened(item: Path | bytes | Pixels, enough: Callable[[int, int], tuple[float, float]]) -> tuple[Any, Size]:
+    """One image as RGB, as Pillow has it, and the width and height that it has in its file.
+
+    Args:
+        item: a path, the bytes of a file, or an array (H, W) or (H, W, 3).
+        enough: for the width and height in the file those that are enough. A JPEG is then decoded at a half, a quarter
+            or an eighth of its size, as long as that leaves as much; this takes less time.
+
+    Raises:
+        One of `UNREADABLE`: no image, or a broken one.
+    """
+    from PIL import Image
+
+    if not isinstance(item, Path | bytes):
+        picture = Image.fromarray(item)
+        return picture, picture.size
+    try:
+        with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
+            if file.format == "EPS":  # a program, which Pillow would have Ghostscript run
+                raise OSError("PostScript is not decoded")
+            size = file.size
+            width, height = enough(*size)
+            file.draft("RGB", (math.ceil(width), math.ceil(height)))
+            return _rgb(file), size
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from None
+
+
+def described(item: Path | bytes | Pixels, index: int, error: Exception) -> str:
+    """One line on an image that cannot be read."""
+    name = str(item) if isinstance(item, Path) else f"image {index}"
+    return f"{name}: {' '.join(str(error).split())}"
+
+
+def cropped(picture: Any, box: Box, side: int) -> Pixels:
+    """What is in a box of a Pillow image, as RGB (side, side, 3)."""
+    from PIL import Image
+
+    small = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(small.convert("RGB") if small.mode != "RGB" else small, dtype=np.uint8)
 
 
 def _rgb(image: Any) -> Any:
@@ -73,16 +121,7 @@ def _rgb(image: Any) -> Any:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, image).convert("RGB")
+    if image.mode == "RGB":  # which `convert` would copy
+        image.load()
+        return image
     return image.convert("RGB")
-
-
-def _square(picture: Any, resolution: int) -> Pixels:
-    """The central square of a Pillow image, as RGB (resolution, resolution, 3)."""
-    from PIL import Image
-
-    width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    small = picture.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(small.convert("RGB"), dtype=np.uint8)

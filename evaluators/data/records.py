@@ -85,13 +85,15 @@ class FoundData:
         validation: those to judge by; None if the source has no such part, and one is to be split off.
         classes: their names in the order of the labels, which are then indices into them; None if the labels are values
             as they stand in the source, which the task gives a meaning.
-        card: what there is to say of the source, as plain JSON values.
+        card: what there is to say of the source, as plain JSON values; under "parts" what its own parts are, in words.
+        test: the images that judge at the very end. `DataSource.read` leaves them alone; loading adds them on request.
     """
 
     train: LabelledImages
     validation: LabelledImages | None
     classes: tuple[str, ...] | None
     card: Mapping[str, Any] = field(default_factory=dict)
+    test: LabelledImages | None = None
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ class Task(Protocol):
     def prepared(self, found: FoundData, spec: str) -> FoundData:
         """The data as found, with labels as the loss takes them; where labels are classes, with their names.
 
+        All parts that are there are prepared alike, the test part (`found.test`) among them.
+
         Raises:
             ValueError: labels that the task cannot learn from; one line that begins with `spec`.
         """
@@ -164,4 +166,16 @@ class Task(Protocol):
         It stays a tensor, as reading it after every batch would make a GPU wait. A metric that exists for whole parts
         alone is approximated.
         """
+        ...
+
+
+@runtime_checkable
+class MixableTask(Protocol):
+    """A task whose labels can be mixed and smoothed, as those of a classification; a `Task` that has this too.
+
+    What mixes images (mixup, cutmix), weighs classes or agrees with a teacher is used in its final trainings only.
+    """
+
+    def shares(self, labels: Tensor, outputs: int) -> Tensor:
+        """Labels (N,) as float32 (N, outputs): of each image the share of every class, one in all."""
         ...

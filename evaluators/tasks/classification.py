@@ -56,7 +56,7 @@ class Classification:
         if found.classes is None:
             found = _numbered(found, spec)
         names = found.classes or ()
-        for part, name in ((found.train, "training"), (found.validation, "validation")):
+        for part, name in ((found.train, "training"), (found.validation, "validation"), (found.test, "test")):
             if part is not None:
                 _check(part.labels, name, names, spec)
         return found
@@ -131,6 +131,12 @@ class Classification:
 
         return F.cross_entropy(outputs, labels, label_smoothing=recipe.label_smoothing if recipe else 0.0)
 
+    def shares(self, labels: Tensor, outputs: int) -> Tensor:
+        """Its class has all of an image."""
+        from torch.nn import functional as F
+
+        return F.one_hot(labels, outputs).float()
+
     def summed_score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """How many images of the batch are classified correctly."""
         return (outputs.argmax(dim=1) == labels).sum()
@@ -138,20 +144,26 @@ class Classification:
 
 def _numbered(found: FoundData, spec: str) -> FoundData:
     """`found` with classes for the values of its labels, in their order."""
-    for part, name in ((found.train, "training"), (found.validation, "validation")):
+    parts = {"training": found.train, "validation": found.validation, "test": found.test}
+    for name, part in parts.items():
         if part is not None and (part.labels.ndim != 1 or part.labels.dtype.kind not in "iu"):
             raise ValueError(
                 f"{spec}: {name} labels are {part.labels.dtype} {part.labels.shape}, expected are integers (N,)"
             )
     values = np.unique(found.train.labels)
 
-    def numbered(part: LabelledImages) -> LabelledImages:
+    def numbered(part: LabelledImages, name: str) -> LabelledImages:
         if unknown := sorted(set(part.labels.tolist()) - set(values.tolist())):
-            raise ValueError(f"{spec}: validation_labels has {unknown[0]}, which no training image has")
+            raise ValueError(f"{spec}: {name}_labels has {unknown[0]}, which no training image has")
         return LabelledImages(part.images, np.searchsorted(values, part.labels).astype(np.int64))
 
-    validation = None if found.validation is None else numbered(found.validation)
-    return replace(found, train=numbered(found.train), validation=validation, classes=tuple(map(str, values)))
+    return replace(
+        found,
+        train=numbered(found.train, "train"),
+        validation=None if found.validation is None else numbered(found.validation, "validation"),
+        test=None if found.test is None else numbered(found.test, "test"),
+        classes=tuple(map(str, values)),
+    )
 
 
 def _check(labels: Labels, part: str, names: Sequence[str], spec: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from ..records import DataRequest, FoundData
+from ..records import DataRequest, FoundData, LabelledImages
 
 MAX_SHIFT = 1 / 16
 """Largest random shift of a training image, as a share of its side, where a source does not say otherwise. Of an image
@@ -37,8 +37,18 @@ class DataSource(Protocol):
         ...
 
     def read(self, request: DataRequest) -> FoundData:
-        """The images with their labels. Raises ValueError, in one line: not there, broken, or not usable."""
+        """The images to train on and, if there are such, to validate by. The test part is not even opened.
+
+        Raises ValueError, in one line: not there, broken, or not usable.
+        """
         ...
+
+    def read_test(self, request: DataRequest) -> LabelledImages | None:
+        """The images to judge the final network by, with labels as in `read`; None if there are none.
+
+        Only `find_parts(..., test=True)` asks for them, once everything is chosen. Raises ValueError as `read` does.
+        """
+        return None
 
     @property
     def made_to_order(self) -> bool:
