@@ -86,7 +86,7 @@ class Summary:
     name = "summary"
     suffix = ".txt"
 
-    def write(self, config: Any, path: Path, model: Any) -> None:
+    def write(self, config: Any, path: Path, model: Any, about: Any) -> None:
         path.write_text(f"{config.id}: {config.resolution} pixels\n")
 
 

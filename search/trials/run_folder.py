@@ -49,13 +49,18 @@ def _one_line_errors(what: str, path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a file completely or not at all, as `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file completely or not at all: a temporary file beside it, then renamed. Raises OSError, in one line."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _one_line_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

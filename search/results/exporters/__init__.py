@@ -5,14 +5,15 @@ To add one, write an `Exporter` in a file of its own and register it here, or fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ....search_space.config import LowFormerConfig
 from .base import Exporter
 from .config_file import ConfigExporter
 from .onnx_file import OnnxExporter
+from .weights_file import WeightsExporter
 
 if TYPE_CHECKING:
     from ....search_space.model import LowFormer
@@ -30,6 +31,7 @@ def register_exporter(exporter: Exporter) -> Exporter:
 
 register_exporter(ConfigExporter())
 register_exporter(OnnxExporter())
+register_exporter(WeightsExporter())
 
 
 def exporter_names() -> tuple[str, ...]:
@@ -38,12 +40,18 @@ def exporter_names() -> tuple[str, ...]:
 
 
 def export_config(
-    config: LowFormerConfig, stem: Path, *, formats: Sequence[str], model: LowFormer | None = None
+    config: LowFormerConfig,
+    stem: Path,
+    *,
+    formats: Sequence[str],
+    model: LowFormer | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Writes a network in each of the formats to STEM and the format's suffix; gives what was written.
 
     Args:
         model: the network with trained weights; None where there are none.
+        about: what these are for, see `Exporter`.
 
     Raises ValueError for an unknown format, OSError if a file cannot be written.
     """
@@ -53,6 +61,6 @@ def export_config(
     for name in formats:
         exporter = EXPORTERS[name]
         path = stem.with_name(stem.name + exporter.suffix)
-        exporter.write(config, path, model)
+        exporter.write(config, path, model, about or {})
         written.append(path)
     return written

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ....search_space.config import LowFormerConfig
 
@@ -17,8 +18,10 @@ class Exporter(Protocol):
     To write another one, give a class a `name`, a `suffix` and `write`, and register an instance
     (`lownas.search.register_exporter`); then `lownas export --format NAME` and `result.export("NAME")` find it.
     `write` writes the file completely or not at all: to a temporary file beside it, then renamed. It is handed the
-    model with its trained weights where there are some; else it writes fresh ones, or none, as the format has it. What
-    it needs beside this package is imported in `write`; a missing package is a ValueError that says what to install.
+    model with its trained weights where there are some; else it writes fresh ones, or none, as the format has it.
+    `about` says what trained weights are for, as JSON values: "classes", the "resolution", "mean" and "std" of the
+    input, and more; it is empty for fresh ones. What the format needs beside this package is imported in `write`; a
+    missing package is a ValueError that says what to install.
 
     Attributes:
         name: that users say.
@@ -30,5 +33,5 @@ class Exporter(Protocol):
     @property
     def suffix(self) -> str: ...
 
-    def write(self, config: LowFormerConfig, path: Path, model: LowFormer | None) -> None:
+    def write(self, config: LowFormerConfig, path: Path, model: LowFormer | None, about: Mapping[str, Any]) -> None:
         """Writes `path`. Raises OSError, in one line, if that is not possible."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ....search_space.config import LowFormerConfig
 from ...trials.run_folder import write_text
@@ -18,5 +19,5 @@ class ConfigExporter:
     name = "config"
     suffix = ".json"
 
-    def write(self, config: LowFormerConfig, path: Path, model: LowFormer | None) -> None:
+    def write(self, config: LowFormerConfig, path: Path, model: LowFormer | None, about: Mapping[str, Any]) -> None:
         write_text(path, config.to_json(indent=2) + "\n")
