@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .base import Metric, Recipe, Task
+from .base import Metric, MixableTask, Recipe, Task
 from .classification import Classification
 
-__all__ = ["Metric", "Recipe", "Task", "register_task", "task", "task_names"]
+__all__ = ["Metric", "MixableTask", "Recipe", "Task", "register_task", "task", "task_names"]
 
 _TASKS: dict[str, Task] = {known.name: known for known in (Classification(),)}
 
