@@ -191,7 +191,7 @@ def test_a_rule_that_is_broken_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ray_is_imported_in_one_file() -> None:
-    assert [module for module, path in files().items() if "ray" in imported(path)] == ["search.training.ray_pool"]
+    assert [module for module, path in files().items() if "ray" in imported(path)] == ["search.training.ray_cluster"]
 
 
 def test_every_package_is_installed() -> None:

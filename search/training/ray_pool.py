@@ -1,34 +1,22 @@
-"""Ray workers, on this machine or on a cluster: the only file that imports Ray.
+"""Candidates in Ray workers, on this machine or on a cluster.
 
 Workers are stateless and know nothing of the study, so any of them may die.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import os
-import secrets
-import shutil
 import signal
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from .pool import DIED, RETRIES, STOPPED, describe_error, evaluate_safely
+from .ray_cluster import ONE_THREAD, RayCluster
 from .task import Evaluate, SharedInput, TaskOutcome, TrainingTask
-
-OBJECT_STORE_BYTES = 512 * 1024**2  # what does not fit goes to disk
-PACKAGES = ("evaluators", "predictors", "search", "search_space")
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the environment of workers
 
 _logger = logging.getLogger("lownas.search")
 
@@ -36,15 +24,9 @@ _logger = logging.getLogger("lownas.search")
 class RayPool:
     """Evaluates tasks in Ray workers, each with one CPU and one torch thread.
 
-    Without an address Ray is started on this machine, on the loopback interface, with a token that only this process
-    knows and without dashboard, and stopped by `close`. If CUDA devices are there, the workers share them evenly, or
-    each has `gpu_fraction` of one and no more train at once than that allows.
-
-    With an address ("auto", "ray://HOST:PORT", "HOST:PORT") it is a cluster that others started. This package goes
-    there by itself; what it depends on must be installed there. What `share` gives goes to the object store once.
-
-    Where this process uses Ray already, its cluster is used, and goes on running after `close`; its workers must be
-    able to import this package.
+    How Ray is found or started is told in `RayCluster`. If CUDA devices are there, the workers share them evenly, or
+    each has `gpu_fraction` of one and no more train at once than that allows. What `share` gives goes to the object
+    store once.
 
     Raises ValueError for a fraction of what is not there, or an address that cannot be used.
     """
@@ -63,15 +45,8 @@ class RayPool:
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers: at least 1, given {workers}")
-        self._owned = not _in_use()
-        if self._owned and address is not None:
-            check_address(address, insecure=insecure)
-        self._sigterm = signal.getsignal(signal.SIGTERM)
-        with _environment(_ray_variables(local=address is None)):
-            import ray
-
-            if self._owned:
-                self._start(ray, workers, address)
+        self._cluster = RayCluster(workers, address, insecure=insecure)
+        ray = self._cluster.ray
         self.size = workers
         self._ray, self._log = ray, log
         self._share = share
@@ -87,12 +62,8 @@ class RayPool:
                 raise ValueError(f"--gpu-fraction {gpu_fraction:g}: there is no CUDA device")
             gpu_share = gpu_fraction
         self._evaluate = ray.put(evaluate)
-        # Beside the driver, not on a node that may be lost under it while other nodes' workers speak to it.
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=True
-        )
         registry = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Registry)
-        self._registry: Any = registry.options(scheduling_strategy=here).remote()
+        self._registry: Any = registry.options(scheduling_strategy=self._cluster.beside_driver()).remote()
         self._remote = ray.remote(
             num_cpus=1,
             num_gpus=gpu_share,
@@ -102,30 +73,6 @@ class RayPool:
         )(_in_worker)
         self._call = ray.remote(num_cpus=1, num_gpus=gpu_share, runtime_env={"env_vars": ONE_THREAD})(_called)
         self._send = ray.remote(num_cpus=0, max_retries=0)(_send)
-
-    def _start(self, ray: Any, workers: int, address: str | None) -> None:
-        """Starts Ray on this machine, or connects to the cluster at the address."""
-        runtime_env: dict[str, Any] = {"env_vars": ONE_THREAD}
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if address is None:
-            # Workers of this machine import the installed package; the working directory is not shipped.
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                configure_logging=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                runtime_env=runtime_env,
-                **quiet,
-            )
-            return
-        self._package = tempfile.TemporaryDirectory(prefix="lownas-")
-        runtime_env["py_modules"] = [str(copy_package(Path(self._package.name)))]
-        try:
-            ray.init(address=address, runtime_env=runtime_env, **quiet)
-        except (ConnectionError, RuntimeError, OSError) as error:
-            _handle_sigterm(self._sigterm)
-            raise ValueError(f"--ray-address {address}: no cluster answers there: {describe_error(error)}") from None
 
     @property
     def pending(self) -> int:
@@ -212,54 +159,7 @@ class RayPool:
     def close(self) -> None:
         self._futures.clear()
         self._shared.clear()
-        if self._owned and self._ray.is_initialized():
-            self._ray.shutdown()
-            _handle_sigterm(self._sigterm)
-
-
-def _in_use() -> bool:
-    """Whether this process has started Ray, or is connected to a cluster."""
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
-
-
-@cache
-def _token() -> str:
-    """The secret of the clusters that this process starts; one for all, since Ray remembers the first it is told."""
-    return secrets.token_hex(32)
-
-
-def _ray_variables(*, local: bool) -> dict[str, str]:
-    """Environment variables that Ray reads when it is imported or its processes start; those that are set stay."""
-    wanted = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_task_oom_retries": str(RETRIES),
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-    if local:
-        # Loopback only, which Ray does by itself on Windows and macOS alone.
-        wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        if "RAY_AUTH_MODE" not in os.environ:
-            wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
-    return {name: value for name, value in wanted.items() if name not in os.environ}
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables for as long as this lasts; then all are as before, also those that Ray has set."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
-
-
-def _handle_sigterm(handler: Any) -> None:
-    """Handles SIGTERM as before Ray took that over, which it does in the main thread alone."""
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+        self._cluster.close()
 
 
 @dataclass(frozen=True)
@@ -303,39 +203,6 @@ def _send(pid: int, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def check_address(address: str, *, insecure: bool) -> None:
-    """Raises ValueError for a remote cluster without token authentication, where anyone who reaches it can run code."""
-    meant = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address  # as Ray takes it
-    if meant in ("auto", "local") or _is_loopback(meant.removeprefix("ray://").rpartition(":")[0].strip("[]") or meant):
-        return
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    has_token = bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
-    if not insecure and not (os.environ.get("RAY_AUTH_MODE") == "token" and has_token):
-        raise ValueError(
-            f"--ray-address {meant}: without authentication anyone who reaches that cluster can run code there and "
-            "here; start it with RAY_AUTH_MODE=token and set that and RAY_AUTH_TOKEN here too, or say --insecure"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def copy_package(folder: Path) -> Path:
-    """This package as a folder `lownas` that a cluster can import, wherever it is installed from."""
-    root = Path(__file__).resolve().parents[2]
-    copy = folder / "lownas"
-    parts = [path for path in root.iterdir() if path.is_dir() and path.name in PACKAGES]
-    for part in parts:
-        shutil.copytree(part, copy / part.name, ignore=shutil.ignore_patterns("__pycache__", "work"))
-    for file in root.glob("*.py"):
-        shutil.copy2(file, copy / file.name)
-    return copy
 
 
 def _called(function: Callable[..., Any], *arguments: Any) -> Any:

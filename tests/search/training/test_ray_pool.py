@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lownas.search.training.ray_pool import RayPool, check_address, copy_package
+from lownas.search.training.ray_cluster import check_address, copy_package
+from lownas.search.training.ray_pool import RayPool
 
 SEARCH = """
 import os, sys
