@@ -33,7 +33,7 @@ _NOISE = 8.0  # standard deviation of the pixel noise, levels
 
 
 def fractal_images(
-    classes: int, per_class: int, resolution: int, seed: int = 0
+    classes: int, per_class: int, resolution: int, seed: int = 0, *, chunks_before: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Renders a labelled set of fractals.
 
@@ -42,6 +42,7 @@ def fractal_images(
         per_class: images of each class, at least 1.
         resolution: side of the square images in pixels, at least 8. A seed gives the same scenes at every resolution.
         seed: what everything is drawn from.
+        chunks_before: so many times 128 images of each class come before these, and are not rendered.
 
     Returns:
         images (classes * per_class, resolution, resolution, 3) in RGB, class by class, and labels
@@ -57,7 +58,7 @@ def fractal_images(
         maps, cumulative = _draw_class(np.random.default_rng([seed, label, 0]))
         for start in range(0, per_class, _CHUNK):
             # Scenes are always drawn by whole chunks: more images of a class begin with the same ones.
-            rng = np.random.default_rng([seed, label, 1, start // _CHUNK])
+            rng = np.random.default_rng([seed, label, 1, chunks_before + start // _CHUNK])
             count = min(_CHUNK, per_class - start)
             first = label * per_class + start
             images[first : first + count] = _render(maps, cumulative, resolution, rng)[:count]

@@ -18,7 +18,7 @@ from .imagefolder import ImageFolder
 __all__ = ["ArraySource", "Data", "DataSource", "register_source", "source", "source_forms", "source_names"]
 
 Data = str | DataSource | tuple[Any, ...]
-"""What is accepted as data: a specification, a source, or two or four arrays (see `source`)."""
+"""What is accepted as data: a specification, a source, or two, four or six arrays (see `source`)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def source(data: Data) -> DataSource:
 
     Args:
         data: a specification ("imagefolder:pictures"; `source_forms` lists them), a `DataSource`, or arrays: (images,
-            labels), or (train images, train labels, validation images, validation labels), as `ArraySource` takes them.
+            labels), then perhaps (validation images, validation labels), then (test images, test labels), as
+            `ArraySource` takes them.
 
     Raises:
         ValueError: an unknown specification, or arrays that cannot be used; in one line.
@@ -80,8 +81,8 @@ def source(data: Data) -> DataSource:
     if isinstance(data, str):
         return _named(data)
     if isinstance(data, tuple | list):
-        if len(data) not in (2, 4):
-            raise ValueError(f"data: arrays are given as 2 (images, labels) or as 4 of them, given {len(data)}")
+        if len(data) not in (2, 4, 6):
+            raise ValueError(f"data: arrays are given as 2 (images, labels) or as 4 or 6 of them, given {len(data)}")
         return ArraySource(*data)
     if not isinstance(data, DataSource):
         raise TypeError(f"data: a specification, a DataSource or arrays are expected, given {type(data).__name__}")

@@ -16,13 +16,15 @@ from ..records import DataRequest, FoundData, LabelledImages, Pixels
 from .base import DataSource
 
 _NAMES = tuple(f"{part}{what}" for part in ("", "train_", "validation_") for what in ("images", "labels"))
+_TEST_NAMES = ("test_images", "test_labels")
 
 
 @dataclass(frozen=True)
 class ArrayFiles(DataSource):
     """A .safetensors file, or a folder of .npy files (`arrays:PATH`).
 
-    They hold `images` and `labels`, or `train_images`, `train_labels`, `validation_images` and `validation_labels`.
+    They hold `images` and `labels`, or `train_images` and `train_labels`; with them there may be `validation_images`
+    and `validation_labels`, and `test_images` and `test_labels`.
     """
 
     path: str
@@ -32,10 +34,17 @@ class ArrayFiles(DataSource):
         return f"arrays:{self.path}"
 
     def read(self, request: DataRequest) -> FoundData:
+        there, arrays = self._arrays(_NAMES)
+        found = ", ".join(sorted(there)) or "nothing"
+        return _data(arrays, self.spec, f"arrays: {found}", found, tested=any(name in there for name in _TEST_NAMES))
+
+    def read_test(self, request: DataRequest) -> LabelledImages | None:
+        return _part(self._arrays(_TEST_NAMES)[1], "test_", self.spec)
+
+    def _arrays(self, names: tuple[str, ...]) -> tuple[list[str], dict[str, NDArray[Any]]]:
+        """The names of all arrays that are there, and those of these `names`; no others are read."""
         path = Path(self.path)
-        arrays = _npy_folder(path) if path.is_dir() else _safetensors(path)
-        found = ", ".join(sorted(arrays)) or "nothing"
-        return _data(arrays, self.spec, f"arrays: {found}")
+        return _npy_folder(path, names) if path.is_dir() else _safetensors(path, names)
 
 
 class ArraySource(DataSource):
@@ -44,7 +53,8 @@ class ArraySource(DataSource):
     Args:
         images: (N, H, W) or (N, H, W, 1, 3 or 4), or channels first; bytes, or floats of 0 to 1.
         labels: (N,) integers for a classification; other tasks take what they say.
-        validation_images, validation_labels: those to judge by; a share is split off if there are none.
+        validation_images, validation_labels: those to choose by; a share is split off if there are none.
+        test_images, test_labels: those to judge the final network by, if there are such.
 
     Attributes:
         spec: "memory:" and twelve hexadecimal digits of the content.
@@ -55,14 +65,26 @@ class ArraySource(DataSource):
 
     kind = "memory"
 
-    def __init__(self, images: Any, labels: Any, validation_images: Any = None, validation_labels: Any = None) -> None:
-        given = {"images": images, "labels": labels}
-        if validation_images is not None or validation_labels is not None:
-            given |= {"validation_images": validation_images, "validation_labels": validation_labels}
+    def __init__(
+        self,
+        images: Any,
+        labels: Any,
+        validation_images: Any = None,
+        validation_labels: Any = None,
+        test_images: Any = None,
+        test_labels: Any = None,
+    ) -> None:
+        given = {
+            **{"images": images, "labels": labels},
+            **{"validation_images": validation_images, "validation_labels": validation_labels},
+            **{"test_images": test_images, "test_labels": test_labels},
+        }
         arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
-        self._found = _data(arrays, "data", "arrays given in Python")
+        self._test = _part(arrays, "test_", "data")
+        found = ", ".join(sorted(arrays))
+        self._found = _data(arrays, "data", "arrays given in Python", found, tested=self._test is not None)
         digest = hashlib.sha256()
-        for part in (self._found.train, self._found.validation):
+        for part in (self._found.train, self._found.validation, self._test):
             for array in () if part is None else (part.images, part.labels):
                 assert isinstance(array, np.ndarray)
                 digest.update(repr((array.shape, str(array.dtype))).encode())
@@ -85,16 +107,30 @@ class ArraySource(DataSource):
     def read(self, request: DataRequest) -> FoundData:
         return self._found
 
+    def read_test(self, request: DataRequest) -> LabelledImages | None:
+        return self._test
 
-def _data(arrays: Mapping[str, NDArray[Any]], spec: str, origin: str) -> FoundData:
-    """The parts in `arrays` by their names. Raises ValueError, in one line that begins with `spec`."""
+
+def _data(arrays: Mapping[str, NDArray[Any]], spec: str, origin: str, found: str, *, tested: bool) -> FoundData:
+    """The parts in `arrays` by their names, but for the test part.
+
+    Args:
+        arrays: by their names.
+        spec: what they are called.
+        origin: for the card.
+        found: the names of all arrays that are there.
+        tested: whether there is a test part.
+
+    Raises:
+        ValueError: arrays that cannot be used, in one line that begins with `spec`.
+    """
     prefix = "train_" if "train_images" in arrays else ""
     if f"{prefix}images" not in arrays or f"{prefix}labels" not in arrays:
-        found = ", ".join(sorted(arrays)) or "nothing"
         raise ValueError(f"{spec}: expected are images and labels, or train_images and train_labels; found {found}")
     train = _part(arrays, prefix, spec)
     assert train is not None
-    return FoundData(train, _part(arrays, "validation_", spec), None, {"origin": origin})
+    parts = {"test": "test_images" if tested else "none"}
+    return FoundData(train, _part(arrays, "validation_", spec), None, {"origin": origin, "parts": parts})
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], prefix: str, spec: str) -> LabelledImages | None:
@@ -115,30 +151,33 @@ def _part(arrays: Mapping[str, NDArray[Any]], prefix: str, spec: str) -> Labelle
     return LabelledImages(images, labels)
 
 
-def _npy_folder(folder: Path) -> dict[str, NDArray[Any]]:
-    """The arrays in a folder of .npy files, of which none may hold objects."""
+def _npy_folder(folder: Path, names: tuple[str, ...]) -> tuple[list[str], dict[str, NDArray[Any]]]:
+    """What there is in a folder of .npy files, and the arrays of these names, of which none may hold objects."""
     arrays: dict[str, NDArray[Any]] = {}
-    for file in (folder / f"{name}.npy" for name in _NAMES):
-        if not file.exists():
+    there = [name for name in (*_NAMES, *_TEST_NAMES) if (folder / f"{name}.npy").exists()]
+    for name in there:
+        if name not in names:
             continue
+        file = folder / f"{name}.npy"
         try:
             # Not `np.load`: it opens archives, whatever their name. Both refuse arrays of objects.
-            arrays[file.stem] = np.lib.format.open_memmap(file, mode="r")
+            arrays[name] = np.lib.format.open_memmap(file, mode="r")
         # What numpy stumbles over in a damaged header is among them.
         except (ValueError, OSError, EOFError, OverflowError, TypeError, tokenize.TokenError) as error:
             raise ValueError(f"{file}: not a plain array: {' '.join(str(error).split()):.120}") from None
-    return arrays
+    return there, arrays
 
 
-def _safetensors(file: Path) -> dict[str, NDArray[Any]]:
-    """The arrays in a safetensors file."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _safetensors(file: Path, names: tuple[str, ...]) -> tuple[list[str], dict[str, NDArray[Any]]]:
+    """What there is in a safetensors file, and the arrays of these names."""
+    from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
         raise ValueError(f"{file}: no such file or folder (a .safetensors file, or a folder of .npy files)")
     try:
-        return dict(load_file(file))
+        with safe_open(file, framework="numpy") as content:
+            there = list(content.keys())
+            return there, {name: content.get_tensor(name) for name in there if name in names}
     except (TypeError, AttributeError):  # how numbers that numpy does not have announce themselves
         raise ValueError(f"{file}: numbers that numpy lacks (bfloat16, float8); expected are bytes or floats") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -162,7 +201,7 @@ def _as_bytes(images: NDArray[Any], what: str) -> Pixels:
         images = np.round(np.asarray(images) * 255)
     elif images.dtype != np.uint8:
         raise ValueError(f"{said}, expected are bytes (uint8), or floats of 0 to 1")
-    images = images.astype(np.uint8)
+    images = images.astype(np.uint8, copy=False)
     if images.ndim == 3:
         return images
     return images[..., 0] if images.shape[-1] == 1 else images[..., :3]

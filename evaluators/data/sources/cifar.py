@@ -22,7 +22,7 @@ LARGEST_FILE = 256 * 2**20
 
 @dataclass(frozen=True)
 class _CifarSource(DataSource):
-    """The python archive, or the folder in it; its test part validates."""
+    """The python archive, or the folder in it; validation images are split off from its training part."""
 
     path: str
 
@@ -34,12 +34,13 @@ class _CifarSource(DataSource):
 
     def read(self, request: DataRequest) -> FoundData:
         data = read_cifar(Path(self.path), self.class_count)
-        return FoundData(
-            LabelledImages(data.train_images, data.train_labels),
-            LabelledImages(data.test_images, data.test_labels),
-            data.classes,
-            {"origin": f"CIFAR-{self.class_count}'s python archive, validation: its test part"},
-        )
+        parts = {"test": "CIFAR's test batch" if self.class_count == 10 else "CIFAR's part test"}
+        card = {"origin": f"CIFAR-{self.class_count}'s python archive", "parts": parts}
+        return FoundData(LabelledImages(data.images, data.labels), None, data.classes, card)
+
+    def read_test(self, request: DataRequest) -> LabelledImages:
+        data = read_cifar(Path(self.path), self.class_count, test=True)
+        return LabelledImages(data.images, data.labels)
 
 
 class Cifar10(_CifarSource):
@@ -56,35 +57,39 @@ class Cifar100(_CifarSource):
 
 @dataclass(frozen=True)
 class Cifar:
-    """Images (N, 32, 32, 3) and labels (N,) of both parts, and the names of the classes."""
+    """Images (N, 32, 32, 3) and labels (N,) of one part, and the names of the classes."""
 
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
     classes: tuple[str, ...]
 
 
-def read_cifar(path: Path, classes: int) -> Cifar:
-    """Reads CIFAR-`classes` (10 or 100) from the archive `path`, its folder, or the folder around that.
+def read_cifar(path: Path, classes: int, *, test: bool = False) -> Cifar:
+    """Reads one part of CIFAR-`classes` (10 or 100) from the archive `path`, its folder, or the folder around that.
 
-    Raises ValueError, in one line: nothing there, cut short, not CIFAR, or something in it that is no plain data.
+    Args:
+        path: the archive or folder.
+        classes: 10 or 100.
+        test: whether to read the test part; else it is the training part. The other one is left alone.
+
+    Raises:
+        ValueError: nothing there, cut short, not CIFAR, or something in it that is no plain data; in one line.
     """
-    folder, parts, label_key, meta, names_key = {
-        10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "labels", "batches.meta", "label_names"),
-        100: ("cifar-100-python", ["train"], "fine_labels", "meta", "fine_label_names"),
+    folder, train, test_part = {
+        10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch"),
+        100: ("cifar-100-python", ["train"], "test"),
     }[classes]
-    test = "test_batch" if classes == 10 else "test"
-    files = _files(path, folder, [*parts, test, meta])
-    images, labels = [], []
-    for part in (*parts, test):
-        x, y = _part(files[part], f"{path}: {part}", label_key, classes)
-        images.append(x)
-        labels.append(y)
+    label_key, meta, names_key = {
+        10: ("labels", "batches.meta", "label_names"),
+        100: ("fine_labels", "meta", "fine_label_names"),
+    }[classes]
+    parts = [test_part] if test else train
+    files = _files(path, folder, [*parts, meta])
+    found = [_part(files[part], f"{path}: {part}", label_key, classes) for part in parts]
     names = plain_pickle(files[meta], f"{path}: {meta}").get(names_key)
     if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: {meta} does not name {classes} classes")
-    return Cifar(np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1], tuple(names))
+    return Cifar(np.concatenate([x for x, _ in found]), np.concatenate([y for _, y in found]), tuple(names))
 
 
 def _part(content: bytes, what: str, label_key: str, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

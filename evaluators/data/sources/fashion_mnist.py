@@ -24,7 +24,7 @@ _UNSIGNED_BYTE = 8  # the code of this type in an IDX file's header
 
 @dataclass(frozen=True)
 class FashionMnist(DataSource):
-    """Fashion-MNIST's IDX files, plain or gzipped (`fashion-mnist:DIR`); its part t10k validates.
+    """Fashion-MNIST's IDX files, plain or gzipped (`fashion-mnist:DIR`); its part t10k is the test part.
 
     Attributes:
         folder: where the files are; None or empty for `FASHION_FOLDER`.
@@ -37,19 +37,23 @@ class FashionMnist(DataSource):
         return "fashion-mnist" if self.folder is None else f"fashion-mnist:{self.folder}"
 
     def read(self, request: DataRequest) -> FoundData:
+        card = {"origin": "Fashion-MNIST IDX files", "parts": {"test": "t10k, the set's own"}}
+        return FoundData(self._part("train"), None, _CLASSES, card)
+
+    def read_test(self, request: DataRequest) -> LabelledImages:
+        return self._part("t10k")
+
+    def _part(self, part: str) -> LabelledImages:
         folder = Path(self.folder or FASHION_FOLDER)
-        parts = []
-        for part in ("train", "t10k"):
-            images = _read_idx(folder, f"{part}-images-idx3-ubyte", 3)
-            labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", 1).astype(np.int64)
-            if len(images) != len(labels):
-                raise ValueError(f"{folder}: {part} has {len(images)} images but {len(labels)} labels")
-            if not len(labels):
-                raise ValueError(f"{folder}: {part} has no images")
-            if labels.max() >= len(_CLASSES):
-                raise ValueError(f"{folder}: {part} has label {labels.max()}, allowed are 0 to {len(_CLASSES) - 1}")
-            parts.append(LabelledImages(images, labels))
-        return FoundData(parts[0], parts[1], _CLASSES, {"origin": "Fashion-MNIST IDX files, validation: t10k"})
+        images = _read_idx(folder, f"{part}-images-idx3-ubyte", 3)
+        labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", 1).astype(np.int64)
+        if len(images) != len(labels):
+            raise ValueError(f"{folder}: {part} has {len(images)} images but {len(labels)} labels")
+        if not len(labels):
+            raise ValueError(f"{folder}: {part} has no images")
+        if labels.max() >= len(_CLASSES):
+            raise ValueError(f"{folder}: {part} has label {labels.max()}, allowed are 0 to {len(_CLASSES) - 1}")
+        return LabelledImages(images, labels)
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> Pixels:

@@ -13,6 +13,8 @@ from .base import DataSource
 FORMULA_CLASSES = 10
 FORMULA_TRAIN_IMAGES = 1920  # in all, unless said otherwise
 FORMULA_VALIDATION_IMAGES = 1000
+FORMULA_TEST_IMAGES = 1000
+_CHUNKS_BEFORE_TEST = 2**20  # of 128 images each: no training part reaches as far
 MOST_CLASSES = 10_000
 
 
@@ -58,9 +60,20 @@ class Formula(DataSource):
         images, labels = fractal_images(count, train + validation, request.resolution, request.seed)
         # The first images of a class are its validation images: they stay the same however many it is trained on.
         held_out = np.arange(len(labels)) % (train + validation) < validation
+        rendered = "rendered for it, as all parts are"
+        card = {
+            "origin": "iterated function systems (after FractalDB), no photographs",
+            "parts": {"train": rendered, "validation": rendered, "test": rendered},
+        }
         return FoundData(
             LabelledImages(images[~held_out], labels[~held_out]),
             LabelledImages(images[held_out], labels[held_out]),
             tuple(f"fractal_{i}" for i in range(count)),
-            {"origin": "iterated function systems (after FractalDB), no photographs"},
+            card,
         )
+
+    def read_test(self, request: DataRequest) -> LabelledImages:
+        count = self.classes or request.classes or FORMULA_CLASSES
+        each = -(-FORMULA_TEST_IMAGES // count)
+        drawn = fractal_images(count, each, request.resolution, request.seed, chunks_before=_CHUNKS_BEFORE_TEST)
+        return LabelledImages(*drawn)

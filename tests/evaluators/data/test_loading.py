@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lownas.evaluators.data.loading import data_identity, linear_baseline, load_data
+from lownas.evaluators.data.loading import data_identity, find_parts, linear_baseline, load_data
 
 
 def save(path: Path, colour: tuple[int, ...] | int, size: tuple[int, int] = (20, 30), mode: str = "RGB") -> None:
@@ -48,12 +48,26 @@ def test_the_split_does_not_depend_on_the_resolution(tmp_path: Path) -> None:
     assert np.array_equal(small.train_images[:, 0, 0], large.train_images[:, 0, 0])
 
 
-@pytest.mark.parametrize(("train", "validation"), [("train", "val"), ("Training", "Testing"), ("Train", "Test")])
+@pytest.mark.parametrize(("train", "validation"), [("train", "val"), ("Training", "VALID"), ("Train", "Validation")])
 def test_validation_folder_is_honoured(tmp_path: Path, train: str, validation: str) -> None:
     folder_of(tmp_path / train, {"a": 3, "b": 4})
     folder_of(tmp_path / validation, {"a": 2, "b": 1})
     data = load_data(f"imagefolder:{tmp_path}", 16)
     assert (len(data.train_labels), len(data.validation_labels)) == (7, 3)
+    said = {"train": f"the folder {train}/", "validation": f"the folder {validation}/", "test": "none"}
+    assert data.card["parts"] == said
+    assert find_parts(f"imagefolder:{tmp_path}", test=True).test is None
+
+
+@pytest.mark.parametrize("name", ["test", "Testing"])
+def test_a_test_folder_tests_and_does_not_validate(tmp_path: Path, name: str) -> None:
+    folder_of(tmp_path / "train", {"a": 10, "b": 15})
+    folder_of(tmp_path / name, {"b": 2, "unknown": 1})
+    spec = f"imagefolder:{tmp_path}"
+    data, parts = load_data(spec, 16), find_parts(spec, test=True)
+    assert (len(data.train_labels), len(data.validation_labels)) == (len(parts.train), len(parts.validation)) == (20, 5)
+    assert parts.test is not None and parts.test.labels.tolist() == [1, 1]
+    assert data.card["parts"]["test"] == f"the folder {name}/" and "split off" in data.card["parts"]["validation"]
 
 
 def test_train_folder_alone_is_split(tmp_path: Path) -> None:

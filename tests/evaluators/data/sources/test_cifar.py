@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lownas.evaluators.data.loading import load_data
+from lownas.evaluators.data.loading import find_parts, load_data
 from lownas.evaluators.data.plain_pickle import MOST_INSTRUCTIONS, plain_pickle
 from lownas.evaluators.data.sources.cifar import LARGEST_FILE, read_cifar
 
@@ -101,11 +101,15 @@ def test_cifar10_in_all_its_forms(form: str, tmp_path: Path) -> None:
     folder = cifar10(tmp_path)
     path = {"folder": folder, "parent": tmp_path}.get(form) or packed(folder)
     data = load_data(f"cifar10:{path}", 32)
-    assert data.train_images.shape == (200, 32, 32, 3) and data.validation_images.shape == (20, 32, 32, 3)
+    assert data.train_images.shape == (160, 32, 32, 3) and data.validation_images.shape == (40, 32, 32, 3)
     assert data.classes == tuple(TEN)
-    first = plain_pickle((folder / "data_batch_1").read_bytes(), "x")["data"][0]
-    assert data.train_images[0, 0, 1].tolist() == [first[1], first[1024 + 1], first[2048 + 1]], "planes to pixels"
-    assert data.card["source"] == "cifar10"
+    assert data.card["source"] == "cifar10" and "test batch" in data.card["parts"]["test"]
+    parts = find_parts(f"cifar10:{path}", test=True)
+    assert (len(parts.train), len(parts.validation)) == (160, 40)
+    assert parts.test is not None and len(parts.test) == 20
+    first = plain_pickle((folder / "test_batch").read_bytes(), "x")["data"][0]
+    pixel = parts.test.images[0][0, 1]
+    assert pixel.tolist() == [first[1], first[1024 + 1], first[2048 + 1]], "planes to pixels"
 
 
 def test_cifar100(tmp_path: Path) -> None:
@@ -117,7 +121,9 @@ def test_cifar100(tmp_path: Path) -> None:
     (folder / "test").write_bytes(batch(rng, 100, b"fine_labels", 100))
     (folder / "meta").write_bytes(old_pickle({b"fine_label_names": old_list(names)}))
     data = load_data(f"cifar100:{tmp_path}", 24)
-    assert len(data.classes) == 100 and data.train_images.shape == (200, 24, 24, 3)
+    assert len(data.classes) == 100 and data.train_images.shape == (100, 24, 24, 3)
+    test = find_parts(f"cifar100:{tmp_path}", test=True).test
+    assert test is not None and sorted(test.labels) == list(range(100))
 
 
 def test_what_python_2_wrote_as_text_is_read_too() -> None:
@@ -171,7 +177,7 @@ def watch(event, arguments):
     if event.startswith("pickle."):
         raise SystemExit(f"{{event}} {{arguments}}")
 sys.addaudithook(watch)
-print(len(read_cifar(Path({str(folder)!r}), 10).train_labels))
+print(len(read_cifar(Path({str(folder)!r}), 10).labels))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("200", 0), done.stderr
@@ -181,20 +187,24 @@ print(len(read_cifar(Path({str(folder)!r}), 10).train_labels))
     ("change", "message"),
     [
         ({"data_batch_2": batch(np.random.default_rng(0), 40)[:-500]}, "data_batch_2: not plain data, or cut short"),
-        ({"test_batch": b""}, "test_batch: not plain data, or cut short"),
-        ({"test_batch": pickle.dumps([1, 2])}, "a dictionary is expected, not list"),
-        ({"test_batch": pickle.dumps({"data": 1, "labels": []})}, "no images of 32 x 32"),
-        ({"test_batch": old_pickle({b"data": old_array(np.zeros((3, 3072), np.uint8))})}, "no 'labels'"),
+        ({"data_batch_5": b""}, "data_batch_5: not plain data, or cut short"),
+        ({"data_batch_5": pickle.dumps([1, 2])}, "a dictionary is expected, not list"),
+        ({"data_batch_5": pickle.dumps({"data": 1, "labels": []})}, "no images of 32 x 32"),
+        ({"data_batch_5": old_pickle({b"data": old_array(np.zeros((3, 3072), np.uint8))})}, "no 'labels'"),
         (
-            {"test_batch": old_pickle({b"data": old_array(np.zeros((3, 3072), np.uint8)), b"labels": old_list([1])})},
+            {"data_batch_5": old_pickle({b"data": old_array(np.zeros((3, 3072), np.uint8)), b"labels": old_list([1])})},
             "3 images but 1 labels",
         ),
         (
-            {"test_batch": old_pickle({b"data": old_array(np.zeros((1, 3072), np.uint8)), b"labels": old_list([10])})},
+            {
+                "data_batch_5": old_pickle(
+                    {b"data": old_array(np.zeros((1, 3072), np.uint8)), b"labels": old_list([10])}
+                )
+            },
             "label 10, allowed are 0 to 9",
         ),
         (
-            {"test_batch": pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [2**100]}, 2)},
+            {"data_batch_5": pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [2**100]}, 2)},
             "no 'labels'",
         ),
         ({"batches_meta": old_pickle({b"label_names": old_list([b"cat"])})}, "does not name 10 classes"),
@@ -204,6 +214,13 @@ def test_bad_batches_are_one_clear_line(change: dict[str, bytes], message: str, 
     with pytest.raises(ValueError, match=message) as caught:
         load_data(f"cifar10:{cifar10(tmp_path, **change)}", 32)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bad_test_batch_is_found_when_it_is_read(tmp_path: Path) -> None:
+    spec = f"cifar10:{cifar10(tmp_path, test_batch=b'')}"
+    assert len(load_data(spec, 32).train_labels) == 160
+    with pytest.raises(ValueError, match="test_batch: not plain data, or cut short"):
+        find_parts(spec, test=True)
 
 
 def test_bad_archives_are_one_clear_line(tmp_path: Path) -> None:

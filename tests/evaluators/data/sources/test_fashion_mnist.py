@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lownas.evaluators.data.loading import load_data
+from lownas.evaluators.data.loading import find_parts, load_data
 from lownas.evaluators.data.sources.fashion_mnist import FASHION_FOLDER
 
 
@@ -24,11 +24,16 @@ def fashion_of(root: Path, suffix: str = "") -> Path:
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_fashion_mnist(tmp_path: Path, suffix: str) -> None:
-    data = load_data(f"fashion-mnist:{fashion_of(tmp_path, suffix)}", 28)
-    assert data.train_images.shape == (40, 28, 28, 3) and data.validation_images.shape == (20, 28, 28, 3)
-    expected = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
-    assert np.array_equal(data.train_images, np.repeat(expected[..., None], 3, axis=-1))
-    assert data.classes[9] == "Ankle boot"
+    spec = f"fashion-mnist:{fashion_of(tmp_path, suffix)}"
+    data = load_data(spec, 28)
+    assert data.train_images.shape == (30, 28, 28, 3) and data.validation_images.shape == (10, 28, 28, 3)
+    assert data.classes[9] == "Ankle boot" and data.card["parts"]["test"].startswith("t10k")
+    rng = np.random.default_rng(0)
+    train, t10k = (rng.integers(0, 256, (count, 28, 28), dtype=np.uint8) for count in (40, 20))
+    both = np.concatenate([data.train_images, data.validation_images])[..., 0]
+    assert {image.tobytes() for image in both} == {image.tobytes() for image in train}
+    test = find_parts(spec, test=True).test
+    assert test is not None and np.array_equal(test.images, t10k) and np.bincount(test.labels).tolist() == [2] * 10
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -58,4 +63,5 @@ def test_idx_files_that_do_not_fit(tmp_path: Path, name: str, array: np.ndarray,
 def test_fashion_mnist_as_debian_ships_it() -> None:
     data = load_data("fashion-mnist:", 28, train_images=200, validation_images=100)
     assert np.bincount(data.train_labels).tolist() == [20] * 10
-    assert data.card["available_train_images"] == 60_000
+    assert data.card["available_train_images"] == 50_000
+    assert data.card["available_validation_images"] == 10_000
