@@ -175,15 +175,17 @@ class _Run:
             del settings[name]
         network = self.network
         about: Any = network.to_dict() if isinstance(network, LowFormerConfig) else _module_about(network)
-        return {
+        facts = {
             "network": about,
             "resolution": self.side,
             "data": self.parts.spec,
             "images": [len(self.parts.train), len(self.parts.validation)],
-            "classes": list(self.parts.classes),
+            "classes": self.parts.classes,
             "task": self.task.name,
             "settings": settings,
         }
+        found: dict[str, Any] = json.loads(json.dumps(facts))  # as it is read from the file
+        return found
 
     # --- beginning
 
