@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lownas.evaluators.data.loading import load_data
-from lownas.evaluators.data.sources.fashion_mnist import FASHION_FOLDER
+from lownas.evaluators.data.pictures import decoded
+from lownas.evaluators.data.records import DataRequest
+from lownas.evaluators.data.sources.fashion_mnist import FASHION_FOLDER, FashionMnist
 from lownas.search_space import LowFormerConfig, build_model
 
 SPLIT_SEED = 2026
@@ -91,8 +92,9 @@ class Part:
 @lru_cache(maxsize=8)
 def parts(resolution: int, folder: str = FASHION_FOLDER) -> dict[str, Part]:
     """Fashion-MNIST at `resolution` pixels: "train", "validation" and "test"."""
-    data = load_data(f"fashion-mnist:{folder}", resolution)
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(data.train_labels))
+    source, request = FashionMnist(folder), DataRequest(resolution, seed=0)
+    train, test = (decoded(part, resolution) for part in (source.read(request).train, source.read_test(request)))
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(train.labels))
     chosen = {"train": order[:TRAIN_IMAGES], "validation": order[TRAIN_IMAGES : TRAIN_IMAGES + VALIDATION_IMAGES]}
 
     def part(images: np.ndarray, labels: np.ndarray) -> Part:
@@ -100,8 +102,8 @@ def parts(resolution: int, folder: str = FASHION_FOLDER) -> dict[str, Part]:
         return Part(grey[:, None], torch.from_numpy(labels))
 
     return {
-        **{name: part(data.train_images[index], data.train_labels[index]) for name, index in chosen.items()},
-        "test": part(data.validation_images, data.validation_labels),
+        **{name: part(train.images[index], train.labels[index]) for name, index in chosen.items()},
+        "test": part(test.images, test.labels),
     }
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..records import DataRequest, FoundData, LabelledImages
 from .base import DataSource
-from .imagefolder import TRAIN_NAMES, VALIDATION_NAMES
+from .imagefolder import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target")
 
@@ -56,32 +56,54 @@ class HuggingFace(DataSource):
         return f"hf:{self.name}" if self.config is None else f"hf:{self.name}:{self.config}"
 
     def read(self, request: DataRequest) -> FoundData:
+        found, there = self._parts(test=False)
+        train, columns, number, names = self._train(found)
+        validation = next(
+            (name for name in VALIDATION_NAMES if name in found and _labels_given(found[name], columns[1])), None
+        )
+        test = next((name for name in TEST_NAMES if name in there), None)
+        parts = {"test": f"the split {test!r}, if its labels are given" if test else "none"}
+        if validation:
+            parts |= {"train": "the split 'train'", "validation": f"the split {validation!r}"}
+        origin = f"Hugging Face data set, columns {columns[0]!r} and {columns[1]!r}"
+        return FoundData(
+            _labelled(train, columns, number, names, self.spec),
+            _labelled(found[validation], columns, number, names, self.spec) if validation else None,
+            names,
+            {"origin": origin, "parts": parts},
+        )
+
+    def read_test(self, request: DataRequest) -> LabelledImages | None:
+        found, _ = self._parts(test=True)
+        test = next((found[name] for name in TEST_NAMES if name in found), None)
+        if test is None:
+            return None
+        _, columns, number, names = self._train(self._parts(test=False)[0])
+        if columns[1] not in test.column_names or not _labels_given(test, columns[1]):
+            return None
+        return _labelled(test, columns, number, names, self.spec)
+
+    def _parts(self, *, test: bool) -> tuple[dict[str, Any], list[str]]:
+        """The splits for testing, or all others, and the names of all that are there."""
         try:
             import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore] # noqa: F401
         except ImportError:
             raise ValueError(f"{self.spec} needs the library `datasets`: pip install 'lownas[data]'") from None
-        found = _load_dataset(self.name, self.config, self.spec)
+        return _load_dataset(self.name, self.config, self.spec, test)
+
+    def _train(self, found: dict[str, Any]) -> tuple[Any, tuple[str, str], dict[Any, int], tuple[str, ...]]:
+        """The split to train on, its columns of images and labels, the label of each value, and the classes."""
         train = next((found[part] for part in TRAIN_NAMES if part in found), None)
         if train is None:
             raise ValueError(f"{self.spec}: no split 'train'; there are {', '.join(found)}")
         columns = _columns(train, self.spec)
         names, number = _classes(train, columns[1])
-        # A published test part may hide its labels (-1 or none): then it is no part to judge by.
-        held_out = next(
-            (
-                part
-                for part in VALIDATION_NAMES
-                if part in found and not {-1, None}.issuperset(found[part][columns[1]][:])
-            ),
-            None,
-        )
-        judged = f"validation: {held_out}" if held_out else "split by class"
-        return FoundData(
-            _labelled(train, columns, number, names, self.spec),
-            _labelled(found[held_out], columns, number, names, self.spec) if held_out else None,
-            names,
-            {"origin": f"Hugging Face data set, columns {columns[0]!r} and {columns[1]!r}, {judged}"},
-        )
+        return train, columns, number, names
+
+
+def _labels_given(table: Any, column: str) -> bool:
+    """Whether a split has labels: those of a competition are hidden (-1 or none)."""
+    return not {-1, None}.issuperset(table[column][:])
 
 
 def _classes(table: Any, column: str) -> tuple[tuple[str, ...], dict[Any, int]]:
@@ -110,8 +132,8 @@ def _labelled(
     return LabelledImages(_Rows(files, image), np.array([number[value] for value in values], dtype=np.int64))
 
 
-def _load_dataset(name: str, config: str | None, spec: str) -> Any:
-    """The parts of a data set by their names; of what the library reads, nothing is executed."""
+def _load_dataset(name: str, config: str | None, spec: str, test: bool) -> tuple[dict[str, Any], list[str]]:
+    """The splits for testing or all others by their names, and the names of all. Nothing that is read is executed."""
     import datasets
 
     if name == "pandas":  # the library's reader of pickles, which it would let loose on the current folder
@@ -119,7 +141,21 @@ def _load_dataset(name: str, config: str | None, spec: str) -> Any:
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise ValueError(f"{spec}: no such folder")
     try:
-        return datasets.load_dataset(name, config or None)
+        builder = datasets.load_dataset_builder(name, config or None)
+        there = list(builder.config.data_files or {})
+        others = [split for split in there if (split in TEST_NAMES) != test]
+        if others and not Path(builder.cache_dir).is_dir():
+            # The library prepares a data set as a whole. What leaves splits out is prepared in a place of its own.
+            place = Path(datasets.config.HF_DATASETS_CACHE, "lownas", "test" if test else "without_test")
+            builder = datasets.load_dataset_builder(name, config or None, cache_dir=str(place))
+            for split in others:
+                del builder.config.data_files[split]
+        if there and len(others) == len(there):
+            return {}, there
+        builder.download_and_prepare(verification_mode="no_checks")
+        splits = list(builder.info.splits or {})
+        wanted = [split for split in splits if (split in TEST_NAMES) == test]
+        return {split: builder.as_dataset(split=split) for split in wanted}, there or splits
     # Whatever the library and the network raise: not found, no access, a script it would have to run, broken files.
     except Exception as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lownas.evaluators.data.loading import load_data
+from lownas.evaluators.data.loading import find_parts, load_data
 from lownas.evaluators.data.records import ImageData
 
 from ...conftest import Evil
@@ -54,6 +54,22 @@ def test_a_hugging_face_set_with_a_validation_part(hugging_face: Any, tmp_path: 
     assert data.classes == ("cat", "dog") and data.card["source"] == "hf"
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_the_test_split_is_read_only_when_it_is_asked_for(hugging_face: Any, tmp_path: Path, named: bool) -> None:
+    folder = parquet_set(hugging_face, tmp_path / "set", {"train": 20, "validation": 8, "test": 6}, named=named)
+    test_file = folder / "test-00000-of-00001.parquet"
+    content = test_file.read_bytes()
+    test_file.write_bytes(b"broken")
+    data = load_data(f"hf:{folder}", 16)
+    assert (len(data.train_labels), len(data.validation_labels)) == (20, 8)
+    assert data.card["parts"]["test"].startswith("the split 'test'")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        find_parts(f"hf:{folder}", test=True)
+    test_file.write_bytes(content)
+    test = find_parts(f"hf:{folder}", test=True).test
+    assert test is not None and test.labels.tolist() == [0, 1] * 3 and isinstance(test.images[0], bytes)
+
+
 def test_a_hugging_face_set_without_one_and_with_broken_images(
     hugging_face: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -84,7 +100,8 @@ def test_a_test_part_without_labels_is_not_judged_by(
         table.to_parquet(str(tmp_path / "set" / f"{part}.parquet"))
     data = load_data(f"hf:{tmp_path / 'set'}", 16)
     assert (len(data.train_labels), len(data.validation_labels)) == (16, 4)
-    assert data.classes == ("cat", "unused", "dog") and "split by class" in data.card["origin"]
+    assert data.classes == ("cat", "unused", "dog") and "split off" in data.card["parts"]["validation"]
+    assert find_parts(f"hf:{tmp_path / 'set'}", test=True).test is None
 
 
 def test_a_column_of_integers_that_is_called_something_else(hugging_face: Any, tmp_path: Path) -> None:
@@ -104,7 +121,9 @@ def test_a_folder_of_pictures_read_by_the_library(hugging_face: Any, tmp_path: P
             for index, picture in enumerate(pictures(count)):
                 picture.save(tmp_path / "set" / part / name / f"{index}.png")
     data = load_data(f"hf:{tmp_path / 'set'}", 16)
-    assert (len(data.train_labels), len(data.validation_labels), data.classes) == (12, 4, ("cat", "dog"))
+    assert (len(data.train_labels), len(data.validation_labels), data.classes) == (10, 2, ("cat", "dog"))
+    test = find_parts(f"hf:{tmp_path / 'set'}", test=True).test
+    assert test is not None and test.labels.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
