@@ -7,6 +7,7 @@ fit into memory they are decoded once (`ResidentFeed`), else again and again by 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ _SHARED_MEMORY_MARGIN = 64
 """Batches that shared memory must have room for. Each worker keeps a few; a process that finds none left is killed."""
 _SURELY_BROKEN = 1000
 """Images of which not one could be read, after which a pass ends."""
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 _GROUP_MEMORY = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -265,8 +267,10 @@ def _crop(item: Path | bytes | Pixels, batch: Batch, numbers: Sequence[float] | 
     picture, (width, height) = opened(item, enough)
     if not isinstance(item, Path | bytes):
         enough(width, height)
-    across, down = picture.width / width, picture.height / height
-    return cropped(picture, (box[0] * across, box[1] * down, box[2] * across, box[3] * down), batch.side)
+    # 1, 2, 4 or 8; reduced sizes are rounded up, so that their ratio is not quite that.
+    reduced = 2 ** round(math.log2(width / picture.width))
+    left, top, right, bottom = (edge / reduced for edge in box)
+    return cropped(picture, (left, top, right, bottom), batch.side)
 
 
 def _worked(dataset: Any, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -290,7 +294,7 @@ def _worked(dataset: Any, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
         if "DataLoader worker" not in str(error):
             raise
         raise OSError(
-            "a process that decodes images was ended from outside; with fewer workers they need less memory"
+            "a process that decodes images was ended from outside (out of memory? fewer workers need less)"
         ) from None
 
 
@@ -343,7 +347,7 @@ def available_memory() -> int:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            texts = [Path("/sys/fs/cgroup", name).read_text(encoding="ascii").strip() for name in (limit, used)]
+            texts = [(_CONTROL_GROUP / name).read_text(encoding="ascii").strip() for name in (limit, used)]
         except OSError:
             continue  # no control groups, or those of the other version
         if texts[0] != "max":
