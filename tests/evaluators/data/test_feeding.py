@@ -225,7 +225,7 @@ def test_a_worker_that_is_killed_is_one_line(files: LabelledImages) -> None:
 
     threading.Thread(target=kill).start()
     endless = (Batch(np.arange(COUNT), 128) for _ in range(100_000))
-    with pytest.raises(OSError, match="ended from outside .*fewer workers"):
+    with pytest.raises(OSError, match=r"ended from outside .*fewer workers"):
         for _ in StreamedFeed(files, workers=2).batches(endless):
             pass
 
