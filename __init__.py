@@ -1,6 +1,6 @@
 """lownas: hardware-aware neural architecture search over a parameterized LowFormer space.
 
-`from lownas.search import search`; `from lownas import resume, calibrate, measure, predict`.
+`from lownas.search import search`; `from lownas import resume, train, evaluate, calibrate, measure, predict`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .search import calibrate, measure, predict, resume
+    from .search import calibrate, evaluate, measure, predict, resume, train
 
-__all__ = ["calibrate", "measure", "predict", "resume"]
+__all__ = ["calibrate", "evaluate", "measure", "predict", "resume", "train"]
 
 # As a library it says nothing by itself; who wants to hear what is worth a warning configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -22,15 +22,19 @@ try:
     from typer.exceptions import TyperException
 
     import lownas
+    from lownas.search.command_options import EVALUATE, TRAIN, CommandOption
     from lownas.search.results.printing import (
         plain_warnings,
         print_calibration,
         print_facts,
         print_json,
+        print_judgement,
         print_lines,
         print_plan,
+        print_recipe,
         print_result,
         print_targets,
+        print_trained,
         stdout,
     )
 except ImportError as missing:
@@ -118,6 +122,13 @@ def _search_parameters() -> list[inspect.Parameter]:
     return [inspect.Parameter(name, only, default=default, annotation=kind) for name, kind, default in found]
 
 
+def _signed(function: Any, parameters: list[inspect.Parameter]) -> None:
+    """Makes a function a command with these options."""
+    function.__signature__ = inspect.Signature(parameters)
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command()(function)
+
+
 def search(*, resume: bool, replay: Path | None, profiles: Path | None, dry_run: bool, **given: Any) -> None:
     """Search for the most accurate backbone within a latency budget on a device."""
     from lownas.search.api import search_from
@@ -142,10 +153,44 @@ def search(*, resume: bool, replay: Path | None, profiles: Path | None, dry_run:
         raise RuntimeError("the search found no answer: see the notes above and log.txt in the run folder")
 
 
-_PARAMETERS = _search_parameters()
-search.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
-search.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
-app.command()(search)
+_signed(search, _search_parameters())
+
+
+def _command_parameters(options: Sequence[CommandOption]) -> list[inspect.Parameter]:
+    found = []
+    for option in options:
+        kind: Any = option.kind if option.kind is bool else option.kind | None
+        default = False if option.kind is bool else None
+        annotation = Annotated[kind, _option(option.flags, help=option.help, group=option.group)]
+        found.append(
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    return found
+
+
+def train(*, dry_run: bool, json: bool, **given: Any) -> None:
+    """Train a run's answer, or another network, to its final weights."""
+    from lownas.search.final.commands import plan_from, train_from
+
+    if dry_run:
+        plan = plan_from(given)
+        print_json(plan.to_dict()) if json else print_recipe(plan, result=True)
+        return
+    with _second_interrupt_ends():
+        trained = train_from(given, announce=print_recipe)
+    print_json(trained.to_dict()) if json else print_trained(trained, trained.folder)
+
+
+def evaluate(*, json: bool, **given: Any) -> None:
+    """Judge a trained network: accuracy, classes, confusions, calibration."""
+    from lownas.search.final.commands import evaluate_from
+
+    judgement = evaluate_from(given)
+    print_json(judgement.to_dict()) if json else print_judgement(judgement)
+
+
+_signed(train, _command_parameters(TRAIN))
+_signed(evaluate, _command_parameters(EVALUATE))
 
 
 @contextmanager
@@ -349,34 +394,33 @@ def targets(profiles: Profiles = None, as_json: Json = False) -> None:
 
 @app.command()
 def export(
-    run: Annotated[Path | None, _option(help="The run folder.")] = None,
+    run: Annotated[Path | None, _option(help="The run folder, or that of a training.")] = None,
     trial: Annotated[int | None, _option(help="A trial instead of the answer.")] = None,
     preset: Annotated[str | None, _option(help="A published model instead of a run's.")] = None,
-    format: Annotated[str, _option("--format", help="config, onnx; several with commas.")] = "config,onnx",
+    format: Annotated[str, _option("--format", help="config, onnx, weights; several with commas.")] = "config,onnx",
     out: Annotated[Path | None, _option(help="Where to, without suffix [the config's id].")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's answer, or one of its trials, as a config file and an ONNX file (fresh weights)."""
+    """Write a run's answer, one of its trials or a trained network: with trained weights where it has some."""
     from lownas.search.devices import preset as published
     from lownas.search.results.exporters import export_config
-    from lownas.search.results.files import run_config
+    from lownas.search.results.files import Exportable, exportable
 
     if (run is None) == (preset is None):
         raise ValueError("export: name either a run (--run) or a published model (--preset)")
     if preset is not None and (trial is not None or preset == "all"):
         raise ValueError("export: --preset names one published model, and has no trials")
     if run is not None:
-        chosen = run_config(run, trial)
+        chosen = exportable(run, trial)
     else:
         with _naming("--preset"):
-            chosen = published(str(preset))
-    formats = [part.strip() for part in format.split(",")]
-    written = export_config(chosen, out or Path(chosen.id), formats=formats)
+            chosen = Exportable(published(str(preset)))
+    config, formats = chosen.config, [part.strip() for part in format.split(",")]
+    written = export_config(config, out or Path(config.id), formats=formats, model=chosen.model, about=chosen.about)
     if as_json:
-        print_json({"id": chosen.id, "files": [str(path) for path in written]})
+        print_json({"id": config.id, "files": [str(path) for path in written], "weights": chosen.weights})
     else:
-        for path in written:
-            print(path)
+        print_lines([*map(str, written), chosen.weights])
 
 
 @app.command()

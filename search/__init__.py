@@ -1,4 +1,4 @@
-"""Searching: `search` and `resume` for code, and what can be added from outside (strategies, objectives, exporters).
+"""`search`, `resume`, `train` and `evaluate` for code, and what can be added: strategies, objectives, exporters.
 
 Names are resolved on first use, so that importing this stays light.
 """
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .api import replay, resume, search
     from .devices import calibrate, measure, predict
     from .feasible_pool import NothingFits
+    from .final.evaluate import evaluate
+    from .final.train import FinalTraining, train
     from .objectives import Objective, register_objective
     from .results.exporters import Exporter, register_exporter
     from .results.search_result import SearchResult
@@ -24,6 +26,7 @@ __all__ = [
     "Evaluation",
     "EvaluationResult",
     "Exporter",
+    "FinalTraining",
     "NothingFits",
     "Objective",
     "SearchResult",
@@ -32,6 +35,7 @@ __all__ = [
     "Suggestion",
     "TrainingTask",
     "calibrate",
+    "evaluate",
     "measure",
     "predict",
     "register_exporter",
@@ -40,6 +44,7 @@ __all__ = [
     "replay",
     "resume",
     "search",
+    "train",
 ]
 
 _LATE = {
@@ -47,6 +52,7 @@ _LATE = {
     "Evaluation": "training.task",
     "EvaluationResult": "trials.records",
     "Exporter": "results.exporters",
+    "FinalTraining": "final.train",
     "NothingFits": "feasible_pool",
     "Objective": "objectives",
     "SearchResult": "results.search_result",
@@ -55,6 +61,7 @@ _LATE = {
     "Suggestion": "strategies",
     "TrainingTask": "training.task",
     "calibrate": "devices",
+    "evaluate": "final.evaluate",
     "measure": "devices",
     "predict": "devices",
     "register_exporter": "results.exporters",
@@ -63,6 +70,7 @@ _LATE = {
     "replay": "api",
     "resume": "api",
     "search": "api",
+    "train": "final.train",
 }
 
 

@@ -6,7 +6,6 @@ Parts are found by their names here (predictor, space, data, strategy, objective
 from __future__ import annotations
 
 import inspect
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -24,7 +23,8 @@ from .devices import Device, check_same_machine, load_or_calibrate, load_predict
 from .latency.correction import Predictor
 from .loop import Callback
 from .objectives import Objective
-from .results.files import write_result
+from .paths import absolute, absolute_data, check_writable, new_folder
+from .results.files import with_training, write_result
 from .results.search_result import SearchResult
 from .run_search import (
     DryRun,
@@ -248,10 +248,34 @@ def _search(asked: _Asked) -> SearchResult:
         elif callable(asked.progress):
             parts = replace(parts, progress=asked.progress)
         result = run_search(prepared.settings, parts, resume=asked.resume)
+    result = with_training(result)
     write_result(result)
     result.report()
     if result.candidates and not result.trained:
         _warn_without_effect(asked.given)
+    return result if prepared.settings.train_s is None else _trained(result, prepared, asked)
+
+
+def _trained(result: SearchResult, prepared: _Prepared, asked: _Asked) -> SearchResult:
+    """The result with its answer trained, if it was not before; the run's files then hold the trained network."""
+    if result.answer is None or result.final is not None or result.cut_short:
+        return result
+    from .final.after_search import AfterSearch, train_answer
+    from .results.printing import print_recipe
+
+    parts, shown = prepared.parts, asked.progress is True
+    after = AfterSearch(
+        prepared.target,
+        prepared.predictor,
+        parts.data if parts.data is not None else str(prepared.settings.data),
+        parts.task if parts.task is not None else prepared.settings.task,
+        parts.rest_s,
+        shown,
+        print_recipe if shown else None,
+    )
+    result = train_answer(result, after)
+    write_result(result)
+    result.report()
     return result
 
 
@@ -366,9 +390,9 @@ def _values(
     if values.get("ray_address") is not None and "workers" not in values:
         raise ValueError("--ray-address: say with --workers how many candidates train there at once")
     values.setdefault("workers", _cores())
-    for name, absolute in (("space", _absolute), ("init_from", _absolute), ("data", _absolute_data)):
+    for name, found in (("space", absolute), ("init_from", absolute), ("data", absolute_data)):
         if name in given:
-            values[name] = absolute(str(values[name]))
+            values[name] = found(str(values[name]))
     values["target"] = str(full)
     if "run" not in given:
         shown = f"{values['latency_budget_ms']:g}ms" if budgeted else "front"
@@ -431,30 +455,12 @@ def _check_run_folder(run: Path, *, resume: bool) -> None:
     """Refuses early what the search would refuse after calibrating."""
     if (run / "run.json").exists() and not resume:
         raise ValueError(f"there is already a run in {run}: go on with it (--resume) or name another folder (--run)")
-    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        what = "is not a folder" if not nearest.is_dir() else "is not writable"
-        raise OSError(f"cannot write the run folder {run}: {nearest} {what}")
+    check_writable(run, "the run folder")
 
 
 def _new_run(target: Target, what: str) -> Path:
     name = f"{target.alias or target.device}-{what}".replace(":", "-")
-    number = 1
-    while (path := Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return path
-
-
-def _absolute(file: str) -> str:
-    """The absolute path of a file that a run names, as it may be resumed or replayed from another folder."""
-    return str(Path(file).absolute()) if Path(file).is_file() else file
-
-
-def _absolute_data(spec: str) -> str:
-    """A specification of data, with the absolute path of the file or folder that it names."""
-    kind, colon, argument = spec.partition(":")
-    path, *rest = (argument, "") if Path(argument).exists() else argument.partition(":")
-    return f"{kind}:{Path(path).absolute()}{''.join(rest)}" if colon and path and Path(path).exists() else spec
+    return new_folder(Path("runs"), name)
 
 
 def _cores() -> int:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from ..search_space.config import one_line
+from .command_options import EVALUATE, TRAIN
 from .quantities import parse_duration, parse_quantity
 
 Kind = Literal["plain", "flag", "seconds", "milliseconds", "amount", "bytes", "budgets"]
@@ -262,6 +263,9 @@ def options_page() -> str:
         may_change = " *r*" if option.changeable else ""
         shown = name.replace("_", "-") if group else name
         lines.append(f"| `{shown}`{may_change} | {option.shown_default(field)} | {option.help} |")
+    for command, known in (("train", TRAIN), ("evaluate", EVALUATE)):
+        lines += ["", f"# Options of `lownas {command}`", "", "| option | |", "|---|---|"]
+        lines += [f"| `{one.flags}` | {one.help} |" for one in known]
     return "\n".join(lines) + "\n"
 
 

@@ -70,7 +70,7 @@ LAYERS = {
         __init__
     """,
     "search": """
-        quantities  randomness
+        quantities  randomness  paths  command_options
         settings
         trials
         feasible_pool
@@ -81,6 +81,7 @@ LAYERS = {
         predicted
         run_search
         devices
+        final
         api
         __init__
     """,
@@ -190,8 +191,9 @@ def test_a_rule_that_is_broken_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         test_there_are_no_circles()
 
 
-def test_ray_is_imported_in_one_file() -> None:
-    assert [module for module, path in files().items() if "ray" in imported(path)] == ["search.training.ray_cluster"]
+def test_ray_is_imported_where_it_is_started_and_where_many_train_one_network() -> None:
+    using = {module for module, path in files().items() if "ray" in imported(path)}
+    assert using == {"search.training.ray_cluster", "search.final.distributed"}
 
 
 def test_every_package_is_installed() -> None:

@@ -42,14 +42,14 @@ def measured_finalists(
     """
     budget, confidence = settings.latency_budget_ms, settings.confidence
 
-    def dependable_ms(candidate: Candidate) -> float:
-        return _dependable_ms(measurements.medians_ms(candidate.config), confidence)
+    def dependable(candidate: Candidate) -> float:
+        return dependable_ms(measurements.medians_ms(candidate.config), confidence)
 
     done = _measure_in_turn(candidates, measurements, predictor, settings)
     if not done:
         conclusion = predicted_answer(candidates, measurements, predictor, settings)
         return replace(conclusion, note=f"No finalist could be measured. {conclusion.note}")
-    best = next((c.config.id for c in sorted(done, key=candidates.index) if dependable_ms(c) <= budget), None)
+    best = next((c.config.id for c in sorted(done, key=candidates.index) if dependable(c) <= budget), None)
     measured = {c.config.id: _with_rounds(c, measurements.medians_ms(c.config), confidence) for c in done}
     corrected = tuple(measured.get(c.config.id) or _as_corrected(c, predictor, confidence) for c in candidates)
     if best is not None:
@@ -58,7 +58,7 @@ def measured_finalists(
             f"budget at confidence {confidence:g}, the worst round left out."
         )
         return Conclusion(corrected, measured[best], note)
-    quickest = min(dependable_ms(candidate) for candidate in done)
+    quickest = min(dependable(candidate) for candidate in done)
     note = (
         f"None of the {len(done)} finalists measured is within the budget at confidence {confidence:g}: the fastest "
         f"takes {quickest:.3g} ms at that. The predictor is off on this machine, or it is not at rest: "
@@ -79,7 +79,7 @@ def _measure_in_turn(
     left = list(candidates)
     most = max(MOST_FINALISTS, 2 * settings.finalists)
     while left and len(candidates) - len(left) < most:
-        within = [c for c in done if _dependable_ms(measurements.medians_ms(c.config), confidence) <= budget]
+        within = [c for c in done if dependable_ms(measurements.medians_ms(c.config), confidence) <= budget]
         if within and len(done) >= settings.finalists:
             break
         quantile = predictor.quantile_ms([candidate.config for candidate in left], confidence)
@@ -155,7 +155,7 @@ def measured_front(
     return Conclusion(result, max(within, key=lambda candidate: candidate.objective, default=None), note)
 
 
-def _dependable_ms(medians: Sequence[float], confidence: float) -> float:
+def dependable_ms(medians: Sequence[float], confidence: float) -> float:
     """What a further round stays below with probability `confidence`, the worst one left out."""
     kept = np.sort(medians)[:-1]
     spread = np.std(kept, ddof=1) * np.sqrt(1 + 1 / len(kept))
@@ -170,7 +170,7 @@ def _with_rounds(candidate: Candidate, medians: Sequence[float], confidence: flo
         low_ms=min(medians),
         high_ms=max(medians),
         latency_source="measured",
-        quantile_ms=_dependable_ms(medians, confidence),
+        quantile_ms=dependable_ms(medians, confidence),
     )
 
 

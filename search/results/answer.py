@@ -59,14 +59,14 @@ def conclude(
         reason = Counter(result.reason for result in failed).most_common(1)[0][0]
         notes.append(f"{len(failed)} trials failed; most often: {reason}")
     notes += _notes_on_measurements(state, latency)
-    conclusion = None
+    conclusion, cut_short = None, not measure
     if candidates:
         if measure and latency.measurements.possible:
             report("measure", history.with_controls())
         try:
             conclusion = latency.conclude(candidates, objective.goal, measure=measure)
         except KeyboardInterrupt:
-            interrupted = True
+            interrupted = cut_short = True
             notes.append("Measuring the finalists was interrupted.")
             conclusion = latency.conclude(candidates, objective.goal, measure=False)
         notes += _notes_on_answer(conclusion, settings, state, latency)
@@ -88,6 +88,7 @@ def conclude(
         seconds=time.monotonic() - started,
         predictor=latency.given,
         published=tuple(published_rows(settings, latency, objective.prior)),
+        cut_short=cut_short,
     )
 
 

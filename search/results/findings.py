@@ -14,6 +14,7 @@ from ..objectives.pareto import pareto_front
 from ..settings import SearchSettings
 from ..trials.candidate import Candidate
 from .published import PublishedRow
+from .trained import TrainedAnswer
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class SearchFindings:
         counts: how many results of each status there are.
         interrupted: whether it was stopped before all trials were done, by Ctrl-C, the time budget or a callback.
         seconds: that the search took.
+        cut_short: whether Ctrl-C stopped it; then nothing is begun any more.
+        final: the answer after its final training; None where it had none.
         predictor: of the target's latency, as it was given.
         published: the published models as this run sees them, the fastest first.
     """
@@ -47,6 +50,8 @@ class SearchFindings:
     seconds: float
     predictor: Predictor
     published: tuple[PublishedRow, ...] = ()
+    cut_short: bool = False
+    final: TrainedAnswer | None = None
 
     @property
     def title(self) -> str:
@@ -97,4 +102,5 @@ class SearchFindings:
             "notes": list(self.notes),
             "interrupted": self.interrupted,
             "seconds": self.seconds,
+            "trained": self.final.to_dict() if self.final else None,
         }

@@ -16,6 +16,9 @@ from ..quantities import duration_text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ...evaluators.training.final.judging import Judgement
+    from ...evaluators.training.final.planning import Plan
+    from ...evaluators.training.final.records import TrainedNetwork
     from ..settings import SearchSettings
     from .search_result import SearchResult
 
@@ -64,6 +67,32 @@ def print_plan(settings: SearchSettings, plan: Mapping[str, Any]) -> None:
     print(f"trainings: {trainings}; about {duration_text(plan['expected_s'])}")
     if settings.train_s is not None:
         print(f"then:      the answer is trained for {duration_text(settings.train_s)}")
+
+
+def print_recipe(plan: Plan, *, result: bool = False) -> None:
+    """Every choice of a final training: on stderr before a training, on stdout where that is the result."""
+    from rich.console import Console
+
+    from .tables import recipe_table
+
+    said = Console(stderr=True) if sys.stderr.isatty() else Console(stderr=True, width=120)
+    (stdout() if result else said).print(recipe_table(plan))
+
+
+def print_trained(trained: TrainedNetwork, folder: Path) -> None:
+    """What a final training came to."""
+    judged = "" if trained.validation_accuracy is None else f", validation {100 * trained.validation_accuracy:.2f} %"
+    print(f"trained:  {trained.epochs} epochs in {duration_text(trained.seconds)}{judged}")
+    print(f"weights:  {folder / 'best.safetensors'}")
+    print(f"next:     lownas evaluate --checkpoint {folder}; lownas export --run {folder}")
+
+
+def print_judgement(judgement: Judgement) -> None:
+    """A network's figures on a part of the data."""
+    from .tables import judgement_tables
+
+    for table in judgement_tables(judgement):
+        stdout().print(table)
 
 
 def print_calibration(target: str, profile: Path, known: Mapping[str, Any]) -> None:

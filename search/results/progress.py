@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -12,6 +12,9 @@ from ...predictors.latency.calibration import Progress as CalibrationProgress
 from ..quantities import duration_text
 from ..trials.records import EvaluationResult
 from ..trials.status import Phase, SearchStatus
+
+if TYPE_CHECKING:
+    from ...evaluators.training.final.records import TrainingStatus
 
 _PHASES: Mapping[Phase, str] = {
     "propose": "searching for candidates",
@@ -66,6 +69,49 @@ def _accuracy(result: EvaluationResult) -> str:
     if low is None or high is None:
         return f"{result.objective:.1f} %"
     return f"{result.prior_top1:.1f} % ({low:.1f} to {high:.1f})"
+
+
+class TrainingProgress:
+    """Shows each `TrainingStatus` of a final training on one line: epochs, loss, accuracy, time left.
+
+    A context manager; call it with each.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[epochs]}"),
+            TextColumn("{task.fields[last]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console or Console(stderr=True),
+        )
+        self._task = self._progress.add_task("", total=None, epochs="", last="", left="")
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, status: TrainingStatus) -> None:
+        if status.row is not None:
+            shown = [f"loss {status.row['train_loss']:.3g}"]
+            if (score := status.row.get("validation_accuracy")) is not None:
+                shown.append(f"validation {100 * score:.1f} %")
+            self._last = ", ".join(shown)
+        self._progress.update(
+            self._task,
+            completed=(status.epoch - 1) * status.steps + status.step,
+            total=status.epochs * status.steps,
+            epochs=f"epoch {status.epoch} of {status.epochs}",
+            last=self._last,
+            left=f"about {duration_text(status.seconds_left)} left" if status.seconds_left else "",
+        )
 
 
 class CalibrationBar:

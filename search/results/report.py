@@ -10,6 +10,7 @@ from ..trials.candidate import Candidate
 from ..trials.run_folder import write_text
 from .findings import SearchFindings
 from .published import PublishedRow
+from .trained import TrainedAnswer
 
 _Intervals = Sequence[tuple[float, float, float]]  # a value and the ends of its interval, for each point
 
@@ -17,7 +18,7 @@ _Intervals = Sequence[tuple[float, float, float]]  # a value and the ends of its
 def write_report(result: SearchFindings) -> Path:
     """Writes report.html into the run folder; gives its path.
 
-    It shows accuracy against latency, the candidates, and the published models.
+    It shows accuracy against latency, the candidates, the published models, and the final training if there was one.
     """
     import jinja2
 
@@ -27,6 +28,7 @@ def write_report(result: SearchFindings) -> Path:
         result=result,
         front={candidate.config.id for candidate in result.front},
         figure=_figure(result, result.published),
+        curve=_curve(result.final) if result.final is not None and result.final.history else "",
     )
     path = result.run / "report.html"
     write_text(path, text)
@@ -95,6 +97,34 @@ def _figure(result: SearchFindings, published: Sequence[PublishedRow]) -> str:
         height=520,
     )
     html: str = figure.to_html(full_html=False, include_plotlyjs=True)
+    return html
+
+
+def _curve(final: TrainedAnswer) -> str:
+    """Loss and accuracy over the epochs of a final training, as HTML; plotly's script is in the scatter plot."""
+    import plotly.graph_objects as go  # type: ignore[import-untyped, unused-ignore]
+
+    figure = go.Figure()
+    epochs = [row["epoch"] for row in final.history]
+    for part, colour in (("train", "#7f7f7f"), ("validation", "#1f77b4")):
+        for what, axis, dash in (("loss", "y", "dot"), ("accuracy", "y2", "solid")):
+            values = [row.get(f"{part}_{what}") for row in final.history]
+            if all(value is None for value in values):
+                continue
+            name = f"{what}, {'training' if part == 'train' else part}"
+            line = {"color": colour, "dash": dash}
+            figure.add_trace(
+                go.Scatter(x=epochs, y=values, yaxis=axis, name=name, line=line, connectgaps=True, mode="lines")
+            )
+    score = "accuracy" if final.metric == "accuracy" else f"score of the {final.metric}"
+    figure.update_layout(
+        xaxis_title="epoch",
+        yaxis={"title": "loss"},
+        yaxis2={"title": score, "overlaying": "y", "side": "right", "showgrid": False},
+        template="plotly_white",
+        height=420,
+    )
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False)
     return html
 
 

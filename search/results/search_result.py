@@ -8,6 +8,7 @@ from pathlib import Path
 from .exporters import export_config
 from .findings import SearchFindings
 from .report import write_report
+from .trained import WEIGHTS, load_trained
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class SearchResult(SearchFindings):
         return write_report(self)
 
     def export(self, *formats: str, to: str | Path | None = None) -> list[Path]:
-        """Writes the answer in these formats ("config", "onnx", ...); gives the files.
+        """Writes the answer in these formats ("config", "onnx", "weights", ...); gives the files.
+
+        With the weights of its final training, where it had one; else with fresh ones.
 
         Args:
             to: path without suffix; `best` in the run folder if None.
@@ -28,4 +31,8 @@ class SearchResult(SearchFindings):
         """
         if self.answer is None:
             raise ValueError(f"the search in {self.run} has no answer to export")
-        return export_config(self.answer.config, Path(to or self.run / "best"), formats=formats or ("config", "onnx"))
+        stem, formats = Path(to or self.run / "best"), formats or ("config", "onnx")
+        if self.final is None:
+            return export_config(self.answer.config, stem, formats=formats)
+        weights, about = load_trained(self.run / WEIGHTS)
+        return export_config(self.final.config, stem, formats=formats, model=weights.model, about=about)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from ...predictors import LatencyPrediction, Target
 from ...predictors.accuracy.prior import AccuracyPrediction
@@ -16,6 +17,10 @@ from .search_result import SearchResult
 
 if TYPE_CHECKING:
     from ...evaluators.device.measure import LatencyMeasurement
+    from ...evaluators.training.final.judging import Judgement
+    from ...evaluators.training.final.planning import Plan
+
+LISTED_CLASSES = 25  # that a table of a judgement lists
 
 
 def result_table(result: SearchResult) -> Table:
@@ -134,6 +139,69 @@ def targets_table(entries: Sequence[Mapping[str, Any]]) -> Table:
             *("" if error is None else f"{100 * error:.1f} %" for error in errors),
         )
     return table
+
+
+def recipe_table(plan: Plan) -> Table:
+    """Every choice of a final training's recipe, and what made it."""
+    title = "recipe" if plan.epoch_s is None else f"recipe: {plan.recipe.epochs} epochs of {plan.epoch_s:.3g} s"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("choice", "value", "because of"):
+        table.add_column(column)
+    for name, value in plan.recipe.to_dict().items():
+        table.add_row(name, _choice(value), Text(plan.why[name]))
+    return table
+
+
+def _choice(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return "/".join(f"{one:.3g}" for one in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def judgement_tables(judgement: Judgement) -> list[Table]:
+    """A network's figures, its classes (the worst ones where there are many), and which it takes for which."""
+    summary = Table(title=f"{judgement.images} images judged", box=box.SIMPLE, show_header=False)
+    for name, text in _judged_rows(judgement):
+        summary.add_row(name, text)
+    tables = [summary]
+    if judgement.classes:
+        order = sorted(judgement.classes, key=lambda one: (one.recall is None, one.recall or 0.0))
+        few = len(order) <= LISTED_CLASSES
+        title = "classes" if few else f"the {LISTED_CLASSES} of {len(order)} classes that are recognized least"
+        table = Table(title=title, box=box.SIMPLE)
+        for column in ("class", "images", "recall %", "precision %"):
+            table.add_column(column, justify="left" if column == "class" else "right")
+        for one in judgement.classes if few else order[:LISTED_CLASSES]:
+            table.add_row(Text(one.name), str(one.images), _percent(one.recall), _percent(one.precision))
+        tables.append(table)
+    if judgement.confusions:
+        table = Table(title="most confused", box=box.SIMPLE)
+        for column in ("images", "of the class", "taken for"):
+            table.add_column(column, justify="right" if column == "images" else "left")
+        for pair in judgement.confusions:
+            table.add_row(str(pair.count), Text(pair.true), Text(pair.predicted))
+        tables.append(table)
+    return tables
+
+
+def _judged_rows(judgement: Judgement) -> list[tuple[str, str]]:
+    loss = ("mean loss", f"{judgement.loss:.4g}")
+    if judgement.top1 is None:
+        return [(judgement.metric, f"{judgement.value:.4g}"), loss]
+    top5 = judgement.top5_note or "" if judgement.top5 is None else f"{_percent(judgement.top5)} %"
+    return [
+        ("top-1", f"{_percent(judgement.top1)} %"),
+        ("top-5", top5),
+        ("balanced accuracy", f"{_percent(judgement.balanced_accuracy)} %"),
+        loss,
+        ("expected calibration error", f"{_percent(judgement.calibration_error)} %"),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
 
 
 def accuracy_record(expected: AccuracyPrediction | None) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""Final trainings: from an architecture to a trained, judged and measured network."""
