@@ -193,7 +193,7 @@ def test_a_rule_that_is_broken_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ray_is_imported_where_it_is_started_and_where_many_train_one_network() -> None:
     using = {module for module, path in files().items() if "ray" in imported(path)}
-    assert using == {"search.training.ray_cluster", "search.final.distributed"}
+    assert using == {"search.training.ray_cluster", "search.training.ray_pool", "search.final.distributed"}
 
 
 def test_every_package_is_installed() -> None:
