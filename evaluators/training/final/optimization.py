@@ -90,11 +90,12 @@ class LossScale:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def state(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self.scaler.state_dict().items()}
+        found: dict[str, float] = self.scaler.state_dict()
+        return found
 
     def load(self, state: Mapping[str, float]) -> None:
         if state and self.scaler.is_enabled():
-            self.scaler.load_state_dict({k: int(v) if k.startswith("_growth") else v for k, v in state.items()})
+            self.scaler.load_state_dict(dict(state))
 
 
 def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -272,7 +272,7 @@ def choose_recipe(
         recipe = replace(recipe, crop=1.0, randaugment_layers=0, randaugment_magnitude=0.0, erasing=0.0)
     if facts.frozen:
         recipe = replace(recipe, drop_path=0.0, ema=min(recipe.ema, 0.99), sides=(1.0,))
-    recipe = replace(recipe, precision="fp16" if facts.on_gpu else "fp32", **chosen)
+    recipe = replace(recipe, **{"precision": "fp16" if facts.on_gpu else "fp32", **chosen})
     why = {field.name: why.get(field.name, f"{base} recipe") for field in fields(recipe)}
     why["precision"] = "a GPU: fp16 with loss scaling" if facts.on_gpu else "a CPU"
     return recipe, why | dict.fromkeys(chosen, "given")
