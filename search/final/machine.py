@@ -22,4 +22,5 @@ def machine_settings(device: str | None, threads: int | None, loaders: int | Non
         raise ValueError("--device cuda: there is no GPU that torch can use")
     if loaders is None:  # with a GPU the cores have nothing else to do
         loaders = min(8, max(1, cores - 1)) if device != "cpu" else 0
-    return {"device": device, "threads": threads or max(1, cores // max(1, workers)), "loaders": loaders}
+    threads = threads or max(1, torch.get_num_threads() // max(1, workers))
+    return {"device": device, "threads": threads, "loaders": loaders}

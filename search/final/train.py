@@ -17,6 +17,7 @@ from ...evaluators.training.final.planning import Plan
 from ...evaluators.training.final.recipe import read_choices
 from ...evaluators.training.final.records import FinalSettings, Report, TrainedNetwork, TrainingStatus
 from ...evaluators.training.final.store import LocalStore
+from ...evaluators.training.final.tracking import Tracker, check_trackers, open_trackers
 from ...evaluators.training.final.training import train_network
 from ...search_space import LowFormerConfig
 from ..devices import find_network
@@ -160,6 +161,8 @@ def train(
     options |= {"freeze": freeze, "train_on": train_on, "task": task}
     options |= {"resolution": resolution, "seed": seed, "device": device, "threads": threads, "loaders": loaders}
     asked = _asked(network, data, run, _folder(network, run, out, resume=resume), options, workers, resume=resume)
+    if ray_address is not None and not workers:
+        raise ValueError("--ray-address: say with --workers how many train there together")
     places = _Places(workers, ray_address, insecure)
     return run_training(asked, places, track=track, resume=resume, progress=progress, announce=announce)
 
@@ -182,6 +185,13 @@ class AskedTraining:
     settings: FinalSettings
     folder: Path
     resolution: int | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """It in JSON values, for whoever looks at many trainings."""
+        network = self.network.id if isinstance(self.network, LowFormerConfig) else type(self.network).__name__
+        data = self.data if isinstance(self.data, str) else sources.source(self.data).spec
+        return {"network": network, "data": data, **self.settings.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -269,42 +279,59 @@ def run_training(
     announce: Callable[[Plan], None] | None = None,
 ) -> FinalTraining:
     """Trains what was asked for, in its folder, which no other process may train in meanwhile."""
+    check_trackers(track)
     with ExitStack() as stack:
         stack.enter_context(claimed(asked.folder))
-        reports: list[Report] = []
-        if progress is True:
-            from ..results.progress import TrainingProgress
+        reports: list[Report] = [progress] if callable(progress) else []
 
-            reports.append(stack.enter_context(TrainingProgress()))
-        elif callable(progress):
-            reports.append(progress)
-        trained = _train(asked, places or _Places(), reports, announce, resume=resume)
+        def begin(plan: Plan) -> None:
+            if announce is not None:
+                announce(plan)
+            trackers = open_trackers(track, asked.folder, {**asked.about, **plan.recipe.to_dict()})
+            for tracker in trackers:
+                stack.callback(tracker.close)
+                reports.append(_logging(tracker))
+            if progress is True:
+                from ..results.progress import TrainingProgress
+
+                reports.append(stack.enter_context(TrainingProgress()))
+
+        def report(status: TrainingStatus) -> None:
+            for tell in reports:
+                tell(status)
+
+        trained = _train(asked, places or _Places(), report, begin, resume=resume)
     values = {field.name: getattr(trained, field.name) for field in fields(TrainedNetwork)}
     return FinalTraining(**values, folder=asked.folder)
 
 
-def _train(
-    asked: AskedTraining,
-    places: _Places,
-    reports: Sequence[Report],
-    announce: Callable[[Plan], None] | None,
-    *,
-    resume: bool,
-) -> TrainedNetwork:
-    def report(status: TrainingStatus) -> None:
-        for tell in reports:
-            tell(status)
+def _logging(tracker: Tracker) -> Report:
+    def log(status: TrainingStatus) -> None:
+        if status.row is not None:
+            tracker.log(status.row["epoch"], status.row)
 
-    return train_network(
+    return log
+
+
+def _train(
+    asked: AskedTraining, places: _Places, report: Report, announce: Callable[[Plan], None], *, resume: bool
+) -> TrainedNetwork:
+    options: dict[str, Any] = {"task": asked.task, "resolution": asked.resolution, "resume": resume}
+    options |= {"report": report, "announce": announce}
+    store = LocalStore(asked.folder)
+    if not places.workers and places.ray_address is None:
+        return train_network(asked.network, asked.data, store, asked.settings, **options)
+    from .distributed import train_distributed
+
+    return train_distributed(
         asked.network,
         asked.data,
-        LocalStore(asked.folder),
+        store,
         asked.settings,
-        task=asked.task,
-        resolution=asked.resolution,
-        resume=resume,
-        report=report,
-        announce=announce,
+        workers=places.workers,
+        address=places.ray_address,
+        insecure=places.insecure,
+        **options,
     )
 
 

@@ -50,11 +50,7 @@ def open_trackers(names: Sequence[str], folder: str | Path, settings: Mapping[st
     Raises:
         ValueError: an unknown name, a package that is missing, or a tracker that cannot be opened; one line.
     """
-    for name in names:
-        if name not in TRACKERS:
-            raise ValueError(f"--track {name}: unknown; allowed are {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(f"--track {name}: {name} is not installed: pip install 'lownas[track]'")
+    check_trackers(names)
     opened: list[Tracker] = []
     for name in dict.fromkeys(names):
         try:
@@ -64,6 +60,15 @@ def open_trackers(names: Sequence[str], folder: str | Path, settings: Mapping[st
                 each.close()
             raise ValueError(f"--track {name}: {_line(error)}") from None
     return opened
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ValueError, in one line, for an unknown tracker or one whose package is missing."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"--track {name}: unknown; allowed are {', '.join(TRACKERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"--track {name}: {name} is not installed: pip install 'lownas[track]'")
 
 
 class _Safe:

@@ -32,5 +32,6 @@ def test_what_looks_like_markup_stays(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_warnings_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     with plain_warnings():
+        warnings.simplefilter("always")
         warnings.warn("too hot", stacklevel=1)
     assert capsys.readouterr().err == "lownas: warning: too hot\n"
