@@ -5,6 +5,8 @@
 One large network of the `tiny` space is trained on Fashion-MNIST; random candidates of the space then train briefly on
 the same images, from fresh weights and from those of the large one. A longer training from fresh weights, with a seed
 of its own, is the reference for how candidates rank. What the large one cost to train is reported beside.
+The figures in results.json were judged on 4,000 images of t10k, Fashion-MNIST's test part, which was the validation
+part when they were made; a new run validates on images split off from the training part.
 Writes results.json beside this file after every training; finished trainings are not repeated.
 """
 
