@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,6 +301,7 @@ def _worked(dataset: Any, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
         prefetch_factor=_BATCHES_AHEAD,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # not the training's
+        worker_init_fn=_quiet,
         multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
     try:
@@ -310,6 +312,11 @@ def _worked(dataset: Any, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
         raise OSError(
             "a process that decodes images was ended from outside (out of memory? fewer workers need less)"
         ) from None
+
+
+def _quiet(worker: int) -> None:
+    """Keeps Pillow's remarks on odd files to itself, which each process would make again in each epoch."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _as_it_is(found: Any) -> Any:

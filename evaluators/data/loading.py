@@ -96,7 +96,7 @@ def load_data(
     Which images are taken depends on the data, the seed and the counts alone, not on the resolution.
 
     Args:
-        data: a specification (`sources.source_forms()` lists them), a `DataSource`, or two or four arrays.
+        data: a specification (`sources.source_forms()` lists them), a `DataSource`, or two, four or six arrays.
         resolution: side of the images in pixels.
         seed: of the split, of the choice of a subset and of what a source draws.
         train_images, validation_images: at most this many of each part, chosen as the task does (of classes in
