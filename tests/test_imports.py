@@ -60,7 +60,7 @@ LAYERS = {
         __init__
     """,
     "evaluators": """
-        data.records  data.crops  device.agent  device.quantize
+        data.records  data.crops  data.memory  device.agent  device.quantize
         data.fractals  data.plain_pickle  data.pictures  device.kernel_times  tasks
         data.sources  data.feeding  device.latency_record
         data.loading  device.runtimes

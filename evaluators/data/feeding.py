@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .crops import Box, central_box, draws, random_box
+from .memory import available_memory
 from .pictures import UNREADABLE, Decoded, decoded, described, opened
 from .records import LabelledImages, Labels, Pixels
 
@@ -38,15 +39,9 @@ _SHARED_MEMORY_MARGIN = 64
 """Batches that shared memory must have room for. Each worker keeps a few; a process that finds none left is killed."""
 _SURELY_BROKEN = 1000
 """Images of which not one could be read, after which a pass ends."""
-_CONTROL_GROUP = Path("/sys/fs/cgroup")
 _REDUCED_TO_JUDGE = 2
 """Times the side that a JPEG's crop keeps when it is decoded at a smaller size to judge, as in short trainings. Random
 crops, which vary far more, keep the side."""
-_GROUP_MEMORY = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
-"""Files with the limit of a control group and what it has taken, of either version."""
 _FEW_CHUNKS = 16  # are decoded before processes would have started
 
 
@@ -356,21 +351,3 @@ def image_feed(part: LabelledImages, side: int, *, workers: int, memory_bytes: f
     if len(part) * side * side * 3 <= allowed:
         return ResidentFeed(part, side, workers=workers)
     return StreamedFeed(part, workers=workers)
-
-
-def available_memory() -> int:
-    """Bytes of memory that this process can still take, its control group's limit counted."""
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            texts = [(_CONTROL_GROUP / name).read_text(encoding="ascii").strip() for name in (limit, used)]
-        except OSError:
-            continue  # no control groups, or those of the other version
-        if texts[0] != "max":
-            available = min(available, int(texts[0]) - int(texts[1]))
-    return max(0, available)

@@ -19,7 +19,6 @@ from lownas.evaluators.data.feeding import (
     ImageFeed,
     ResidentFeed,
     StreamedFeed,
-    available_memory,
     image_feed,
     readable_labels,
 )
@@ -180,20 +179,6 @@ def test_what_fits_is_kept_and_what_does_not_is_streamed() -> None:
     assert image_feed(part, SIDE, workers=0, memory_bytes=size).resident
     assert not image_feed(part, SIDE, workers=0, memory_bytes=size - 1).resident
     assert image_feed(part, SIDE, workers=0).resident
-    assert 2**20 < available_memory() <= psutil.virtual_memory().total
-
-
-@pytest.mark.parametrize("names", feeding._GROUP_MEMORY)
-def test_the_limit_of_a_control_group_counts(
-    names: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, content in zip(names, ("1000000\n", "400000\n"), strict=True):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    monkeypatch.setattr(feeding, "_CONTROL_GROUP", tmp_path)
-    assert available_memory() == 600_000
-    (tmp_path / names[0]).write_text("max\n")
-    assert available_memory() > 2**20
 
 
 def test_without_room_in_shared_memory_batches_come_through_a_pipe(
