@@ -54,6 +54,14 @@ def config_with(**fields: Any) -> bytes:
     return json.dumps({**PRESETS["lowformer_b0"].to_dict(), **fields}).encode()
 
 
+def without_answer(tmp_path: Path) -> str:
+    run = tmp_path / "unfinished"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"schema": 1, "settings": {"data": "digits", "seed": 0}}))
+    return str(run)
+
+
+TRAIN = ["train", "--preset", "cpubone_nano", "--resolution", "32", "--data", "digits", "--threads", "1"]
 SEARCH = ["--target", "rtx3090", "--latency-budget"]
 CALL = b"cposix\nsystem\n(S'false'\ntR."
 """A pickle that runs a command where it is loaded."""
@@ -135,6 +143,42 @@ WRONG: dict[str, tuple[Words, str]] = {
         ],
         "profile",
     ),
+    "train nothing": (lambda p: ["train", "--data", "digits", "--epochs", "1"], "what to train?"),
+    "train without data": (lambda p: ["train", "--preset", "lowformer_b0", "--epochs", "1"], "--data is missing"),
+    "train for no time": (lambda p: ["train", "--preset", "cpubone_nano", "--data", "digits"], "how long to train?"),
+    "train two networks": (
+        lambda p: ["train", "--preset", "lowformer_b0", "--run", str(p), "--epochs", "1"],
+        "--run and --preset are 2",
+    ),
+    "train an unknown network": (lambda p: ["train", "--preset", "lowformer_b9"], "--preset: unknown model"),
+    "train a broken config": (lambda p: ["train", "--config", broken(p, "a.json", b"{")], "--config: "),
+    "train no run": (lambda p: ["train", "--run", str(p), "--epochs", "1"], "run.json"),
+    "train a run without an answer": (lambda p: ["train", "--run", without_answer(p), "--epochs", "1"], "no answer"),
+    "an unknown choice": (lambda p: [*TRAIN, "--epochs", "1", "--set", "mixdown=1"], "unknown mixdown"),
+    "a choice without a value": (lambda p: [*TRAIN, "--epochs", "1", "--set", "mixup"], "--set: a choice"),
+    "a budget shorter than one epoch": (lambda p: [*TRAIN, "--budget", "1ms"], "shorter than one epoch"),
+    "train with code for weights": (
+        lambda p: [*TRAIN, "--epochs", "1", "--init-from", evil_checkpoint(p)],
+        "plain tensors",
+    ),
+    "resume no training": (lambda p: ["train", "--resume", "--out", str(p)], "no training to go on with"),
+    "resume any training": (lambda p: ["train", "--resume"], "--resume: name the training"),
+    "evaluate nothing": (lambda p: ["evaluate", "--data", "digits"], "name one network"),
+    "evaluate what is not trained": (lambda p: ["evaluate", "--checkpoint", str(p)], "has no trained network"),
+    "evaluate code": (
+        lambda p: ["evaluate", "--checkpoint", evil_checkpoint(p), "--data", "digits"],
+        "plain tensors",
+    ),
+    "evaluate no file": (lambda p: ["evaluate", "--onnx", str(p / "no.onnx"), "--data", "digits"], "no ONNX file"),
+    "evaluate a broken file": (
+        lambda p: ["evaluate", "--onnx", broken(p, "a.onnx", b"\xff\x01"), "--data", "digits"],
+        "a.onnx",
+    ),
+    "an unknown part": (
+        lambda p: ["evaluate", "--checkpoint", str(p), "--data", "digits", "--part", "tset"],
+        "one of test, validation, train",
+    ),
+    "train without data after a search": (lambda p: [*SEARCH, "2ms", "--train", "1h"], "train needs data"),
     "export nothing": (lambda p: ["export"], "--run"),
     "export no run": (lambda p: ["export", "--run", str(p)], "run.json"),
     "unknown format": (lambda p: ["export", "--preset", "lowformer_b0", "--format", "pickle"], "pickle"),
@@ -263,6 +307,40 @@ def test_a_run_is_resumed_and_exported(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["export", "--run", str(run), "--trial", "0", "--out", str(tmp_path / "chosen")]) == 0
     assert (tmp_path / "chosen.json").read_text() == (run / "best.json").read_text()
     assert main(["predict", "--target", "rtx3090", "--onnx", str(tmp_path / "chosen.onnx")]) == 0
+
+
+def test_train_evaluate_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 64), ("validation", 20), ("test", 20)):
+        labels = np.arange(count) % 2
+        images = (rng.integers(0, 50, (count, 16, 16)) + 200 * labels[:, None, None]).astype(np.uint8)
+        np.save(tmp_path / f"{part}_images.npy", images)
+        np.save(tmp_path / f"{part}_labels.npy", labels)
+    words = ["train", "--preset", "cpubone_nano", "--resolution", "32", "--data", f"arrays:{tmp_path}", "--epochs", "2"]
+    words += ["--threads", "1", "--set", "batch_size=16", "--set", "mixup=0.2"]
+    assert main([*words, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["recipe"]["mixup"], plan["why"]["mixup"], plan["recipe"]["epochs"]) == (0.2, "given", 2)
+    assert main([*words, "--dry-run"]) == 0 and "because of" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert main([*words, "--out", str(out), "--json"]) == 0
+    said, shown = capsys.readouterr()
+    trained = json.loads(said)
+    assert trained["folder"] == str(out) and len(trained["history"]) == trained["epochs"] == 2
+    assert "because of" in shown, "the recipe is always shown"
+    assert main(["train", "--out", str(out), "--resume", "--threads", "1"]) == 0
+    assert "2 epochs" in capsys.readouterr().out
+    assert main(["evaluate", "--checkpoint", str(out), "--json", "--threads", "1"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged["images"] == 20 and judged["top5"] is None
+    assert main(["export", "--run", str(out), "--format", "onnx,weights", "--out", str(tmp_path / "x"), "--json"]) == 0
+    exported = json.loads(capsys.readouterr().out)
+    assert exported["weights"].startswith(f"trained weights of {out}")
+    assert [Path(path).name for path in exported["files"]] == ["x.onnx", "x.safetensors"]
+    assert main(["evaluate", "--onnx", str(tmp_path / "x.onnx")]) == 0
+    assert "20 images judged" in capsys.readouterr().out
+    assert main(["export", "--preset", "cpubone_nano", "--format", "config", "--out", str(tmp_path / "y")]) == 0
+    assert "fresh weights" in capsys.readouterr().out
 
 
 def test_a_search_that_cannot_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,8 @@ def _judged(
 
 
 def _onnx(path: Path, resolution: int | None, given: Pixels | None) -> _Judged:
+    if not path.is_file():
+        raise ValueError(f"no ONNX file at {path}")
     opened = OnnxNetwork(path)
     if opened.side is None and resolution is None:
         raise ValueError(f"{path}: it takes images of any size; say which (--resolution)")

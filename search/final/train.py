@@ -233,11 +233,14 @@ def _asked(
         raise ValueError("--data is missing: what to train on? (imagefolder:DIR, ...)")
     get = options.get
     machine = machine_settings(get("device"), get("threads"), get("loaders"), workers)
+    settings = FinalSettings(**_settings(options, stored, searched), **machine)
+    if settings.freeze and settings.init_from is None and not isinstance(network, nn.Module):
+        raise ValueError("--freeze: a frozen backbone needs weights to start from (--init-from)")
     return AskedTraining(
         network if isinstance(network, LowFormerConfig | nn.Module) else _found(network),
         absolute_data(data) if isinstance(data, str) else sources.source(data),
         get("task") or stored.get("task") or searched.get("task") or "classification",
-        FinalSettings(**_settings(options, stored, searched), **machine),
+        settings,
         folder or Path(),
         get("resolution") or stored.get("resolution"),
     )

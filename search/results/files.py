@@ -36,12 +36,20 @@ def write_result(result: SearchResult) -> list[Path]:
     path = result.run / "outcome.json"
     write_text(path, _json(result.to_dict()))
     written.append(path)
-    if result.final is not None:
+    if result.final is not None or _is_trained(result):
         return written + [path for name in BEST if (path := result.run / name).exists()]
     for old in (result.run / name for name in (*BEST, TRAINED)):
         if result.answer is None or old.name in (WEIGHTS, TRAINED):
             old.unlink(missing_ok=True)
     return written if result.answer is None else written + result.export("config", "onnx")
+
+
+def _is_trained(result: SearchResult) -> bool:
+    """Whether best.safetensors is the answer's, though what its training came to was never noted."""
+    if result.answer is None or not (result.run / WEIGHTS).is_file():
+        return False
+    stored = stored_training(result.run / TRAINING)
+    return stored is not None and trains(stored, result.answer.config)
 
 
 def with_training(result: SearchResult) -> SearchResult:

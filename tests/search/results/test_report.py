@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lownas.search.results.report import write_report
+from lownas.search.results.trained import TrainedAnswer
 
 
 def test_report_stands_alone(outcome) -> None:
@@ -22,3 +23,38 @@ def test_report_escapes_what_it_shows(outcome) -> None:
     write_report(hostile)
     text = (outcome.run / "report.html").read_text()
     assert "<script>alert" not in text
+
+
+def test_a_final_training_is_shown_with_its_curve(outcome) -> None:
+    history = [
+        {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "validation_loss": None, "validation_accuracy": None},
+        {"epoch": 2, "train_loss": 0.5, "train_accuracy": 0.8, "validation_loss": 0.6, "validation_accuracy": 0.7},
+    ]
+    final = TrainedAnswer(
+        answer=outcome.answer.config.id,
+        config=outcome.answer.config,
+        data="digits",
+        metric="accuracy",
+        validation=0.7,
+        test=None,
+        estimate=None,
+        proxy=None,
+        epochs=2,
+        seconds=60.0,
+        latency_ms=0.5,
+        low_ms=0.4,
+        high_ms=0.6,
+        latency_source="predicted",
+        quantile_ms=0.7,
+        latency_budget_ms=0.8,
+        onnx_difference=1e-6,
+        history=tuple(history),
+    )
+    write_report(replace(outcome, final=final))
+    text = (outcome.run / "report.html").read_text()
+    assert "The answer, trained" in text and "loss, validation" in text and "70.0 %" in text
+    write_report(replace(outcome, final=replace(final, history=())))
+    text = (outcome.run / "report.html").read_text()
+    assert "The answer, trained" in text and "loss, validation" not in text
+    write_report(outcome)
+    assert "The answer, trained" not in (outcome.run / "report.html").read_text()

@@ -1,0 +1,93 @@
+"""Judging a trained network, whatever it is given as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lownas
+from lownas.search.final.evaluate import evaluate
+from lownas.search.final.train import FinalTraining
+from lownas.search_space import LowFormerConfig, write_onnx
+
+from .conftest import pictures, write_parts
+
+
+def test_the_same_network_in_all_its_forms(trained: FinalTraining, data: str, tmp_path: Path, caplog) -> None:
+    assert lownas.evaluate is evaluate
+    (onnx,) = trained.export("onnx", to=tmp_path / "x")
+    expected = trained.evaluate()
+    assert expected.images == 30 and expected.top1 is not None and expected.top1 > 0.9
+    for given in (trained.folder, str(trained.folder / "best.safetensors"), onnx):
+        found = evaluate(given, threads=1)
+        assert found.top1 == expected.top1 and found.loss == pytest.approx(expected.loss, abs=1e-5)
+    mean, std = trained.pixels.mean, trained.pixels.spread
+    module = evaluate(trained.model, data, resolution=32, mean=mean, std=std, threads=1)
+    assert module.top1 == expected.top1
+    assert not caplog.records
+
+
+def test_the_validation_part_is_that_of_the_training(trained: FinalTraining) -> None:
+    found = evaluate(trained.folder, part="validation", threads=1)
+    assert found.images == 24 and found.value == pytest.approx(trained.validation_accuracy)
+    assert evaluate(trained.folder, part="train", threads=1).images == 72
+
+
+def test_only_the_centre_is_looked_at_where_that_was_so_in_training(trained: FinalTraining) -> None:
+    from lownas.evaluators.data.feeding import Batch, image_feed
+    from lownas.evaluators.data.records import LabelledImages
+    from lownas.search.final.evaluate import _Centred
+
+    images, labels = pictures(6)
+    feed = _Centred(image_feed(LabelledImages(images, labels), 16, workers=0), 0.5)
+    ((found, _),) = feed.batches([Batch(np.arange(6, dtype=np.int64), 8)])
+    assert len(feed) == 6 and feed.resident and not feed.skipped and len(feed.labels) == 6
+    assert torch.equal(found[:, 0], torch.from_numpy(images[:, 4:12, 4:12]))
+
+
+def test_classes_that_differ_are_named(trained: FinalTraining, tmp_path: Path) -> None:
+    images, labels = pictures(60)
+    with pytest.raises(ValueError, match=r"the network alone knows '0'; the data alone has '3'"):
+        evaluate(trained.folder, (images, labels + 1), part="validation", threads=1)
+    (onnx,) = trained.export("onnx", to=tmp_path / "x")
+    with pytest.raises(ValueError, match=r"the network alone knows '0'; the data alone has '3'"):
+        evaluate(onnx, (images, labels + 1), part="validation", threads=1)
+
+
+def test_a_network_with_other_outputs(tmp_path: Path, config: LowFormerConfig, data: str, caplog) -> None:
+    from lownas.evaluators.training.inherit import save_source
+    from lownas.search_space.model import build_model
+
+    save_source(build_model(config), tmp_path / "ten.safetensors")
+    with pytest.raises(ValueError, match="it has 10 outputs, and the data has 3 classes"):
+        evaluate(tmp_path / "ten.safetensors", data, threads=1)
+    assert "ImageNet's mean and std are taken" in caplog.text
+    write_onnx(config, tmp_path / "ten.onnx")
+    with pytest.raises(ValueError, match="it has 10 outputs, and the data has 3 classes"):
+        evaluate(tmp_path / "ten.onnx", data)
+
+
+def test_what_is_refused(tmp_path: Path, trained: FinalTraining, data: str) -> None:
+    with pytest.raises(ValueError, match="part: one of test, validation, train"):
+        evaluate(trained.folder, part="tset")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no trained network"):
+        evaluate(tmp_path, data)
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        evaluate(tmp_path / "no.safetensors", data)
+    with pytest.raises(ValueError, match="no ONNX file at"):
+        evaluate(tmp_path / "no.onnx", data)
+    with pytest.raises(ValueError, match="resolution: a torch module"):
+        evaluate(nn.Flatten(), data)
+    with pytest.raises(ValueError, match="--data is missing"):
+        evaluate(nn.Flatten(), resolution=16)
+    with pytest.raises(ValueError, match="both or neither"):
+        evaluate(nn.Flatten(), data, resolution=16, mean=(0, 0, 0))
+    with pytest.raises(ValueError, match="three numbers"):
+        evaluate(nn.Flatten(), data, resolution=16, mean=(0, 0), std=(1, 1))
+    spec = write_parts(tmp_path / "parts", test=False)
+    with pytest.raises(ValueError, match=r"has no test part \(--part validation"):
+        evaluate(trained.folder, spec, threads=1)
