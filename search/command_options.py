@@ -76,6 +76,8 @@ EVALUATE: Sequence[CommandOption] = (
     _TASK,
     CommandOption("part", str, "test, validation or train. [test]", _WHAT),
     CommandOption("resolution", int, "Side of the images in pixels, where the network does not say it.", _WHAT),
+    CommandOption("mean", str, "Of the input's channels, where the network does not say it: 0.5,0.5,0.5.", _WHAT),
+    CommandOption("std", str, "Of these too: the input is (pixel / 255 - mean) / std.", _WHAT),
     CommandOption("seed", int, "Of the split into training and validation. [that of the training, or 0]", _WHAT),
     _JSON,
     *_MACHINES,

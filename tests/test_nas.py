@@ -174,6 +174,10 @@ WRONG: dict[str, tuple[Words, str]] = {
         lambda p: ["evaluate", "--onnx", broken(p, "a.onnx", b"\xff\x01"), "--data", "digits"],
         "a.onnx",
     ),
+    "a mean of words": (
+        lambda p: ["evaluate", "--onnx", str(p / "no.onnx"), "--data", "digits", "--mean", "a,b,c", "--std", "1,1,1"],
+        "--mean: three numbers",
+    ),
     "an unknown part": (
         lambda p: ["evaluate", "--checkpoint", str(p), "--data", "digits", "--part", "tset"],
         "one of test, validation, train",

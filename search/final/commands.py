@@ -33,7 +33,17 @@ def evaluate_from(given: Mapping[str, Any]) -> Judgement:
     named = [arguments.pop(name) for name in ("run", "checkpoint", "onnx") if name in arguments]
     if len(named) != 1:
         raise ValueError("evaluate: name one network: a run (--run), a checkpoint (--checkpoint) or a file (--onnx)")
+    for name in ("mean", "std"):
+        if name in arguments:
+            arguments[name] = _numbers(arguments[name], f"--{name}")
     return evaluate(named[0], **arguments)
+
+
+def _numbers(text: str, what: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{what}: three numbers such as 0.5,0.5,0.5, given {text!r}") from None
 
 
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ...evaluators.training.final.tracking import Tracker, check_trackers, open_
 from ...evaluators.training.final.training import train_network
 from ...search_space import LowFormerConfig
 from ..devices import find_network
-from ..paths import absolute, absolute_data, new_folder
+from ..paths import absolute_data, new_folder
 from ..quantities import parse_duration
 from ..results.exporters import export_config
 from ..results.files import run_config
@@ -256,7 +256,8 @@ def _settings(options: Mapping[str, Any], stored: Mapping[str, Any], searched: M
         given["choices"] = read_choices(recipe)
     for name in ("init_from", "teacher"):
         if given[name] is not None:
-            given[name] = absolute(str(given[name]))
+            found = Path(given[name])
+            given[name] = str(found.absolute() if found.exists() else given[name])
     seed = searched.get("seed", 0)
     known = {name: value for name, value in given.items() if value is not None}
     return {"seed": seed, "data_seed": seed, **stored.get("settings", {}), **known}

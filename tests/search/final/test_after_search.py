@@ -228,6 +228,24 @@ def test_an_onnx_file_that_computes_something_else_is_no_result(
     assert issubclass(WrongExport, RuntimeError)
 
 
+def test_a_search_with_train_in_one_call(
+    config: Any, data: str, after: AfterSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lownas.search import resume, search
+
+    given: dict[str, Any] = {"space": "tiny", "workers": 0, "repeats": 0, "evaluations": 300, "rungs": 1, "trials": 1}
+    given |= {"max_params": "1M", "resolution": 32, "proxy_budget": "1s", "run": tmp_path / "run"}
+    done = search("rtx3090", "2ms", data=data, evaluate=lambda task: 0.5, **given)
+    assert done.final is None and exportable(done.run).weights == "fresh weights"
+    with pytest.raises(ValueError, match="train needs data"):
+        search("rtx3090", "2ms", train="1h", **{**given, "run": tmp_path / "other"})
+    done = resume(done.run, evaluate=lambda task: 0.5, train="1h")
+    assert done.final is not None and done.final.test is not None
+    assert json.loads((done.run / "outcome.json").read_text())["trained"]["epochs"] == 2
+    again = resume(done.run, evaluate=lambda task: 0.5)
+    assert again.final == done.final and exportable(done.run).weights.startswith("trained weights of")
+
+
 def test_a_network_without_answer_is_not_trained(result: SearchResult, after: AfterSearch) -> None:
     nothing = replace(result, answer=None)
     assert train_answer(nothing, after) is nothing
