@@ -40,6 +40,11 @@ saturate, so classes are added where the source leaves their number open."""
 MAX_DRAWN_CLASSES = 100
 ENOUGH_PASSES = 40_000
 """With more image passes than this a higher resolution is the better use of time."""
+MATRIX_RATE = 0.02
+"""Peak rate of the orthogonalized steps (experiments/short_training/)."""
+SHIFTED_EPOCHS = 12
+"""From so many epochs on images are shifted where the source allows that; before, it only makes learning slower
+(experiments/short_training/)."""
 BUDGET_SHARE = 0.8
 """Share of the budget that is planned; the rest is for building, loading, and workers that slow each other down."""
 VALIDATION_IMAGES = 1000
@@ -61,12 +66,12 @@ class _Budget:
 
     Attributes:
         seconds: that all of them may take.
-        rounds: how many trainings follow each other, as several workers train at once.
+        rounds: whole trainings that follow each other, as several workers train at once.
         evaluation: image passes that judging one training costs.
     """
 
     seconds: float
-    rounds: int
+    rounds: float
     evaluation: float
 
     def passes(self, seconds_per_image: float) -> float:
@@ -82,7 +87,7 @@ def choose_settings(
     candidates: SearchSpace | Sequence[LowFormerConfig],
     data: Data,
     proxy_budget_seconds: float,
-    trials: int,
+    trials: float,
     workers: int,
     device: str = "cpu",
     *,
@@ -99,7 +104,7 @@ def choose_settings(
     Args:
         candidates: typical ones, or the space to draw them from.
         data: a specification, a `DataSource` or arrays.
-        trials: trainings in all, repeats with other seeds included.
+        trials: trainings in all, repeats with other seeds included; not a whole number where some are stopped early.
         workers: how many train at once; 0 counts as 1.
         epochs: pins the epochs.
         seed: of the data's split, and of the draw from the space.
@@ -120,8 +125,8 @@ def choose_settings(
         classes=len(look.classes) or FORMULA_CLASSES,
         resolution_scale=RESOLUTION_SCALE if max(c.resolution for c in candidates) >= LARGE_RESOLUTION else 1.0,
         flip=source.mirrored,
-        max_shift=source.max_shift,
         task=learned.name,
+        matrix_rate=MATRIX_RATE,
     )
     available = None if source.made_to_order else int(look.card["available_train_images"])
     held_out = VALIDATION_IMAGES
@@ -132,7 +137,7 @@ def choose_settings(
     timed = timer or partial(seconds_per_image, device=device, threads=threads)
     each = _mean_seconds_per_image(candidates, settings, look, learned, timed)
     evaluation = (held_out + BATCH_NORM_IMAGES) / EVALUATED_PER_TRAINED
-    budget = _Budget(proxy_budget_seconds, math.ceil(trials / max(1, workers)), evaluation)
+    budget = _Budget(proxy_budget_seconds, _rounds(trials, max(1, workers)), evaluation)
     settings, each = _with_resolution(settings, budget, each)
     passes = _usable_passes(settings, budget, each)
     if source.made_to_order:
@@ -141,18 +146,31 @@ def choose_settings(
             settings = replace(settings, classes=min(MAX_DRAWN_CLASSES, max(FORMULA_CLASSES, wanted)))
         passes = min(passes, 2 * IMAGES_PER_DRAWN_CLASS * settings.classes)
     settings = _with_images(settings, passes, available, epochs)
+    if settings.epochs >= SHIFTED_EPOCHS:
+        settings = replace(settings, max_shift=source.max_shift)
     expected = (settings.epochs * settings.train_images + evaluation) * each
     return replace(settings, expected_seconds=round(expected, 2))
 
 
+def _rounds(trials: float, workers: int) -> float:
+    """How many whole trainings follow each other on each worker.
+
+    Those that are stopped early come in many parts, which keep all workers busy until the end; there a worker waits for
+    half a training.
+    """
+    if math.isclose(trials, round(trials)):
+        return math.ceil(round(trials) / workers)
+    return max(1.0, trials / workers + 0.5 * (1 - 1 / workers))
+
+
 def _typical(
-    candidates: SearchSpace | Sequence[LowFormerConfig], proxy_budget_seconds: float, trials: int, seed: int
+    candidates: SearchSpace | Sequence[LowFormerConfig], proxy_budget_seconds: float, trials: float, seed: int
 ) -> Sequence[LowFormerConfig]:
     """The candidates, or some drawn from the space. Raises ValueError if no training can be planned for them."""
     if not (math.isfinite(proxy_budget_seconds) and proxy_budget_seconds > 0):
         raise ValueError(f"the proxy budget must be a positive number of seconds, given {proxy_budget_seconds}")
-    if trials < 1:
-        raise ValueError(f"trials: at least 1, given {trials}")
+    if not (math.isfinite(trials) and trials > 0):
+        raise ValueError(f"trials: more than 0, given {trials}")
     if isinstance(candidates, SearchSpace):
         rng = np.random.default_rng(seed)
         return [candidates.sample(rng) for _ in range(DRAWN_CANDIDATES)]
@@ -191,7 +209,7 @@ def _with_images(settings: ProxySettings, passes: float, available: int | None, 
     """
     chosen = epochs or MIN_EPOCHS
     if available is not None:
-        chosen = epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, int(passes / available)))
+        chosen = epochs or min(MAX_EPOCHS, max(MIN_EPOCHS, round(passes / available)))
     batches = max(-(-MIN_STEPS // chosen), round(passes / chosen / settings.batch_size))
     images = batches * settings.batch_size
     return replace(settings, epochs=chosen, train_images=images if available is None else min(images, available))

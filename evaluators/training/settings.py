@@ -40,8 +40,11 @@ class ProxySettings:
         max_shift: largest random shift of training images, as a share of their side.
         expected_seconds: what an average candidate's training takes on the machine that chose these settings; 0 if
             unknown.
-        task: what is learned, see `evaluators.tasks`. Dictionaries and JSON leave it out where it is "classification",
-            so that settings of runs that knew no other task are equal to these.
+        task: what is learned, see `evaluators.tasks`.
+        matrix_rate: peak rate of the orthogonalized steps of matrices (`orthogonal.py`); 0 leaves all to AdamW.
+
+    Dictionaries and JSON leave out `task` and `matrix_rate` where they are the default, so that settings of runs that
+    knew nothing of them are equal to these.
     """
 
     data: str = "formula"
@@ -63,6 +66,7 @@ class ProxySettings:
     max_shift: float = 0.0
     expected_seconds: float = 0.0
     task: str = DEFAULT_TASK
+    matrix_rate: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -80,7 +84,7 @@ class ProxySettings:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"proxy settings: {name} must be at least 0 and below 1, given {value!r}")
-        for name in ("weight_decay", "expected_seconds"):
+        for name in ("weight_decay", "expected_seconds", "matrix_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"proxy settings: {name} must be at least 0, given {value!r}")
@@ -98,8 +102,9 @@ class ProxySettings:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        if self.task == DEFAULT_TASK:
-            del values["task"]
+        for name, usual in (("task", DEFAULT_TASK), ("matrix_rate", 0.0)):
+            if values[name] == usual:
+                del values[name]
         return values
 
     def to_json(self) -> str:

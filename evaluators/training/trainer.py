@@ -3,7 +3,8 @@
 `proxy.py` says what is trained for how long. The recipe must be fair from 0.2 to 6 GMACs after some thirty steps, which
 plain AdamW is not (at 2e-3 it left LowFormer-B1.5 at chance). So residual branches and the head's last layer start at
 zero, and every network starts as a shallow one; the learning rate of a weight falls with the square root of its fan-in;
-gradients are clipped.
+gradients are clipped. Where the settings say so, the steps of matrices are orthogonalized (`orthogonal.py`), which
+learns about twice as much in a step.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from .. import tasks
 from .batches import ImageBatches
+from .orthogonal import OrthogonalSteps, is_matrix
 from .settings import DEFAULT_TASK, ProxySettings
 
 if TYPE_CHECKING:
@@ -123,7 +125,11 @@ class Training:
         self.history: list[EpochRecord] = []
         self.device = torch.device(device)
         by_rate: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for parameter in model.parameters():
+        matrices: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            if settings.matrix_rate and is_matrix(name, parameter):
+                matrices.append(parameter)
+                continue
             scale, decay = 1.0, 0.0
             if parameter.ndim > 1:
                 fan_in = parameter[0].numel()
@@ -134,6 +140,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, betas=(0.9, settings.second_moment_decay), fused=True
         )
+        self.matrices = OrthogonalSteps(matrices, settings.matrix_rate, settings.weight_decay) if matrices else None
         # Of the epoch under way: the order of its images, and for each step the loss and the sum of the scores.
         self._order = torch.empty(0, dtype=torch.int64)
         self._losses: list[Tensor] = []
@@ -147,16 +154,20 @@ class Training:
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Makes one optimizer step; gives the loss and the outputs (N, ...) before it, detached."""
-        rate = self.settings.learning_rate * self.rate()
+        rate = self.rate()
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
-            group["lr"] = rate * scale
+            group["lr"] = self.settings.learning_rate * rate * scale
+        for group in self.matrices.param_groups if self.matrices else ():
+            group["lr"] = self.settings.matrix_rate * rate
         with autocast(self.device):
             outputs = self.model(images).float()
         loss = self.task.loss(outputs, labels, self.settings)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
+        if self.matrices:
+            self.matrices.step()
         self.done += 1
         return loss.detach(), outputs.detach()
 
@@ -194,11 +205,16 @@ class Training:
 
     # --- on disk
 
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By what their state is called in a file."""
+        return {"optimizer.": self.optimizer} | ({"matrices.": self.matrices} if self.matrices else {})
+
     def save(self, path: Path, identity: str) -> None:
         """Writes everything that `load` needs to go on, as safetensors; the file is complete or not there."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer.{number}.{name}": value for name, value in state.items()})
+        for prefix, optimizer in self._optimizers().items():
+            for number, state in optimizer.state_dict()["state"].items():
+                tensors.update({f"{prefix}{number}.{name}": value for name, value in state.items()})
         tensors |= {"order": self._order, "random": torch.get_rng_state()}
         if self._losses:
             tensors |= {"losses": torch.stack(self._losses), "correct": torch.stack(self._scores)}
@@ -227,18 +243,14 @@ class Training:
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
             return False
         self.model.load_state_dict(_under("model.", tensors))
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimizer.", tensors).items():
-            number, _, what = name.partition(".")
-            if value.ndim:  # the fused step reads moments in their parameter's memory format, whatever their own
-                value = torch.empty_like(parameters[int(number)]).copy_(value)
-            state.setdefault(int(number), {})[what] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for prefix, optimizer in self._optimizers().items():
+            _restore(optimizer, _under(prefix, tensors))
         self._order = tensors["order"]
         self._losses = [value.to(self.device) for value in tensors.get("losses", torch.empty(0))]
         self._scores = [value.to(self.device) for value in tensors.get("correct", torch.empty(0))]
         self.done = facts["done"]
+        if self.matrices:
+            self.matrices.done = self.done
         self.history = [EpochRecord(**record) for record in facts["history"]]
         torch.set_rng_state(tensors["random"])
         return True
@@ -246,6 +258,19 @@ class Training:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _restore(optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]) -> None:
+    """Gives an optimizer the state of each parameter, as `Training.save` left it under "number.name"."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in stored.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)]
+        # A fused step reads moments in their parameter's memory format, whatever their own.
+        like = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        state.setdefault(int(number), {})[name] = like
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

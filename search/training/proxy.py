@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -75,7 +74,7 @@ def plan_proxy(request: PlanRequest) -> dict[str, Any]:
         configs,
         request.data,
         training_budget_s(settings),
-        math.ceil(request.trainings),
+        request.trainings,
         settings.workers,
         epochs=settings.proxy_epochs,
         seed=settings.seed,

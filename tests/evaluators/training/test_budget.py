@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lownas.evaluators.data.loading import load_data
-from lownas.evaluators.training.budget import MIN_STEPS, choose_settings
+from lownas.evaluators.training.budget import MIN_STEPS, SHIFTED_EPOCHS, choose_settings
 from lownas.search_space import PRESETS, LowFormerConfig
 
 SMALL = PRESETS["cpubone_nano"]
@@ -47,6 +47,32 @@ def test_small_sets_are_used_whole_for_more_epochs(steady_clock: list[LowFormerC
     assert settings.epochs > 3 and settings.resolution_scale == 1.0 and not settings.flip
     assert available * 0.9 <= settings.train_images <= available
     assert choose_settings([SMALL], "digits", 100, 4, 0, epochs=2).epochs == 2
+
+
+def test_time_that_is_no_whole_epoch_is_used(steady_clock: list[LowFormerConfig]) -> None:
+    available = load_data("digits", 8).card["available_train_images"]
+    for passes in (3.7, 5.6):
+        seconds = (passes * available + (350 + 512) / 3) * 1e-3 / 0.8
+        settings = choose_settings([SMALL], "digits", seconds, 1, 1)
+        assert settings.epochs * settings.train_images == pytest.approx(passes * available, rel=0.03)
+
+
+def test_trainings_that_stop_early_leave_no_worker_idle(steady_clock: list[LowFormerConfig]) -> None:
+    def steps(trials: float, workers: int) -> int:
+        settings = choose_settings([SMALL], "formula:100", 200, trials, workers)
+        return settings.steps(settings.train_images)
+
+    assert steps(8.0, 1) >= steps(8.1, 1) > 0.95 * steps(8.0, 1)
+    assert steps(8.0, 2) > steps(8.1, 2) > steps(9.0, 2) == steps(10.0, 2)
+    assert steps(0.3, 4) == steps(1.0, 4)
+
+
+def test_images_are_shifted_in_long_trainings_only(steady_clock: list[LowFormerConfig]) -> None:
+    small = SMALL.replace(resolution=32)
+    short, long = (choose_settings([small], "digits", seconds, 1, 1) for seconds in (6, 60))
+    assert short.epochs < SHIFTED_EPOCHS <= long.epochs
+    assert short.max_shift == 0 < long.max_shift
+    assert short.matrix_rate == long.matrix_rate > 0
 
 
 def test_a_budget_too_small_is_warned_of(steady_clock: list[LowFormerConfig], caplog: pytest.LogCaptureFixture) -> None:

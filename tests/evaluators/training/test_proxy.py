@@ -40,6 +40,15 @@ def test_settings_survive_json_and_refuse_nonsense() -> None:
             ProxySettings.from_dict(bad)
 
 
+def test_settings_of_runs_that_knew_no_matrix_rate_stay_the_same() -> None:
+    assert "matrix_rate" not in QUICK.to_dict()
+    assert ProxySettings.from_dict(QUICK.to_dict()).matrix_rate == 0.0
+    faster = replace(QUICK, matrix_rate=0.02)
+    assert ProxySettings.from_dict(faster.to_dict()) == faster
+    with pytest.raises(ValueError, match="matrix_rate"):
+        replace(QUICK, matrix_rate=-1.0)
+
+
 def test_proxy_resolution_is_the_candidates_times_a_constant() -> None:
     settings = ProxySettings(resolution_scale=1 / 7)
     sides = [settings.proxy_resolution(side) for side in (160, 192, 224, 256, 288)]
@@ -120,9 +129,10 @@ def test_bad_data_is_the_users_error_not_the_candidates() -> None:
         train_proxy(TINY, load_data("digits", 16, train_images=20, validation_images=20), QUICK, 0)
 
 
+@pytest.mark.parametrize("matrix_rate", [0.0, 0.02])
 @pytest.mark.parametrize("until", [(1 / 9, 1 / 3), (0.4,)])
-def test_in_parts_as_in_one_go(until: tuple[float, ...], tmp_path: Path) -> None:
-    settings = replace(QUICK, epochs=3, max_shift=0.1)
+def test_in_parts_as_in_one_go(until: tuple[float, ...], matrix_rate: float, tmp_path: Path) -> None:
+    settings = replace(QUICK, epochs=3, max_shift=0.1, matrix_rate=matrix_rate)
     whole = train_proxy(TINY, None, settings, 5)
     state = tmp_path / "states" / "5.safetensors"
     for share in until:
