@@ -37,3 +37,11 @@ def test_latency_alone(tmp_path):
     assert len(lines) == 2
     for latency, low, high, *_ in lines:
         assert 0 < float(low) < float(latency) < float(high)
+
+
+@pytest.mark.slow
+def test_from_the_answer_to_a_trained_network(tmp_path):
+    code = example("From the answer to a trained network") + "\nprint([file.name for file in files], judgement.images)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "['best.onnx', 'best.safetensors'] 359" in ran.stdout
