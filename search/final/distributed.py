@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 NEEDED = ("pandas", "pyarrow")  # what Ray Train imports beyond what Ray itself needs
 RETRIES = 3  # how often all workers are started anew
 LISTEN_S = 0.5
+GIVE_UP_S = 10.0
 # Ray Train's settings: its second version, workers stay in the working directory, no metrics, quick to see an end.
 _TRAIN = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -76,7 +77,14 @@ def train_distributed(
         RuntimeError: workers were lost again and again; what was kept can be gone on with.
     """
     function = _Training(network, data, settings, task, resolution, resume, on_step is not None)
-    callbacks = {"report": report, "announce": announce, "on_step": on_step}
+    announced: list[Plan] = []
+
+    def announce_once(plan: Plan) -> None:  # workers that are started anew announce it again
+        if announce is not None and not announced:
+            announced.append(plan)
+            announce(plan)
+
+    callbacks = {"report": report, "announce": announce_once, "on_step": on_step}
     trained: TrainedNetwork = run_workers(
         function,
         store,
@@ -209,19 +217,24 @@ def run_workers(
 
     The function must be importable or be pickled with all it needs. If a worker is lost, all begin anew.
 
-    Raises what the function raises, if it is a ValueError, an OSError or an exception of this package; else
-    RuntimeError, in one line.
+    Args:
+        store: of this process, which the workers reach by their `Driver`.
+        callbacks: of this process, by the names that `Driver.tell` calls them by; what they raise ends everything.
+
+    Raises what the function raises, unless it is a RuntimeError of no class of this package, which may come of another
+    worker that was lost: all begin anew then, and in the end it is a RuntimeError of one line.
     """
     _check_needs(workers)
     cluster = RayCluster(workers * threads, address, insecure=insecure)
     local = cluster.owned and address is None
     try:
         gpu = _check_resources(cluster.ray, workers, threads, device, local=local)
-        with environment(_TRAIN), tempfile.TemporaryDirectory(prefix="lownas-") as folder:
+        folder_of_ray = tempfile.TemporaryDirectory(prefix="lownas-", ignore_cleanup_errors=True)
+        with environment(_TRAIN), folder_of_ray as folder:
             mailbox = cluster.ray.remote(num_cpus=0)(_Mailbox)
             mailbox = mailbox.options(scheduling_strategy=cluster.beside_driver()).remote()
             trainer = _trainer(function, mailbox, workers, threads, gpu, folder, local)
-            return _Session(cluster.ray, mailbox, store, callbacks or {}).run(trainer)
+            return _Session(cluster, mailbox, store, callbacks or {}).run(trainer)
     finally:
         cluster.close()
 
@@ -229,8 +242,10 @@ def run_workers(
 class _Session:
     """The driver's side: answers workers until Ray Train has ended."""
 
-    def __init__(self, ray: Any, mailbox: Any, store: Store, callbacks: dict[str, Callable[..., None]]) -> None:
-        self._ray, self._mailbox = ray, mailbox
+    def __init__(
+        self, cluster: RayCluster, mailbox: Any, store: Store, callbacks: dict[str, Callable[..., None]]
+    ) -> None:
+        self._cluster, self._ray, self._mailbox = cluster, cluster.ray, mailbox
         self._store, self._callbacks = store, callbacks
         self._said: set[str] = set()
         self._has_written = False
@@ -256,6 +271,9 @@ class _Session:
             raise RuntimeError(f"Ray was lost: {describe_error(error)}") from None
         finally:
             self._ray.kill(self._mailbox)
+            if fitting.is_alive():  # this process was interrupted; it must not end while that thread waits for Ray
+                self._cluster.close()
+                fitting.join(GIVE_UP_S)
         if self._fatal is not None:
             raise self._fatal
         if failed or not self._results:
@@ -268,34 +286,37 @@ class _Session:
             over = not fitting.is_alive()
             messages = self._ray.get(self._mailbox.take.remote(0 if over else LISTEN_S))
             for number, what, arguments in messages:
-                try:
-                    value, error = self._handle(what, arguments), None
-                except (OSError, ValueError) as raised:
-                    value, error = None, raised
-                if number is not None:
-                    self._mailbox.answer.remote(number, value, error)
+                if number is None:
+                    self._hear(what, *arguments)
+                else:
+                    self._mailbox.answer.remote(number, *self._answer(what, arguments))
             if over and not messages:
                 return
 
-    def _handle(self, what: str, arguments: tuple[Any, ...]) -> Any:
+    def _hear(self, what: str, name: str, *arguments: Any) -> None:
+        """Calls a callback, whose exceptions end everything, or says what a worker warns of, each thing once."""
         if what == "call":
-            name, *rest = arguments
             if (callback := self._callbacks.get(name)) is not None:
-                callback(*rest)
-        elif what == "log":
-            if arguments[1] not in self._said:
-                self._said.add(arguments[1])
-                _logger.warning("%s", arguments[1])
-        elif what == "begin":
-            return self._fatal is None and not self._results, self._has_written
-        elif what == "result":
+                callback(*arguments)
+        elif arguments[0] not in self._said:
+            self._said.add(arguments[0])
+            _logger.warning("%s", arguments[0])
+
+    def _answer(self, what: str, arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+        """What a worker that waits gets: a value, or an exception to raise."""
+        if what == "begin":
+            return (self._fatal is None and not self._results, self._has_written), None
+        if what == "result":
             self._results = [arguments[0]]
-        elif what == "fatal":
+            return None, None
+        if what == "fatal":
             self._fatal = self._fatal or arguments[0]
-        else:
-            self._has_written |= what == "write"
-            return getattr(self._store, what)(*arguments)
-        return None
+            return None, None
+        self._has_written |= what == "write"
+        try:
+            return getattr(self._store, what)(*arguments), None
+        except (OSError, ValueError) as error:
+            return None, error
 
 
 def _trainer(
