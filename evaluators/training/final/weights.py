@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -200,7 +201,7 @@ def prepared_network(
     """Builds a network as its training starts: weights by torch's generator, or inherited as far as they correspond.
 
     Args:
-        network: with the head and the outputs that the data ask for; a module is taken as it is.
+        network: with the head and the outputs that the data ask for; a module's copy is trained.
         start: what it inherits from. Its classifier is inherited if its classes are those of the data, or unknown.
         freeze: whether all but the head stays as it is.
 
@@ -210,7 +211,7 @@ def prepared_network(
         if start is not None:
             raise ValueError("a torch module is trained from the weights that it has: load others into it before")
         frozen = _backbone_names(network) if freeze else frozenset()
-        return Prepared(network, frozen, frozen)
+        return Prepared(copy.deepcopy(network), frozen, frozen)  # steps that are only timed must not change it
     model = build_model(network, drop_path)
     silence_residual_branches(model)
     task.start(model)

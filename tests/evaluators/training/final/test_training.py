@@ -28,6 +28,7 @@ EVERYTHING = {
     "erasing": 0.2,
     "drop_path": 0.1,
     "agreement": 1.0,
+    "matrix_rate": 0.02,
     "sides": (0.5, 1.0),
     "crop": 0.5,
 }
@@ -123,18 +124,20 @@ def test_a_time_shorter_than_an_epoch_says_what_one_takes(config: LowFormerConfi
 
 
 class Exploding(nn.Module):
-    """A linear network that gives NaN in the steps it is told to."""
+    """A linear network that gives NaN in the steps it is told to, those of all its copies counted together."""
+
+    calls = 0
 
     def __init__(self, at: set[int]) -> None:
         super().__init__()
         self.layer = nn.Linear(3 * 8 * 8, 10)
-        self.at, self.calls = at, 0
+        self.at, Exploding.calls = at, 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.layer(x.flatten(1))
         if self.training:
-            self.calls += 1
-            if self.calls in self.at:
+            Exploding.calls += 1
+            if Exploding.calls in self.at:
                 out = out * float("nan")
         return out
 
@@ -201,9 +204,11 @@ def test_another_training_in_the_folder_is_not_gone_on_with(config: LowFormerCon
 
 def test_any_torch_module_is_trained(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 10))
+    before = [value.clone() for value in module.state_dict().values()]
     network = trained(module, tmp_path, epochs=8, resolution=8, choices={"batch_size": 32})
     assert network.config is None and network.validation_accuracy is not None and network.validation_accuracy > 0.6
     assert load_weights(tmp_path).model is None
+    assert all(torch.equal(*pair) for pair in zip(before, module.state_dict().values(), strict=True))  # a copy learned
     with pytest.raises(ValueError, match="a torch module does not say the size of its images"):
         trained(module, tmp_path / "other")
 
