@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 
 from ... import tasks
 from ...data.feeding import Batch, ImageFeed
+from ..optimizer_state import restore, state_tensors, under
+from ..orthogonal import OrthogonalSteps
 from .augmentation import Augmenter
-from .optimization import AveragedWeights, FinalLoss, LossScale, computing, optimizer_of
+from .optimization import AveragedWeights, FinalLoss, LossScale, computing, optimizers_of
 from .recipe import TrainingRecipe
 from .weights import Pixels, Prepared, Weights
 from .workers import Workers
@@ -76,7 +77,7 @@ class Learner:
     ) -> None:
         self.recipe, self.task, self.device = recipe, task, device
         self.model: nn.Module = prepared.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = optimizer_of(prepared, recipe)
+        self.optimizers = optimizers_of(prepared, recipe)
         self.frozen = prepared.frozen
         self._trained = workers.wrapped(self.model, device)
         self.averaged = AveragedWeights(self.model, recipe.ema)
@@ -108,16 +109,17 @@ class Learner:
         """Makes one optimizer step from bytes (N, 3, R, R) and their labels.
 
         Args:
-            rate: the learning rate.
+            rate: the learning rate as a share of its peak.
             step: how many were made before.
             share: how much of the training is done, 0 to 1.
 
         Returns the mean loss, and the sum of the images' scores as they were learned from; both detached.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["peak"]
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         losses, scores = [], []
         parts = self.recipe.accumulation
         for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
@@ -132,9 +134,11 @@ class Learner:
             self._scale.scaler.scale(loss).backward()
             losses.append(loss.detach())
             scores.append(self.task.summed_score(outputs.detach(), theirs))
-        self._scale.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers.values():
+            self._scale.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_norm)
-        self._scale.scaler.step(self.optimizer)
+        for optimizer in self.optimizers.values():
+            self._scale.scaler.step(optimizer)
         self._scale.scaler.update()
         self.averaged.update(step)
         return torch.stack(losses).sum(), torch.stack(scores).sum()
@@ -189,9 +193,9 @@ class Learner:
         """Everything that `load` needs, as a safetensors file with these facts."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"averaged.{name}": value for name, value in self.averaged.model.state_dict().items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer.{number}.{name}": value for name, value in state.items()})
-        facts = {**facts, "loss_scale": self._scale.state()}
+        for name, optimizer in self.optimizers.items():
+            tensors |= state_tensors(name, optimizer)
+        facts = {**facts, "loss_scale": self._scale.state(), "matrix_steps": self._matrix_steps}
         return save_tensors(
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"facts": json.dumps(facts)}
         )
@@ -201,20 +205,22 @@ class Learner:
         try:
             tensors = load_tensors(content)
             facts: dict[str, Any] = json.loads(_metadata(content)["facts"])
-            self.model.load_state_dict(_under("model.", tensors))
-            self.averaged.model.load_state_dict(_under("averaged.", tensors))
+            self.model.load_state_dict(under("model.", tensors))
+            self.averaged.model.load_state_dict(under("averaged.", tensors))
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{where} cannot be gone on from: {' '.join(str(error).split()):.200}") from None
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimizer.", tensors).items():
-            number, _, what = name.partition(".")
-            if value.ndim:  # the fused step reads moments in their parameter's memory format, whatever their own
-                value = torch.empty_like(parameters[int(number)]).copy_(value)
-            state.setdefault(int(number), {})[what] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for name, optimizer in self.optimizers.items():
+            restore(optimizer, under(name, tensors))
+            if isinstance(optimizer, OrthogonalSteps):
+                optimizer.done = facts["matrix_steps"]
+        del facts["matrix_steps"]
         self._scale.load(facts.pop("loss_scale", {}))
         return facts
+
+    @property
+    def _matrix_steps(self) -> int:
+        """How many steps `OrthogonalSteps` has made, on which it depends when it computes anew."""
+        return max((each.done for each in self.optimizers.values() if isinstance(each, OrthogonalSteps)), default=0)
 
 
 def _metadata(content: bytes) -> dict[str, str]:
@@ -223,11 +229,3 @@ def _metadata(content: bytes) -> dict[str, str]:
     header = json.loads(content[8 : 8 + length])
     found: dict[str, str] = header["__metadata__"]
     return found
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def finite(loss: float) -> bool:
-    return math.isfinite(loss)

@@ -14,35 +14,51 @@ from torch.nn import functional as F
 
 from ... import tasks
 from ...tasks.base import MixableTask
+from ..orthogonal import OrthogonalSteps, is_matrix
 from .recipe import TrainingRecipe
 from .weights import Prepared
 
-FULL_RATE = 1.0
 
+def optimizers_of(prepared: Prepared, recipe: TrainingRecipe) -> dict[str, torch.optim.Optimizer]:
+    """What steps the parameters that are trained; of each group "peak" is the largest rate.
 
-def optimizer_of(prepared: Prepared, recipe: TrainingRecipe) -> torch.optim.AdamW:
-    """AdamW over what is trained; each group has a "scale", its share of the rate."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    AdamW, and for matrices `OrthogonalSteps` where the recipe has a `matrix_rate`; each by its name in state files.
+    """
+    last = _last_layer(prepared.model)
+    groups: dict[str, dict[tuple[float, float], list[nn.Parameter]]] = {"optimizer.": {}, "matrices.": {}}
     for name, parameter in prepared.model.named_parameters():
         if name in prepared.frozen:
             parameter.requires_grad_(False)
             continue
-        scale, decay = FULL_RATE, 0.0
+        peak, decay, kind = recipe.learning_rate, 0.0, "optimizer."
         if parameter.ndim > 1:
             decay = recipe.weight_decay
-            if recipe.full_rate_fan_in:
-                scale = min(1.0, math.sqrt(recipe.full_rate_fan_in / parameter[0].numel()))
+            if recipe.matrix_rate and id(parameter) not in last and is_matrix(name, parameter):
+                peak, kind = recipe.matrix_rate, "matrices."
+            elif recipe.full_rate_fan_in:
+                peak *= min(1.0, math.sqrt(recipe.full_rate_fan_in / parameter[0].numel()))
         if name in prepared.inherited:
-            scale *= recipe.inherited_rate
-        groups.setdefault((scale, decay), []).append(parameter)
-    if not groups:
+            peak *= recipe.inherited_rate
+        groups[kind].setdefault((peak, decay), []).append(parameter)
+    found: dict[str, torch.optim.Optimizer] = {}
+    if groups["optimizer."]:
+        betas = (0.9, recipe.second_moment_decay)
+        found["optimizer."] = torch.optim.AdamW(_with_peaks(groups["optimizer."]), betas=betas, fused=True)
+    if groups["matrices."]:
+        found["matrices."] = OrthogonalSteps(_with_peaks(groups["matrices."]), recipe.matrix_rate, recipe.weight_decay)
+    if not found:
         raise ValueError("nothing is left to train: all parameters are frozen")
-    return torch.optim.AdamW(
-        [{"params": group, "weight_decay": decay, "scale": scale} for (scale, decay), group in groups.items()],
-        lr=recipe.learning_rate,
-        betas=(0.9, recipe.second_moment_decay),
-        fused=True,
-    )
+    return found
+
+
+def _with_peaks(groups: Mapping[tuple[float, float], list[nn.Parameter]]) -> Any:  # as torch takes groups
+    return [{"params": each, "weight_decay": decay, "peak": peak} for (peak, decay), each in groups.items()]
+
+
+def _last_layer(model: nn.Module) -> set[int]:
+    """The ids of the last layer's parameters, whose rows are classes; none of a module that does not name it."""
+    find = getattr(model, "get_classifier", None)
+    return set() if find is None else {id(parameter) for parameter in find().parameters()}
 
 
 def rate_share(step: int, steps: int, recipe: TrainingRecipe) -> float:

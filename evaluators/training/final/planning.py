@@ -120,7 +120,7 @@ class Planner:
             batches = [type(batch)(batch.index, side, batch.seed, batch.crop) for batch in plan]
             times = [time.perf_counter()]
             for images, labels in self.images.train.batches(batches):
-                learner.step(images, labels, 1e-6, 0, 1.0)
+                learner.step(images, labels, 1e-3, 0, 1.0)
                 self._synchronize()
                 times.append(time.perf_counter())
             took = np.diff(times)[min(WARM_UP, len(batches) - 1) :]

@@ -39,7 +39,9 @@ class TrainingRecipe:
         epochs: passes over the training images.
         batch_size: images of one optimizer step, over all workers.
         accumulation: parts that a step's images are split into, where memory does not hold them at once.
-        learning_rate: its peak (AdamW).
+        learning_rate: AdamW's at its peak.
+        matrix_rate: that of orthogonalized steps (`orthogonal.py`), which matrices but the last layer's then make in
+            the place of AdamW's; 0: all are AdamW's.
         full_rate_fan_in: weights of more inputs get the rate times sqrt(full_rate_fan_in / inputs); 0: all get it.
         inherited_rate: share of the rate for weights that were inherited.
         warmup_share: share of the steps in which the rate rises linearly; then it falls to zero as a cosine does.
@@ -75,6 +77,7 @@ class TrainingRecipe:
     batch_size: int = 128
     accumulation: int = 1
     learning_rate: float = 4e-3
+    matrix_rate: float = 0.0
     full_rate_fan_in: int = 64
     inherited_rate: float = 0.3
     warmup_share: float = 0.1
@@ -107,7 +110,7 @@ class TrainingRecipe:
         for name in ("learning_rate", "clip_norm", "temperature"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise _impossible(name, "positive", getattr(self, name))
-        for name in ("weight_decay", "mixup", "cutmix", "agreement"):
+        for name in ("matrix_rate", "weight_decay", "mixup", "cutmix", "agreement"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise _impossible(name, "at least 0", getattr(self, name))
         for name in ("second_moment_decay", "warmup_share", "max_shift", "drop_path", "label_smoothing", "ema"):

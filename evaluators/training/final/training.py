@@ -323,7 +323,7 @@ class _Run:
         plan = self.images.epoch(recipe, self.settings.seed, epoch, workers.rank, workers.world)
         for step, (images, labels) in enumerate(self.images.train.batches(plan)):
             number = epoch * self.steps + step
-            rate = self.rate_factor * recipe.learning_rate * rate_share(number, total, recipe)
+            rate = self.rate_factor * rate_share(number, total, recipe)
             loss, score = learner.step(images, labels, rate, number, number / total)
             losses.append(loss)
             scores.append(score)
@@ -341,7 +341,7 @@ class _Run:
             return None
         row = {
             "epoch": epoch + 1,
-            "learning_rate": float(f"{rate:.6g}"),
+            "learning_rate": float(f"{rate * recipe.learning_rate:.6g}"),
             "train_loss": round(train_loss, 6),
             "train_accuracy": round(accuracy, 6),
             **self._validated(epoch),

@@ -17,7 +17,7 @@ from lownas.evaluators.training.final.optimization import (
     FinalLoss,
     class_weights,
     distillation,
-    optimizer_of,
+    optimizers_of,
     rate_share,
 )
 from lownas.evaluators.training.final.recipe import TrainingRecipe
@@ -81,12 +81,18 @@ def test_the_rate_rises_and_falls_to_zero() -> None:
 def test_rates_follow_fan_in_and_inheritance_and_frozen_parameters_have_none() -> None:
     model = nn.Sequential(nn.Linear(256, 8), nn.Linear(8, 4), nn.LayerNorm(4))
     prepared = Prepared(model, frozenset({"1.weight"}), frozenset({"2.weight", "2.bias"}))
-    groups = optimizer_of(prepared, replace(PLAIN, full_rate_fan_in=64, inherited_rate=0.3)).param_groups
-    found = {id(value): (group["scale"], group["weight_decay"]) for group in groups for value in group["params"]}
+    recipe = replace(PLAIN, learning_rate=1.0, full_rate_fan_in=64, inherited_rate=0.3)
+    (adamw,) = optimizers_of(prepared, recipe).values()
+    found = {
+        id(value): (group["peak"], group["weight_decay"]) for group in adamw.param_groups for value in group["params"]
+    }
     assert found[id(model[0].weight)] == (0.5, PLAIN.weight_decay)
     assert found[id(model[1].weight)] == (0.3, PLAIN.weight_decay)
     assert found[id(model[0].bias)] == (1.0, 0.0)
     assert len(found) == 4 and not model[2].weight.requires_grad
+    both = optimizers_of(prepared, replace(recipe, matrix_rate=0.02))
+    (group,) = both["matrices."].param_groups
+    assert group["peak"] == 0.02 and [id(value) for value in group["params"]] == [id(model[0].weight)]
 
 
 def test_averaged_weights_follow_weights_and_statistics() -> None:
@@ -107,7 +113,7 @@ def test_averaged_weights_follow_weights_and_statistics() -> None:
 
 def learner(recipe: TrainingRecipe) -> Learner:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU(), nn.Linear(16, 4))
     prepared = Prepared(model, frozenset(), frozenset())
     return Learner(prepared, recipe, TASK, HALF, torch.device("cpu"), Workers(), outputs=4)
 
@@ -121,7 +127,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def test_parts_of_a_batch_make_the_same_step_as_the_whole() -> None:
     whole, parts = learner(PLAIN), learner(replace(PLAIN, accumulation=4))
     for step in range(3):
-        one, other = (each.step(*batch(), 1e-3, step, 0.0) for each in (whole, parts))
+        one, other = (each.step(*batch(), 0.25, step, 0.0) for each in (whole, parts))
         assert one[0].item() == pytest.approx(other[0].item(), rel=1e-5) and one[1] == other[1]
     for mine, theirs in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
@@ -129,14 +135,15 @@ def test_parts_of_a_batch_make_the_same_step_as_the_whole() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_narrow_precision_learns_and_its_scale_is_kept(precision: str) -> None:
-    one = learner(replace(PLAIN, precision=precision))  # type: ignore[arg-type]
-    losses = [one.step(*batch(), 1e-2, step, 0.0)[0].item() for step in range(12)]
+    recipe = replace(PLAIN, precision=precision, matrix_rate=0.02)  # type: ignore[arg-type]
+    one = learner(recipe)
+    losses = [one.step(*batch(), 0.5, step, 0.0)[0].item() for step in range(13)]
     assert losses[-1] < losses[0]
     kept = one.to_bytes({"epoch": 3})
-    other = learner(replace(PLAIN, precision=precision))  # type: ignore[arg-type]
+    other = learner(recipe)
     assert other.load(kept, "state") == {"epoch": 3}
     assert other._scale.state() == one._scale.state() and (precision == "bf16" or one._scale.state()["scale"] > 1)
-    again = [each.step(*batch(), 1e-2, 12, 0.0)[0].item() for each in (one, other)]
+    again = [each.step(*batch(), 0.5, 13, 0.0)[0].item() for each in (one, other)]
     assert again[0] == again[1]
 
 
