@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -333,7 +333,7 @@ def _trainer(
     train: Any = ray.train
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if local:  # all traffic stays on the loopback interface
-        variables |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if os.name == "posix" else {}
+        variables |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     config = {"function": function, "mailbox": mailbox, "threads": threads, "meet_in": folder if local else None}
     return train.torch.TorchTrainer(
         _work,
