@@ -16,13 +16,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from ...search_space import LowFormerConfig, SearchSpace, op_graph
+from ...search_space import LowFormerConfig, SearchSpace, build_model, op_graph
 from .. import tasks
 from ..data import sources
 from ..data.loading import load_data
 from ..data.records import ImageData
 from ..data.sources import Data
 from ..data.sources.formula import FORMULA_CLASSES
+from .orthogonal import orthogonal_macs
 from .proxy import prepared_model
 from .settings import RESOLUTION_SCALE, SMALLEST_RESOLUTION, ProxySettings
 from .trainer import BATCH_NORM_IMAGES, Training, seeded, torch_threads
@@ -42,6 +43,10 @@ ENOUGH_PASSES = 40_000
 """With more image passes than this a higher resolution is the better use of time."""
 MATRIX_RATE = 0.02
 """Peak rate of the orthogonalized steps (experiments/short_training/)."""
+AFFORDED_ORTHOGONAL_MACS = 1.0
+"""Steps are orthogonalized where that takes at most so many MACs for each of the forward and backward passes. On a CPU
+dense products are some four times as fast as these convolutions, so that it costs a fourth of the time at most. Wide
+networks at 32 pixels, such as the published ones, would take several times as long."""
 SHIFTED_EPOCHS = 12
 """From so many epochs on images are shifted where the source allows that; before, it only makes learning slower
 (experiments/short_training/)."""
@@ -126,8 +131,9 @@ def choose_settings(
         resolution_scale=RESOLUTION_SCALE if max(c.resolution for c in candidates) >= LARGE_RESOLUTION else 1.0,
         flip=source.mirrored,
         task=learned.name,
-        matrix_rate=MATRIX_RATE,
     )
+    if _affords_orthogonal_steps(candidates, settings):
+        settings = replace(settings, matrix_rate=MATRIX_RATE)
     available = None if source.made_to_order else int(look.card["available_train_images"])
     held_out = VALIDATION_IMAGES
     if not source.made_to_order:
@@ -179,6 +185,20 @@ def _typical(
     return candidates
 
 
+def _affords_orthogonal_steps(candidates: Sequence[LowFormerConfig], settings: ProxySettings) -> bool:
+    """Whether orthogonalized steps cost little for these candidates together (`AFFORDED_ORTHOGONAL_MACS`)."""
+    orthogonal = passes = 0.0
+    for config in candidates:
+        with torch.device("meta"):
+            orthogonal += orthogonal_macs(build_model(config))
+        passes += 3 * settings.batch_size * _proxy_macs(config, settings)
+    return orthogonal <= AFFORDED_ORTHOGONAL_MACS * passes
+
+
+def _proxy_macs(config: LowFormerConfig, settings: ProxySettings) -> float:
+    return float(op_graph(config.replace(resolution=settings.proxy_resolution(config.resolution))).macs)
+
+
 def _with_resolution(settings: ProxySettings, budget: _Budget, seconds_per_image: float) -> tuple[ProxySettings, float]:
     """The settings at the resolution that the time allows, and the seconds per image there."""
     while settings.resolution_scale < 1 and budget.passes(seconds_per_image) > ENOUGH_PASSES:
@@ -227,11 +247,8 @@ def _mean_seconds_per_image(
     Three of them are timed; between these the time is taken as linear in MACs.
     """
 
-    def proxy_macs(config: LowFormerConfig) -> float:
-        return float(op_graph(config.replace(resolution=settings.proxy_resolution(config.resolution))).macs)
-
-    ordered = sorted(candidates, key=proxy_macs)
-    macs = np.array([proxy_macs(config) for config in ordered])
+    ordered = sorted(candidates, key=lambda config: _proxy_macs(config, settings))
+    macs = np.array([_proxy_macs(config, settings) for config in ordered])
     timed = sorted({0, len(ordered) // 2, len(ordered) - 1})
     seconds = timer([ordered[i] for i in timed], settings, look, task)
     return float(np.interp(macs, macs[timed], seconds).mean())

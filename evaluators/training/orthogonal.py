@@ -39,6 +39,17 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     )
 
 
+def orthogonal_macs(model: nn.Module) -> float:
+    """MACs that `OrthogonalSteps` needs for one step of a network, which may be on torch's meta device."""
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        if is_matrix(name, parameter):
+            small, large = sorted((len(parameter), parameter[0].numel()))
+            whitened = small**2 * large + (4 * ITERATIONS - 3) * small**3
+            total += whitened / KEPT_STEPS + small**2 * large
+    return total
+
+
 def whitening(matrix: Tensor) -> Tensor:
     """(m, m) by which `matrix` (m, n), of norm 1, becomes about orthogonal: singular values between 0.7 and 1.2.
 

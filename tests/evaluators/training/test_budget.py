@@ -5,7 +5,7 @@ import pytest
 
 from lownas.evaluators.data.loading import load_data
 from lownas.evaluators.training.budget import MIN_STEPS, SHIFTED_EPOCHS, choose_settings
-from lownas.search_space import PRESETS, LowFormerConfig
+from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
 
 SMALL = PRESETS["cpubone_nano"]
 
@@ -72,7 +72,12 @@ def test_images_are_shifted_in_long_trainings_only(steady_clock: list[LowFormerC
     short, long = (choose_settings([small], "digits", seconds, 1, 1) for seconds in (6, 60))
     assert short.epochs < SHIFTED_EPOCHS <= long.epochs
     assert short.max_shift == 0 < long.max_shift
-    assert short.matrix_rate == long.matrix_rate > 0
+
+
+def test_steps_are_orthogonalized_where_networks_are_narrow(steady_clock: list[LowFormerConfig]) -> None:
+    tiny = SearchSpace.load("tiny").sample(np.random.default_rng(0)).replace(resolution=64)
+    assert choose_settings([tiny], "digits", 10, 1, 1).matrix_rate > 0
+    assert choose_settings([PRESETS["lowformer_b1"]], "digits", 10, 1, 1).matrix_rate == 0
 
 
 def test_a_budget_too_small_is_warned_of(steady_clock: list[LowFormerConfig], caplog: pytest.LogCaptureFixture) -> None:

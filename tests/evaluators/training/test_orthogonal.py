@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lownas.evaluators.training.orthogonal import OrthogonalSteps, is_matrix, whitening
+from lownas.evaluators.training.orthogonal import OrthogonalSteps, is_matrix, orthogonal_macs, whitening
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64)])
@@ -48,3 +48,9 @@ def test_which_parameters_are_matrices() -> None:
         }
     )
     assert [name for name, parameter in model.named_parameters() if is_matrix(name, parameter)] == ["dense.weight"]
+
+
+def test_what_a_step_costs() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(32, 16), nn.Conv2d(16, 16, 3, groups=16))
+    assert orthogonal_macs(model) == (16 * 16 * 32 + 9 * 16**3) / 2 + 16 * 16 * 32
