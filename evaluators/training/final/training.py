@@ -322,6 +322,10 @@ class _Run:
         losses, scores, seen = [], [], 0
         plan = self.images.epoch(recipe, self.settings.seed, epoch, workers.rank, workers.world)
         for step, (images, labels) in enumerate(self.images.train.batches(plan)):
+            if not len(images):  # none of them could be read
+                if workers.world > 1:  # the others wait for this one's gradients
+                    raise TrainingFailed("no image of a worker's share of a batch could be read")
+                continue
             number = epoch * self.steps + step
             rate = self.rate_factor * rate_share(number, total, recipe)
             loss, score = learner.step(images, labels, rate, number, number / total)
@@ -334,6 +338,9 @@ class _Run:
                 if not math.isfinite(workers.mean(torch.stack(losses[-LOOK_EVERY:]).mean()).item()):
                     return None
                 self._say(epoch + 1, step + 1, None)
+        if epoch == 0 and self.images.train.skipped:
+            readable = readable_labels(self.images.train)
+            self.task.check_readable(self.images.train.labels, readable, self.parts.classes, self.parts.spec)
         train_loss = workers.mean(torch.stack(losses).mean()).item()
         accuracy = workers.mean(torch.stack(scores).sum() / max(1, seen)).item()
         trained = time.monotonic()
