@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +77,14 @@ class OrthogonalSteps(torch.optim.Optimizer):
     `momentum`, shaped as it is, and `whitening` (m, m), m the smaller of O and I.
 
     Args:
-        parameters: see `is_matrix`.
+        parameters: see `is_matrix`; or groups of them with rates of their own, as torch's optimizers take them.
         lr: learning rate; the spectral norm of a square matrix's step.
         weight_decay: share of the weight that is taken off a step, over `lr`.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, weight_decay: float
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
         self.done = 0
 
