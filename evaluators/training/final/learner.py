@@ -180,6 +180,8 @@ class Learner:
         """The averaged network's score (0 to 1) and mean loss on these images."""
         outputs, wanted = [], []
         for images, labels in feed.batches(batches):
+            if not len(images):  # none of them could be read
+                continue
             with computing(self.recipe.precision, self.device):
                 outputs.append(self.averaged.model(self.input(images)).float())
             wanted.append(labels.to(self.device))

@@ -27,6 +27,7 @@ from torch import nn
 from ....search_space import LowFormerConfig
 from ... import tasks
 from ...data import sources
+from ...data.feeding import readable_labels
 from ...data.loading import find_parts
 from ...data.sources import Data
 from ...device.agent import training as holding_off_measurements

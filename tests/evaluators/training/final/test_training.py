@@ -273,3 +273,27 @@ def test_rare_classes_weigh_more(config: LowFormerConfig, tmp_path: Path, balanc
             return network.model((x - mean) / spread).softmax(1)[:, 1].mean().item()
 
     assert recall(balance) > recall("none")
+
+
+def test_pictures_that_cannot_be_read_are_passed_over_and_a_class_without_any_is_said(
+    config: LowFormerConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for number in range(40):
+            pixels = np.clip(level + rng.normal(0, 20, (24, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    for number in range(20):
+        (tmp_path / "pictures" / "light" / f"{number}.png").write_bytes(b"no picture")
+    data = f"imagefolder:{tmp_path / 'pictures'}"
+    settings = FinalSettings(epochs=2, choices={"batch_size": 16})
+    network = train_network(config, data, LocalStore(tmp_path / "some"), settings)
+    assert network.validation_accuracy is not None and "no picture" not in caplog.text
+    for number in range(40):
+        (tmp_path / "pictures" / "light" / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="class 'light' has no readable training image"):
+        train_network(config, data, LocalStore(tmp_path / "none"), settings)
