@@ -41,6 +41,7 @@ logger = logging.getLogger("lownas.search")
 
 SAME_OUTPUTS = 1e-4
 """Largest difference of an output of the ONNX file from the torch model's, over the largest output."""
+_FEWEST_ROUNDS = 3  # from which a latency counts as measured; the worst one is left out
 _LOOKED_AT = 4  # images that both compute
 
 
@@ -199,19 +200,15 @@ def _difference(path: Path, model: Any, config: LowFormerConfig) -> float:
 def _latency(config: LowFormerConfig, result: SearchResult, after: AfterSearch) -> dict[str, Any]:
     """The latency fields of a `TrainedAnswer`: measured where the target is at hand, else predicted."""
     confidence = result.settings.confidence
-    if after.target.can_be_measured:
-        try:
-            medians = _medians_ms(result.run / "best.onnx", config, after)
-        except (ValueError, OSError, RuntimeError) as error:  # what was trained must not be lost to it
-            logger.warning("the trained network could not be measured: %s", error)
-        else:
-            return {
-                "latency_ms": float(np.median(medians)),
-                "low_ms": min(medians),
-                "high_ms": max(medians),
-                "latency_source": "measured",
-                "quantile_ms": dependable_ms(medians, confidence),
-            }
+    medians = _medians_ms(result.run / "best.onnx", config, after) if after.target.can_be_measured else []
+    if len(medians) >= _FEWEST_ROUNDS:
+        return {
+            "latency_ms": float(np.median(medians)),
+            "low_ms": min(medians),
+            "high_ms": max(medians),
+            "latency_source": "measured",
+            "quantile_ms": dependable_ms(medians, confidence),
+        }
     (predicted,) = after.predictor.predict([config])
     return {
         "latency_ms": float(predicted.latency_ms),
@@ -223,21 +220,28 @@ def _latency(config: LowFormerConfig, result: SearchResult, after: AfterSearch) 
 
 
 def _medians_ms(onnx: Path, config: LowFormerConfig, after: AfterSearch) -> list[float]:
-    """The median of each of a few measurements, of the file with its weights where the runtime takes files."""
+    """The median of each of a few measurements, of the file with its weights where the runtime takes files.
+
+    What was trained must not be lost to a measurement that fails: that is said, and left out.
+    """
     medians: list[float] = []
-    with open_meter(after.target) as meter:
-        network: Path | LowFormerConfig = onnx
-        for number in range(FINALIST_ROUNDS):
-            if number:
-                time.sleep(after.rest_s)
-            try:
-                measurement = meter.measure(network, meter.target)
-            except ValueError:
-                if network is config:
-                    raise
-                network = config
-                measurement = meter.measure(network, meter.target)
-            medians.append(float(measurement.median_ms))
+    network: Path | LowFormerConfig = onnx
+    try:
+        with open_meter(after.target) as meter:
+            for number in range(FINALIST_ROUNDS):
+                if number:
+                    time.sleep(after.rest_s)
+                try:
+                    measurement = meter.measure(network, meter.target)
+                except ValueError:  # the runtime, or the batch of the target, asks for something else than this file
+                    network = config
+                    measurement = meter.measure(network, meter.target)
+                medians.append(float(measurement.median_ms))
+    except (ValueError, OSError, RuntimeError) as error:
+        logger.warning(
+            "after %d of %d rounds the trained network could not be measured: %s",
+            *(len(medians), FINALIST_ROUNDS, error),
+        )
     return medians
 
 
