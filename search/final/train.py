@@ -112,44 +112,32 @@ def train(
     """Trains a network on labelled images to its final weights.
 
         trained = train("lowformer_b0", "imagefolder:pictures", budget="1h", out="b0")
-        trained = train(run="runs/cpu-3ms-1", budget="20m")
-        print(trained.validation_accuracy, trained.evaluate(part="test").top1)
+        print(train(run="runs/cpu-3ms-1", budget="20m").evaluate(part="test").top1)
 
-    The recipe is settled from the network, the data and the time; every choice is in `recipe` and `why` of what is
-    returned, and can be given. Everything is kept in the folder: training.json, log.csv, best.safetensors, result.json.
+    The recipe follows from network, data and time (`recipe` and `why` of what is returned); the folder keeps everything.
 
     Args:
         network: a configuration, the name of a published model, a config file, or a torch module with as many outputs
             as there are classes.
-        data: what to train on: a specification ("imagefolder:DIR"), a `DataSource`, or arrays (images, labels).
-        run: the folder of a search, in the place of a network: its answer is trained, on the search's data unless
-            others are given.
+        data: a specification ("imagefolder:DIR"), a `DataSource`, or arrays (images, labels).
+        run: the folder of a search, in the place of a network: its answer is trained, on its data if none are given.
         out: the folder of the training; RUN/training, or trainings/NAME-N, if None.
-        budget: wall time of the whole training ("1h"), which decides how many epochs there are.
-        epochs: passes over the training images; of `budget` and `epochs` one must be given.
+        budget, epochs: wall time of the whole training ("1h"), which decides how many epochs there are; or these.
         recipe: choices by the names of the fields of `TrainingRecipe`: {"mixup": 0.2}.
-        init_from: a checkpoint to start from, or "timm:NAME"; fresh weights if None.
-        teacher: a checkpoint whose outputs are learned from too.
+        init_from, teacher: checkpoints, or "timm:NAME": weights to start from; outputs to learn from too.
         freeze: whether only the head is trained.
         train_on: "train", or "train+validation" for the last percent: then only the test part can judge.
-        task: name of a task, or a `Task`; that of the run, or classification, if None.
+        task, seed: those of the run, or classification and 0, if None.
         resolution: side of the images in pixels; needed for a torch module.
-        seed: of weights, order and augmentation; that of the run, or 0, if None.
-        device: "cpu" or "cuda"; a GPU if there is one.
-        threads: of torch; one for each core, over all workers, if None.
-        loaders: processes that decode images where these do not fit into memory.
-        workers: Ray workers that train it together; 0 trains in this process.
-        ray_address: a Ray cluster that is there.
-        insecure: accept a cluster without authentication.
+        device, threads, loaders: "cpu" or "cuda"; of torch; processes that decode what does not fit into memory.
+        workers, ray_address, insecure: Ray workers that train it together (0: this process), and their cluster.
         track: where metrics go beside log.csv: "tensorboard", "mlflow".
         resume: goes on with the training in `out`; what is not given is as it was there.
         progress: True shows a bar; a function is called with each `TrainingStatus`.
-        announce: is called with the `Plan`, the recipe and its reasons, before the first epoch.
+        announce: is called with the `Plan` before the first epoch.
 
-    Raises:
-        ValueError: the request is wrong, or the time is too short for one epoch; one line says what is allowed.
-        OSError: the folder cannot be written; what was there before is intact.
-        RuntimeError: the loss is not finite, again and again.
+    Raises ValueError, in one line, for a wrong request or a time shorter than one epoch; OSError if the folder cannot be
+    written, where what was there stays intact; RuntimeError if the loss is not finite, again and again.
     """
     options: dict[str, Any] = {
         "budget": budget,
