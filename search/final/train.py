@@ -114,7 +114,7 @@ def train(
         trained = train("lowformer_b0", "imagefolder:pictures", budget="1h", out="b0")
         print(train(run="runs/cpu-3ms-1", budget="20m").evaluate(part="test").top1)
 
-    The recipe follows from network, data and time (`recipe` and `why` of what is returned); the folder keeps everything.
+    The recipe follows from network, data and time; `recipe` and `why` of what is returned say it.
 
     Args:
         network: a configuration, the name of a published model, a config file, or a torch module with as many outputs
@@ -136,17 +136,11 @@ def train(
         progress: True shows a bar; a function is called with each `TrainingStatus`.
         announce: is called with the `Plan` before the first epoch.
 
-    Raises ValueError, in one line, for a wrong request or a time shorter than one epoch; OSError if the folder cannot be
-    written, where what was there stays intact; RuntimeError if the loss is not finite, again and again.
+    Raises ValueError, in one line, for a wrong request or a time shorter than one epoch; OSError if the folder cannot
+    be written, and what was there stays intact; RuntimeError if the loss is not finite, again and again.
     """
-    options: dict[str, Any] = {
-        "budget": budget,
-        "epochs": epochs,
-        "recipe": recipe,
-        "init_from": init_from,
-        "teacher": teacher,
-    }
-    options |= {"freeze": freeze, "train_on": train_on, "task": task}
+    options: dict[str, Any] = {"budget": budget, "epochs": epochs, "recipe": recipe, "init_from": init_from}
+    options |= {"teacher": teacher, "freeze": freeze, "train_on": train_on, "task": task}
     options |= {"resolution": resolution, "seed": seed, "device": device, "threads": threads, "loaders": loaders}
     asked = _asked(network, data, run, _folder(network, run, out, resume=resume), options, workers, resume=resume)
     if ray_address is not None and not workers:
