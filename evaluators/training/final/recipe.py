@@ -23,6 +23,7 @@ MAX_EPOCHS = 300  # that a time budget is filled with
 LARGE_DATA = 200_000  # images from which on the papers' recipe is taken, if there are epochs for it
 LONG_TRAINING = 100  # epochs from which on it is
 SMALL_PICTURES = 64  # pixels up to which images are shifted, not cropped: there is little to see in a part of them
+MATRIX_RATE = 0.02  # with it networks learn about twice as much in a step as with AdamW alone (../orthogonal.py)
 LOPSIDED = 10.0  # largest over smallest class from which on rare classes weigh more
 
 Loss = Literal["ce", "bce"]
@@ -241,6 +242,7 @@ class TrainingFacts:
         inherited: whether it starts from other weights.
         frozen: whether only the head is trained.
         mixes: whether labels can be mixed and smoothed: those of a classification.
+        orthogonal_images: what orthogonalizing a step costs, in images that pass forward and backward.
     """
 
     config: LowFormerConfig | None
@@ -253,6 +255,7 @@ class TrainingFacts:
     inherited: bool = False
     frozen: bool = False
     mixes: bool = True
+    orthogonal_images: float = math.inf
 
 
 def choose_recipe(
@@ -345,11 +348,14 @@ def _compact(facts: TrainingFacts, epochs: int, like: str) -> tuple[TrainingReci
     if facts.inherited:
         rate /= 2
     lopsided = facts.lopsidedness >= LOPSIDED
+    # On a CPU dense products are some four times as fast as these convolutions: it takes a fifth of the time at most.
+    cheap = facts.orthogonal_images <= batch
     recipe = TrainingRecipe(
         base="compact",
         epochs=epochs,
         batch_size=min(batch, max(2, facts.images)),
         learning_rate=float(f"{rate:.3g}"),
+        matrix_rate=(MATRIX_RATE / 2 if facts.inherited else MATRIX_RATE) if cheap else 0.0,
         sides=(1.0,) if small else (4 / 7, 5 / 7, 6 / 7, 1.0),
         crop=1.0 if small else 0.35,
         flip=facts.mirrored,
@@ -372,8 +378,10 @@ def _compact(facts: TrainingFacts, epochs: int, like: str) -> tuple[TrainingReci
     why |= {"batch_size": f"{facts.images} images", "epochs": "given or by the time", "ema": f"{steps} steps"}
     if lopsided:
         why["balance"] = f"the largest class has {facts.lopsidedness:.0f} times the images of the smallest"
+    why["matrix_rate"] = f"it costs a step {'little' if cheap else 'much'} with {batch} images"
     if facts.inherited:
-        why |= {"learning_rate": "half of a fresh network's", "inherited_rate": "weights were inherited"}
+        why |= dict.fromkeys(("learning_rate", "matrix_rate"), "half of a fresh network's")
+        why["inherited_rate"] = "weights were inherited"
     return recipe, why
 
 

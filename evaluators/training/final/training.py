@@ -11,6 +11,7 @@ result.json        what it reached
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -23,14 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from ....search_space import LowFormerConfig
+from ....search_space import LowFormerConfig, build_model, op_graph
 from ... import tasks
 from ...data import sources
 from ...data.feeding import readable_labels
 from ...data.loading import find_parts
 from ...data.sources import Data
 from ...device.agent import training as holding_off_measurements
+from ..orthogonal import orthogonal_macs
 from ..trainer import torch_threads
 from .images import TrainingImages, judged, lopsidedness
 from .learner import Learner
@@ -166,6 +169,7 @@ class _Run:
             inherited=self.start is not None,
             frozen=settings.freeze,
             mixes=isinstance(self.task, tasks.MixableTask),
+            orthogonal_images=orthogonal_images(self.network, self.side),
         )
 
     @property
@@ -484,6 +488,16 @@ class _Run:
 
 
 # --- small things
+
+
+def orthogonal_images(network: LowFormerConfig | nn.Module, side: int) -> float:
+    """What orthogonalizing one step of a network costs, in images of its size that pass forward and backward."""
+    if isinstance(network, LowFormerConfig):
+        with torch.device("meta"):
+            return orthogonal_macs(build_model(network)) / (3 * op_graph(network).macs)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        copy.deepcopy(network).eval()(torch.zeros(1, 3, side, side))
+    return orthogonal_macs(network) / max(1.0, 1.5 * counted.get_total_flops())
 
 
 def _resolution(network: LowFormerConfig | nn.Module, resolution: int | None) -> int:

@@ -73,6 +73,7 @@ def test_lopsided_data_gpus_inherited_weights_and_other_tasks() -> None:
     assert recipe(lopsidedness=30.0).balance == "weights" and recipe(lopsidedness=3.0).balance == "none"
     assert recipe(on_gpu=True).precision == "fp16" and recipe().precision == "fp32"
     assert recipe(inherited=True).learning_rate < recipe().learning_rate
+    assert recipe(orthogonal_images=20.0).matrix_rate > 0 == recipe(orthogonal_images=2000.0).matrix_rate
     regression = recipe(mixes=False)
     assert (regression.mixup, regression.cutmix, regression.erasing, regression.loss) == (0, 0, 0, "ce")
 
