@@ -46,6 +46,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from lownas.evaluators.device.measure import LatencyMeasurement
     from lownas.predictors import Target
+    from lownas.search import SearchResult
     from lownas.search_space import LowFormerConfig, OpGraph
 
 app = typer.Typer(
@@ -143,12 +144,19 @@ def search(*, resume: bool, replay: Path | None, profiles: Path | None, dry_run:
     if dry_run:
         _print_dry_run(given, profiles, earlier, as_json=as_json)
         return
+    said: list[SearchResult] = []
+
+    def searched(result: SearchResult) -> None:
+        if not as_json:
+            print_result(result)
+            said.append(result)
+
     with _second_interrupt_ends():
-        result = search_from(given, profiles=profiles, progress=True, earlier=earlier, resume=resume)
+        result = search_from(given, profiles=profiles, progress=True, earlier=earlier, resume=resume, searched=searched)
     if as_json:
         print_json(result.to_dict())
     else:
-        print_result(result)
+        print_result(result, *said)
     if result.answer is None:
         raise RuntimeError("the search found no answer: see the notes above and log.txt in the run folder")
 

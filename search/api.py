@@ -180,9 +180,14 @@ def search_from(
     progress: bool | Progress = False,
     earlier: Path | None = None,
     resume: bool = False,
+    searched: Callable[[SearchResult], None] | None = None,
 ) -> SearchResult:
-    """Searches, resumes or replays with settings as the command line has them: what `nas.py` calls."""
-    return _search(_Asked(given, None, None, None, progress, profiles, earlier=earlier, resume=resume))
+    """Searches, resumes or replays with settings as the command line has them: what `nas.py` calls.
+
+    `searched` is told what was found before the answer is trained, where that follows.
+    """
+    asked = _Asked(given, None, None, None, progress, profiles, earlier=earlier, resume=resume, searched=searched)
+    return _search(asked)
 
 
 # The names that are in **settings, for whoever asks what `search` takes.
@@ -216,6 +221,7 @@ class _Asked:
     profiles: str | Path | None
     earlier: Path | None = None
     resume: bool = False
+    searched: Callable[[SearchResult], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -263,6 +269,8 @@ def _trained(result: SearchResult, prepared: _Prepared, asked: _Asked) -> Search
     from .final.after_search import AfterSearch, train_answer
     from .results.printing import print_recipe
 
+    if asked.searched is not None:
+        asked.searched(result)
     parts, shown = prepared.parts, asked.progress is True
     after = AfterSearch(
         prepared.target,

@@ -44,12 +44,17 @@ def print_lines(lines: Sequence[str]) -> None:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def print_result(result: SearchResult) -> None:
-    """The table of a search, what must be known of it, and where it left what."""
+def print_result(result: SearchResult, before: SearchResult | None = None) -> None:
+    """The table of a search, what must be known of it, and where it left what.
+
+    `before` was printed already, before the answer was trained: then only what is new.
+    """
     from .tables import result_table
 
-    stdout().print(result_table(result))
-    print_lines([f"- {note}" for note in result.notes])
+    if before is None:
+        stdout().print(result_table(result))
+    known = () if before is None else before.notes
+    print_lines([f"- {note}" for note in result.notes if note not in known])
     left = [name for name in RUN_FILES if (result.run / name).exists()]
     stdout().print(f"run folder: {result.run} ({', '.join(left)})", soft_wrap=True)
 

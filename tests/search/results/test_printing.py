@@ -1,6 +1,7 @@
 """What is printed of a search, beside its tables."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,9 @@ def test_a_result_says_where_it_left_what(outcome, capsys: pytest.CaptureFixture
     assert f"run folder: {outcome.run} (" in shown and "training/" in shown
     assert f"- {outcome.notes[0]}" in shown
     (outcome.run / "training").rmdir()
+    print_result(replace(outcome, notes=(*outcome.notes, "Now it is trained.")), outcome)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "- Now it is trained." and lines[1].startswith("run folder: ") and len(lines) == 2
 
 
 def test_a_plan_says_that_the_answer_is_trained(settings, capsys: pytest.CaptureFixture[str]) -> None:
