@@ -237,9 +237,9 @@ def _settings(options: Mapping[str, Any], stored: Mapping[str, Any], searched: M
     if (recipe := options.get("recipe")) is not None:
         given["choices"] = read_choices(recipe)
     for name in ("init_from", "teacher"):
-        if given[name] is not None:
-            found = Path(given[name])
-            given[name] = str(found.absolute() if found.exists() else given[name])
+        if (checkpoint := given[name]) is not None:
+            there = Path(checkpoint).exists()
+            given[name] = str(Path(checkpoint).absolute() if there else checkpoint)
     seed = searched.get("seed", 0)
     known = {name: value for name, value in given.items() if value is not None}
     return {"seed": seed, "data_seed": seed, **stored.get("settings", {}), **known}
