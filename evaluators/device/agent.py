@@ -45,6 +45,7 @@ SILENCE_S = 60
 """How long an agent measures on without such a line: a broken connection may not tell of its end for hours."""
 ROOM_BYTES = 2**25
 """What profiling writes to the disk, beside an optimized model of about the size of the given one."""
+TURN_S = 10.0  # after so long a training lets a measurement by that waits
 LOCK = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()) / "lownas.lock"
 """Held during every measurement on this machine, whoever's it is."""
 
@@ -158,8 +159,11 @@ def alone(say: Callable[[str], None]) -> Iterator[Path]:
     base.mkdir(mode=0o700, exist_ok=True)
     if base.is_symlink() or not base.is_dir() or base.stat().st_uid != os.getuid():
         raise RuntimeError(f"{base} is not a folder of this user's: remove it")
+    begin = time.monotonic()
     with _lock_file() as lock:
-        _wait_for(lock, say)
+        with _lock_file(".turn") as turn:
+            _wait_for(turn, lock, say, begin)
+            _wait_for(lock, lock, say, begin)  # meanwhile no training begins
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
@@ -173,35 +177,58 @@ def alone(say: Callable[[str], None]) -> Iterator[Path]:
             lock.truncate(0)
 
 
+class HoldingOff:
+    """Holds off measurements while this process works hard; waits for one under way. Others may train meanwhile.
+
+    A measurement that waits is the next one: trainings that begin later, or let it by, wait for it.
+    """
+
+    def __enter__(self) -> HoldingOff:
+        with _lock_file(".turn") as turn:
+            fcntl.flock(turn, fcntl.LOCK_SH)
+            self._lock = _lock_file()
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._since = time.monotonic()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.close()
+
+    def let_measure(self) -> None:
+        """To be called now and then in long work: lets a measurement by that waits, if it is some seconds since."""
+        if time.monotonic() - self._since >= TURN_S:
+            self._lock.close()
+            self.__enter__()
+
+
 @contextmanager
 def training() -> Iterator[None]:
-    """Holds off measurements while this process works hard; waits for one under way. Others may train meanwhile."""
-    with _lock_file() as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    """Holds off measurements all the time; see `HoldingOff`."""
+    with HoldingOff():
         yield
 
 
-def _lock_file() -> TextIO:
+def _lock_file(suffix: str = "") -> TextIO:
     """The lock's file, open; whoever comes first makes it, and every user of this machine may lock it."""
+    path = f"{LOCK}{suffix}"
     flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         try:
-            opened = os.open(LOCK, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            opened = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
             os.fchmod(opened, 0o666)  # whatever the umask
         except FileExistsError:
-            opened = os.open(LOCK, flags)  # not to be made: Linux may forbid that for another user's file
+            opened = os.open(path, flags)  # not to be made: Linux may forbid that for another user's file
     except OSError as error:
-        raise RuntimeError(f"cannot open the lock of measurements {LOCK}: {error.strerror}") from None
+        raise RuntimeError(f"cannot open the lock of measurements {path}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
-        raise RuntimeError(f"{LOCK} is not a plain file: remove it")
+        raise RuntimeError(f"{path} is not a plain file: remove it")
     return os.fdopen(opened, "a+")
 
 
-def _wait_for(lock: TextIO, say: Callable[[str], None]) -> None:
-    begin = time.monotonic()
+def _wait_for(wanted: TextIO, lock: TextIO, say: Callable[[str], None], begin: float) -> None:
     said = False
-    while not _locked(lock):
+    while not _locked(wanted):
         waited = time.monotonic() - begin
         lock.seek(0)
         holder = lock.read(30)  # of a measurement; trainings, of which there may be several, leave no name

@@ -32,7 +32,7 @@ from ...data import sources
 from ...data.feeding import readable_labels
 from ...data.loading import find_parts
 from ...data.sources import Data
-from ...device.agent import training as holding_off_measurements
+from ...device.agent import HoldingOff
 from ..orthogonal import orthogonal_macs
 from ..trainer import torch_threads
 from .images import TrainingImages, judged, lopsidedness
@@ -122,6 +122,8 @@ class _Run:
         source = sources.source(data)
         self.parts = find_parts(source, settings.data_seed, resolution=self.side, task=task)
         self.network = self._fitted(network)
+        if settings.freeze and settings.init_from is None and isinstance(network, LowFormerConfig):
+            raise ValueError("a frozen backbone needs weights to start from (--init-from)")
         self.start = None if settings.init_from is None else load_weights(settings.init_from)
         self.teacher = None if settings.teacher is None else self._teacher(settings.teacher)
         self.facts = self._facts(source.mirrored, source.max_shift)
@@ -289,8 +291,7 @@ class _Run:
         if self.done == 0:
             self._save()  # what a training goes back to whose first epoch fails
         while self.done < self.recipe.epochs:
-            with holding_off_measurements():
-                row = self._epoch(self.done)
+            row = self._epoch(self.done)
             if row is None:
                 self._go_back()
                 continue
@@ -301,7 +302,7 @@ class _Run:
                 self._save()
                 saved = time.monotonic()
             self._say(self.done, self.steps, row)
-        with holding_off_measurements():
+        with HoldingOff():
             return self._conclude()
 
     @property
@@ -320,20 +321,35 @@ class _Run:
 
     def _epoch(self, epoch: int) -> dict[str, Any] | None:
         """Goes over the training images once, and judges; None if the loss is not finite."""
-        recipe, workers, learner = self.recipe, self.workers, self.learner
-        begun, total = time.monotonic(), self.steps * recipe.epochs
+        begun = time.monotonic()
         torch.manual_seed(self._seed(epoch + 1))
-        learner.train()
-        losses, scores, seen = [], [], 0
+        self.learner.train()
+        with HoldingOff() as holding:
+            learned = self._learn(epoch, holding)
+            if learned is None:
+                return None
+            trained = time.monotonic()
+            holding.let_measure()
+            judged = self._validated(epoch)
+        images = learned.pop("images")
+        speed = round(images / (trained - begun), 1)
+        row = {**learned, **judged, "images_per_second": speed, "seconds": round(self.seconds, 2)}
+        return None if row["validation_loss"] is not None and not math.isfinite(row["validation_loss"]) else row
+
+    def _learn(self, epoch: int, holding: HoldingOff) -> dict[str, Any] | None:
+        """The steps of an epoch: what its row says of them, and how many images there were; None as `_epoch`."""
+        recipe, workers = self.recipe, self.workers
+        losses, scores, seen, total = [], [], 0, self.steps * recipe.epochs
         plan = self.images.epoch(recipe, self.settings.seed, epoch, workers.rank, workers.world)
         for step, (images, labels) in enumerate(self.images.train.batches(plan)):
             if not len(images):  # none of them could be read
                 if workers.world > 1:  # the others wait for this one's gradients
                     raise TrainingFailed("no image of a worker's share of a batch could be read")
                 continue
+            holding.let_measure()
             number = epoch * self.steps + step
             rate = self.rate_factor * rate_share(number, total, recipe)
-            loss, score = learner.step(images, labels, rate, number, number / total)
+            loss, score = self.learner.step(images, labels, rate, number, number / total)
             losses.append(loss)
             scores.append(score)
             seen += len(images)
@@ -348,19 +364,15 @@ class _Run:
             self.task.check_readable(self.images.train.labels, readable, self.parts.classes, self.parts.spec)
         train_loss = workers.mean(torch.stack(losses).mean()).item()
         accuracy = workers.mean(torch.stack(scores).sum() / max(1, seen)).item()
-        trained = time.monotonic()
         if not math.isfinite(train_loss):
             return None
-        row = {
+        return {
             "epoch": epoch + 1,
             "learning_rate": float(f"{rate * recipe.learning_rate:.6g}"),
             "train_loss": round(train_loss, 6),
             "train_accuracy": round(accuracy, 6),
-            **self._validated(epoch),
-            "images_per_second": round(seen * workers.world / (trained - begun), 1),
-            "seconds": round(self.seconds, 2),
+            "images": seen * workers.world,
         }
-        return None if row["validation_loss"] is not None and not math.isfinite(row["validation_loss"]) else row
 
     def _validated(self, epoch: int) -> dict[str, float | None]:
         """Validation loss and accuracy after an epoch, where it is one of those that are judged."""

@@ -218,8 +218,6 @@ def prepared_network(
     inherited: frozenset[str] = frozenset()
     if start is not None:
         inherited = _inherited(model, start, classes)
-    if freeze and start is None:
-        raise ValueError("a frozen backbone needs weights to start from (--init-from)")
     return Prepared(model, inherited, _backbone_names(model) if freeze else frozenset())
 
 

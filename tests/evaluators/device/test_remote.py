@@ -473,6 +473,39 @@ def test_no_measurement_beside_a_training(monkeypatch, tmp_path):
         pass
 
 
+def test_a_measurement_that_waits_comes_next_though_trainings_never_all_stop(monkeypatch, tmp_path):
+    """Two trainings let measurements by at different times; without taking turns one of them would always work."""
+    monkeypatch.setattr(agent, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(agent, "WAIT_S", 20.0)
+    monkeypatch.setattr(agent, "TURN_S", 0.2)
+    over, working = threading.Event(), []
+
+    def train(number):
+        with agent.HoldingOff() as holding:
+            while not over.is_set():
+                working.append(number)
+                time.sleep(0.03 * number)
+                holding.let_measure()
+
+    threads = [threading.Thread(target=train, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.1)
+        begin = time.monotonic()
+        with agent.alone(print):
+            waited, before = time.monotonic() - begin, len(working)
+            time.sleep(0.3)
+            assert len(working) == before  # nobody works beside it
+        assert waited < 5
+        time.sleep(0.3)
+        assert {1, 2} <= set(working[before:])  # they go on
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_lock_is_for_every_user(monkeypatch, tmp_path):
     lock = tmp_path / "lock"
     monkeypatch.setattr(agent, "LOCK", lock)
