@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .. import tasks
 from .batches import ImageBatches
+from .optimizer_state import restore, state_tensors, under
 from .orthogonal import OrthogonalSteps, is_matrix
 from .settings import DEFAULT_TASK, ProxySettings
 
@@ -213,8 +214,7 @@ class Training:
         """Writes everything that `load` needs to go on, as safetensors; the file is complete or not there."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for prefix, optimizer in self._optimizers().items():
-            for number, state in optimizer.state_dict()["state"].items():
-                tensors.update({f"{prefix}{number}.{name}": value for name, value in state.items()})
+            tensors |= state_tensors(prefix, optimizer)
         tensors |= {"order": self._order, "random": torch.get_rng_state()}
         if self._losses:
             tensors |= {"losses": torch.stack(self._losses), "correct": torch.stack(self._scores)}
@@ -242,9 +242,9 @@ class Training:
             facts = json.loads(metadata["facts"])
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
             return False
-        self.model.load_state_dict(_under("model.", tensors))
+        self.model.load_state_dict(under("model.", tensors))
         for prefix, optimizer in self._optimizers().items():
-            _restore(optimizer, _under(prefix, tensors))
+            restore(optimizer, under(prefix, tensors))
         self._order = tensors["order"]
         self._losses = [value.to(self.device) for value in tensors.get("losses", torch.empty(0))]
         self._scores = [value.to(self.device) for value in tensors.get("correct", torch.empty(0))]
@@ -254,23 +254,6 @@ class Training:
         self.history = [EpochRecord(**record) for record in facts["history"]]
         torch.set_rng_state(tensors["random"])
         return True
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _restore(optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]) -> None:
-    """Gives an optimizer the state of each parameter, as `Training.save` left it under "number.name"."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in stored.items():
-        number, _, name = key.partition(".")
-        parameter = parameters[int(number)]
-        # A fused step reads moments in their parameter's memory format, whatever their own.
-        like = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-        state.setdefault(int(number), {})[name] = like
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
