@@ -48,7 +48,9 @@ def _numbers(text: str, what: str) -> list[float]:
 
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `train`."""
-    arguments = {name: value for name, value in given.items() if value not in (None, False, [])}
+    # A number 0 is something that was said: it equals False, but is another thing.
+    said = {name: value for name, value in given.items() if value is not None and value is not False}
+    arguments = {name: value for name, value in said.items() if value != []}
     named = [name for name in ("run", "config", "preset") if name in arguments]
     if len(named) > 1:
         raise ValueError(f"train: one network, and --{' and --'.join(named)} are {len(named)}")

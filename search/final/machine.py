@@ -8,10 +8,14 @@ from typing import Any
 def machine_settings(device: str | None, threads: int | None, loaders: int | None, workers: int) -> dict[str, Any]:
     """Where and with how much of this machine a process trains: fields of `FinalSettings`.
 
-    Raises ValueError for a device that is not there.
+    Raises ValueError for a device that is not there, and for numbers that are too small.
     """
     import psutil
     import torch
+
+    for name, value, least in (("threads", threads, 1), ("loaders", loaders, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"--{name}: at least {least}, given {value}")
 
     cores = max(1, psutil.cpu_count(logical=False) or 1)
     if device is None:
