@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import tasks
 from ...data.feeding import Batch, ImageFeed, image_feed
 from ...data.loading import DataParts
-from ...data.records import EncodedImages, LabelledImages
+from ...data.records import EncodedImages, ImageData, LabelledImages
 from ...tasks.base import MixableTask
 from .optimization import class_weights
 from .recipe import TrainingRecipe
@@ -132,6 +132,19 @@ def judged(index: NDArray[np.int64], side: int, recipe: TrainingRecipe) -> list[
     share = recipe.judged_share**2
     parts: Sequence[NDArray[np.int64]] = np.split(index, range(JUDGED_TOGETHER, len(index), JUDGED_TOGETHER))
     return [Batch(part, side, None, (share, share)) for part in parts]
+
+
+def outputs_for(parts: DataParts, task: tasks.Task, side: int) -> int:
+    """How many outputs a network for these data has; no image is decoded for that."""
+
+    def blank(part: LabelledImages) -> NDArray[np.uint8]:
+        return np.broadcast_to(np.uint8(0), (len(part), side, side, 3))
+
+    train, validation = parts.train, parts.validation
+    labels = ImageData(
+        blank(train), train.labels, blank(validation), validation.labels, parts.classes, parts.spec, parts.card
+    )
+    return task.outputs(labels)
 
 
 def lopsidedness(part: LabelledImages, task: tasks.Task) -> float:

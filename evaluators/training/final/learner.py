@@ -19,7 +19,7 @@ from ..orthogonal import OrthogonalSteps
 from .augmentation import Augmenter
 from .optimization import AveragedWeights, FinalLoss, LossScale, computing, optimizers_of
 from .recipe import TrainingRecipe
-from .weights import Pixels, Prepared, Weights
+from .weights import Pixels, Prepared, Weights, plain_tensors
 from .workers import Workers
 
 AGREES_FROM = 0.25  # share of the steps after which the averaged weights are agreed with
@@ -121,8 +121,8 @@ class Learner:
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         self.model.zero_grad(set_to_none=True)
         losses, scores = [], []
-        parts = self.recipe.accumulation
-        for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+        parts = min(self.recipe.accumulation, max(1, len(images) // 2))  # BatchNorm needs two images
+        for some, theirs in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
             varied, wanted = self._augmenter(some.float() / 255, theirs, self._normalized)
             varied = varied.contiguous(memory_format=torch.channels_last)
             with computing(self.recipe.precision, self.device):
@@ -198,9 +198,7 @@ class Learner:
         for name, optimizer in self.optimizers.items():
             tensors |= state_tensors(name, optimizer)
         facts = {**facts, "loss_scale": self._scale.state(), "matrix_steps": self._matrix_steps}
-        return save_tensors(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"facts": json.dumps(facts)}
-        )
+        return save_tensors(plain_tensors(tensors), {"facts": json.dumps(facts)})
 
     def load(self, content: bytes, where: str) -> dict[str, Any]:
         """Goes on from what `to_bytes` gave; gives its facts. Raises ValueError, in one line, for something else."""

@@ -83,7 +83,8 @@ class AveragedWeights:
         self._latest: list[Tensor] = []
         self._copied: list[tuple[Tensor, Tensor]] = []
         latest = dict(model.state_dict(keep_vars=True))
-        for name, value in self.model.state_dict(keep_vars=True).items():
+        states = {id(value): (name, value) for name, value in self.model.state_dict(keep_vars=True).items()}
+        for name, value in states.values():  # each once, though a module may have it under two names
             if value.is_floating_point():
                 self._averaged.append(value.detach())
                 self._latest.append(latest[name].detach())

@@ -21,7 +21,6 @@ RESERVE = 0.08  # share of a time budget that is not planned: machines are slowe
 LOOKS = 6  # steps of each size of images that are timed
 WARM_UP = 2  # steps before
 VALIDATION_SHARE = 0.1  # of an epoch's time that validation may take after it; else some epochs are not judged
-FEWEST = 2  # epochs that a time budget is worth: 1 if it must be
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,12 @@ class Planner:
 
     def _recipe(self, epochs: int) -> tuple[TrainingRecipe, dict[str, str]]:
         recipe, why = choose_recipe(self.facts, epochs, {**self.choices, "epochs": epochs})
-        if recipe.batch_size % self.workers.world:
+        world, images = self.workers.world, min(recipe.batch_size, self.facts.images)
+        least = 2 * recipe.accumulation  # BatchNorm needs two images each time
+        if world > 1 and (recipe.batch_size % world or images < least * world):
             raise ValueError(
-                f"a batch of {recipe.batch_size} images cannot be shared evenly by {self.workers.world} workers: "
-                "give another one (--set batch_size=...)"
+                f"a batch of {images} images cannot be shared by {world} workers, evenly and at least {least} for "
+                "each: give another one (--set batch_size=...), or fewer workers"
             )
         return recipe, why | {"epochs": "given"}
 
@@ -120,7 +121,8 @@ class Planner:
             batches = [type(batch)(batch.index, side, batch.seed, batch.crop) for batch in plan]
             times = [time.perf_counter()]
             for images, labels in self.images.train.batches(batches):
-                learner.step(images, labels, 1e-3, 0, 1.0)
+                if len(images) > 1:  # else they could not be read
+                    learner.step(images, labels, 1e-3, 0, 1.0)
                 self._synchronize()
                 times.append(time.perf_counter())
             took = np.diff(times)[min(WARM_UP, len(batches) - 1) :]

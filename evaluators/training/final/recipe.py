@@ -123,6 +123,8 @@ class TrainingRecipe:
         for name in ("crop", "judged_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise _impossible(name, "above 0 and at most 1", getattr(self, name))
+        if 2 * self.accumulation > self.batch_size:
+            raise _impossible("accumulation", f"at most half of batch_size {self.batch_size}", self.accumulation)
         if not self.sides or not all(0 < side <= 2 for side in self.sides):
             raise _impossible("sides", "shares above 0 and at most 2", list(self.sides))
         if not 0 <= self.randaugment_magnitude < 10:
@@ -243,6 +245,7 @@ class TrainingFacts:
         frozen: whether only the head is trained.
         mixes: whether labels can be mixed and smoothed: those of a classification.
         orthogonal_images: what orthogonalizing a step costs, in images that pass forward and backward.
+        one_size: whether the network takes images of no other size than its own.
     """
 
     config: LowFormerConfig | None
@@ -256,6 +259,7 @@ class TrainingFacts:
     frozen: bool = False
     mixes: bool = True
     orthogonal_images: float = math.inf
+    one_size: bool = False
 
 
 def choose_recipe(
@@ -266,22 +270,41 @@ def choose_recipe(
     Args:
         given: choices of the user's by their names; "base" is among them where one is forced.
 
-    Raises ValueError for unknown names and impossible values.
+    Raises ValueError for unknown names, impossible values, and choices that only a classification has.
     """
     chosen = _typed(given or {})
+    if not facts.mixes:
+        _check_unmixed(chosen)
     like = nearest_published(facts.config)
     long = facts.images >= LARGE_DATA and epochs >= LONG_TRAINING and not facts.inherited
     base = chosen.get("base", "papers" if long else "compact")
     recipe, why = (_papers if base == "papers" else _compact)(facts, epochs, like)
-    if not facts.mixes:
-        recipe = replace(recipe, mixup=0.0, cutmix=0.0, loss="ce", balance="none", agreement=0.0)
-        recipe = replace(recipe, crop=1.0, randaugment_layers=0, randaugment_magnitude=0.0, erasing=0.0)
-    if facts.frozen:
-        recipe = replace(recipe, drop_path=0.0, ema=min(recipe.ema, 0.99), sides=(1.0,))
-    recipe = replace(recipe, **{"precision": "fp16" if facts.on_gpu else "fp32", **chosen})
     why = {field.name: why.get(field.name, f"{base} recipe") for field in fields(recipe)}
+    adapted: list[tuple[str, dict[str, Any]]] = []
+    if not facts.mixes:
+        whole = {"crop": 1.0, "randaugment_layers": 0, "randaugment_magnitude": 0.0, "erasing": 0.0}
+        adapted.append(("no classification", {**_UNMIXED, **whole}))
+    if facts.one_size:
+        adapted.append(("the network takes no other size", {"sides": (1.0,)}))
+    if facts.frozen:
+        rates = {"drop_path": 0.0, "ema": min(recipe.ema, 0.99), "sides": (1.0,)}
+        adapted.append(("only the head is trained", rates))
+    for reason, values in adapted:
+        recipe, why = replace(recipe, **values), why | dict.fromkeys(values, reason)
+    recipe = replace(recipe, **{"precision": "fp16" if facts.on_gpu else "fp32", **chosen})
     why["precision"] = "a GPU: fp16 with loss scaling" if facts.on_gpu else "a CPU"
     return recipe, why | dict.fromkeys(chosen, "given")
+
+
+# What only a classification has, as it is for other tasks.
+_UNMIXED: Mapping[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "loss": "ce", "balance": "none", "agreement": 0.0}
+
+
+def _check_unmixed(chosen: Mapping[str, Any]) -> None:
+    """Raises ValueError for a choice that would have no effect where labels are no classes."""
+    for name, value in _UNMIXED.items():
+        if chosen.get(name, value) != value:
+            raise ValueError(f"recipe: {name}={chosen[name]} is for classifications only; this task has {name}={value}")
 
 
 def nearest_published(config: LowFormerConfig | None) -> str:

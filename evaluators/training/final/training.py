@@ -11,7 +11,6 @@ result.json        what it reached
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import json
@@ -24,19 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from ....search_space import LowFormerConfig, build_model, op_graph
+from ....search_space import LowFormerConfig
 from ... import tasks
 from ...data import sources
 from ...data.feeding import readable_labels
 from ...data.loading import find_parts
 from ...data.sources import Data
 from ...device.agent import HoldingOff
-from ..orthogonal import orthogonal_macs
 from ..trainer import torch_threads
-from .images import TrainingImages, judged, lopsidedness
+from .images import TrainingImages, judged, lopsidedness, outputs_for
 from .learner import Learner
+from .modules import about_module, look_at
 from .optimization import rate_share
 from .planning import Plan, Planner
 from .recipe import TrainingFacts, TrainingRecipe
@@ -127,6 +125,8 @@ class _Run:
         self.start = None if settings.init_from is None else load_weights(settings.init_from)
         self.teacher = None if settings.teacher is None else self._teacher(settings.teacher)
         self.facts = self._facts(source.mirrored, source.max_shift)
+        if self.facts.images < 2:
+            raise ValueError(f"{self.parts.spec}: at least 2 images to train on are needed, found {self.facts.images}")
         self.before_s = 0.0
         self.done = 0
         self.rate_factor, self.setbacks = 1.0, 0
@@ -136,13 +136,14 @@ class _Run:
 
     def _fitted(self, network: LowFormerConfig | nn.Module) -> LowFormerConfig | nn.Module:
         """The network with the outputs that the data ask for."""
-        self.outputs = len(self.parts.classes)
+        self.outputs = outputs_for(self.parts, self.task, self.side)
         if isinstance(network, LowFormerConfig):
-            self.outputs = self.outputs or network.classes
             return network.replace(resolution=self.side, classes=self.outputs, head=self.task.head)
         return network
 
     def _teacher(self, spec: str) -> Weights:
+        if not isinstance(self.task, tasks.MixableTask):
+            raise ValueError(f"--teacher {spec}: only classifications can be taught, not {self.task.name}")
         weights = load_weights(spec)
         if weights.model is None:
             raise ValueError(f"--teacher {spec}: not a LowFormer")
@@ -160,6 +161,7 @@ class _Run:
     def _facts(self, mirrored: bool, max_shift: float) -> TrainingFacts:
         settings = self.settings
         both = settings.train_on == "train+validation"
+        look = look_at(self.network, self.side, len(self.parts.classes))
         return TrainingFacts(
             config=self.network if isinstance(self.network, LowFormerConfig) else None,
             images=len(self.parts.train) + (len(self.parts.validation) if both else 0),
@@ -171,7 +173,8 @@ class _Run:
             inherited=self.start is not None,
             frozen=settings.freeze,
             mixes=isinstance(self.task, tasks.MixableTask),
-            orthogonal_images=orthogonal_images(self.network, self.side),
+            orthogonal_images=look.orthogonal_images,
+            one_size=look.one_size,
         )
 
     @property
@@ -181,7 +184,7 @@ class _Run:
         for name in ("device", "threads", "loaders"):
             del settings[name]
         network = self.network
-        about: Any = network.to_dict() if isinstance(network, LowFormerConfig) else _module_about(network)
+        about: Any = network.to_dict() if isinstance(network, LowFormerConfig) else about_module(network)
         facts = {
             "network": about,
             "resolution": self.side,
@@ -341,10 +344,11 @@ class _Run:
         recipe, workers = self.recipe, self.workers
         losses, scores, seen, total = [], [], 0, self.steps * recipe.epochs
         plan = self.images.epoch(recipe, self.settings.seed, epoch, workers.rank, workers.world)
+        least = 2 * (recipe.accumulation if workers.world > 1 else 1)  # BatchNorm needs two images each time
         for step, (images, labels) in enumerate(self.images.train.batches(plan)):
-            if not len(images):  # none of them could be read
+            if len(images) < least:  # the others could not be read
                 if workers.world > 1:  # the others wait for this one's gradients
-                    raise TrainingFailed("no image of a worker's share of a batch could be read")
+                    raise TrainingFailed("hardly an image of a worker's share of a batch could be read")
                 continue
             holding.let_measure()
             number = epoch * self.steps + step
@@ -502,27 +506,12 @@ class _Run:
 # --- small things
 
 
-def orthogonal_images(network: LowFormerConfig | nn.Module, side: int) -> float:
-    """What orthogonalizing one step of a network costs, in images of its size that pass forward and backward."""
-    if isinstance(network, LowFormerConfig):
-        with torch.device("meta"):
-            return orthogonal_macs(build_model(network)) / (3 * op_graph(network).macs)
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
-        copy.deepcopy(network).eval()(torch.zeros(1, 3, side, side))
-    return orthogonal_macs(network) / max(1.0, 1.5 * counted.get_total_flops())
-
-
 def _resolution(network: LowFormerConfig | nn.Module, resolution: int | None) -> int:
     if isinstance(network, LowFormerConfig):
         return resolution or network.resolution
     if resolution is None:
         raise ValueError("resolution: a torch module does not say the size of its images; give it in pixels")
     return resolution
-
-
-def _module_about(module: nn.Module) -> dict[str, Any]:
-    """A module in a few words, by which it is known again."""
-    return {"module": type(module).__name__, "parameters": sum(value.numel() for value in module.parameters())}
 
 
 def _check_same(name: str, stored: Any, wanted: Any) -> None:

@@ -74,8 +74,22 @@ def network_bytes(
     metadata = {"format": FORMAT, "about": json.dumps(about)}
     if isinstance(config, LowFormerConfig):
         metadata["config"] = json.dumps(config.to_dict())
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    return save_tensors(tensors, metadata)
+    return save_tensors(plain_tensors(model.state_dict()), metadata)
+
+
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors files take them: on the CPU, contiguous, and none in memory that another one has too.
+
+    Modules may have a parameter under two names.
+    """
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        plain = value.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if place in places else plain
+        places.add(place)
+    return found
 
 
 def load_weights(spec: str | Path) -> Weights:

@@ -115,3 +115,17 @@ def test_impossible_choices_are_one_line(choices: dict[str, object], said: str) 
     with pytest.raises(ValueError, match=f"^recipe: {said}") as error:
         choose_recipe(TrainingFacts(None, images=5000, side=48), 20, choices)
     assert "\n" not in str(error.value)
+
+
+def test_what_was_adapted_says_why() -> None:
+    recipe, why = choose_recipe(TrainingFacts(None, images=5000, side=160, frozen=True, one_size=True), 200)
+    assert (recipe.drop_path, recipe.sides) == (0.0, (1.0,))
+    assert why["drop_path"] == why["sides"] == "only the head is trained" and "published" in why["mixup"]
+    _, why = choose_recipe(TrainingFacts(None, images=5000, side=48, mixes=False), 200)
+    assert why["mixup"] == why["erasing"] == "no classification"
+
+
+def test_batch_norm_has_two_images() -> None:
+    with pytest.raises(ValueError, match="accumulation must be at most half of batch_size 64, given 64"):
+        TrainingRecipe(batch_size=64, accumulation=64)
+    assert TrainingRecipe(batch_size=64, accumulation=32).accumulation == 32
