@@ -136,7 +136,7 @@ def _asked(result: SearchResult, answer: Candidate, folder: Path, after: AfterSe
         answer.config,
         after.data,
         after.task,
-        FinalSettings(**values, **machine_settings(None, None, None, 0)),
+        FinalSettings(**values, **machine_settings(None, (stored or {}).get("threads"), None, 0)),
         folder,
     )
     return asked, stored is not None

@@ -214,7 +214,8 @@ def _asked(
     if data is None:
         raise ValueError("--data is missing: what to train on? (imagefolder:DIR, ...)")
     get = options.get
-    machine = machine_settings(get("device"), get("threads"), get("loaders"), workers)
+    threads = get("threads") or stored.get("threads")  # other numbers of threads round otherwise
+    machine = machine_settings(get("device"), threads, get("loaders"), workers)
     settings = FinalSettings(**_settings(options, stored, searched), **machine)
     if settings.freeze and settings.init_from is None and not isinstance(network, nn.Module):
         raise ValueError("--freeze: a frozen backbone needs weights to start from (--init-from)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import tasks
-from ...data.feeding import Batch, ImageFeed, image_feed
+from ...data.feeding import RESIDENT_SHARE, Batch, ImageFeed, image_feed
 from ...data.loading import DataParts
+from ...data.memory import available_memory
 from ...data.records import EncodedImages, ImageData, LabelledImages
 from ...tasks.base import MixableTask
 from .optimization import class_weights
@@ -48,9 +50,20 @@ def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
     """Both parts as one."""
     labels = np.concatenate([first.labels, second.labels])
     one, other = first.images, second.images
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and one.shape[1:] == other.shape[1:]:
-        return LabelledImages(np.concatenate([one, other]), labels)
+    in_memory = all(isinstance(each, np.ndarray) and not isinstance(each, np.memmap) for each in (one, other))
+    if in_memory and one.shape[1:] == other.shape[1:]:  # type: ignore[union-attr]
+        return LabelledImages(np.concatenate([one, other]), labels)  # type: ignore[list-item]
     return LabelledImages(_Joined((first, second), np.arange(len(labels))), labels)
+
+
+def memory_needed(parts: DataParts, side: int) -> int:
+    """Bytes that all images to learn from and to judge by take in memory, at the size that a training keeps."""
+    return (len(parts.train) + len(parts.validation)) * max(side, SMALLEST_SIDE) ** 2 * 3
+
+
+def fit_in_memory(needed: int, processes: int, share: float = RESIDENT_SHARE) -> bool:
+    """Whether so many bytes for each of several processes are at most this share of the memory that is available."""
+    return needed * processes <= share * available_memory()
 
 
 class TrainingImages:
@@ -60,25 +73,29 @@ class TrainingImages:
         parts: of the data.
         both: whether it learns from the validation part too, and is not judged.
         side: of the network's images, pixels.
-        workers: processes that decode images where these do not fit into memory.
+        workers: processes that decode images where these are not in memory.
+        in_memory: whether they are kept there. Crops from there are others, so that a training has one or the other.
 
     Attributes:
         train: images to learn from.
         validation: images to judge by; None if there are none.
     """
 
-    def __init__(self, parts: DataParts, *, both: bool, side: int, workers: int) -> None:
+    def __init__(self, parts: DataParts, *, both: bool, side: int, workers: int, in_memory: bool) -> None:
         self.side = side
-        kept = max(side, SMALLEST_SIDE)
-        self.train: ImageFeed = image_feed(
-            joined(parts.train, parts.validation) if both else parts.train, kept, workers=workers
-        )
-        self.validation: ImageFeed | None = None if both else image_feed(parts.validation, kept, workers=workers)
+
+        def feed(part: LabelledImages) -> ImageFeed:
+            allowed = math.inf if in_memory else 0.0
+            return image_feed(part, max(side, SMALLEST_SIDE), workers=workers, memory_bytes=allowed)
+
+        self.train = feed(joined(parts.train, parts.validation) if both else parts.train)
+        self.validation = None if both else feed(parts.validation)
 
     def pixels(self) -> Pixels:
         """Mean and spread of the training images' pixels, by channel, of 0 to 1."""
         count = len(self.train)
-        index = np.arange(0, count, max(1, count // LOOKED_AT), dtype=np.int64)[:LOOKED_AT]
+        looked_at = min(count, LOOKED_AT)
+        index = np.arange(looked_at, dtype=np.int64) * count // looked_at  # of all classes, in whose order they stand
         batches = [Batch(part, min(LOOK_SIDE, self.side)) for part in np.array_split(index, max(1, len(index) // 100))]
         total, squares, number = np.zeros(3), np.zeros(3), 0
         for images, _ in self.train.batches(batches):

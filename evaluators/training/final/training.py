@@ -32,7 +32,7 @@ from ...data.loading import find_parts
 from ...data.sources import Data
 from ...device.agent import HoldingOff
 from ..trainer import torch_threads
-from .images import TrainingImages, judged, lopsidedness, outputs_for
+from .images import TrainingImages, fit_in_memory, judged, lopsidedness, memory_needed, outputs_for
 from .learner import Learner
 from .modules import about_module, look_at
 from .optimization import rate_share
@@ -49,6 +49,7 @@ SCHEMA = 1
 SAVED_EVERY_S = 10.0  # epochs that are shorter are kept on disk together
 SETBACKS = 2  # how often a training whose loss is not finite goes back, with half the rate
 LOOK_EVERY = 50  # steps after which the loss is looked at
+MOST_MEMORY = 0.8  # share of the available memory that images may take where they were in memory before
 _STREAM = 0xF17A1  # tells the random numbers of final trainings from others that are drawn from the same seed
 
 
@@ -202,9 +203,13 @@ class _Run:
     def begin(self, *, resume: bool, announce: Callable[[Plan], None] | None) -> None:
         """Settles the recipe, or takes up what was settled; then everything is ready for the next epoch."""
         stored = self._stored(resume=resume)
+        self.goes_on = stored is not None
         settings, workers = self.settings, self.workers
         both = settings.train_on == "train+validation"
-        self.images = TrainingImages(self.parts, both=both, side=self.side, workers=settings.loaders)
+        in_memory = workers.agreed(self._in_memory(stored))
+        self.images = TrainingImages(
+            self.parts, both=both, side=self.side, workers=settings.loaders, in_memory=in_memory
+        )
         if stored is None:
             known = self.start.pixels if self.start is not None and self.start.pixels else None
             self.pixels = workers.agreed(known or self.images.pixels())
@@ -223,6 +228,7 @@ class _Run:
         if stored is None:
             about = {"schema": SCHEMA, **self.identity, "plan": self.plan.to_dict(), "pixels": self.pixels.to_dict()}
             about |= {"threads": settings.threads, "device": settings.device, "workers": workers.world}
+            about |= {"in_memory": in_memory}
             self._write("training.json", _json({**about, "data_card": self.parts.card}))
         if announce is not None and workers.first:
             announce(self.plan)
@@ -254,6 +260,20 @@ class _Run:
                 *(stored["workers"], stored["threads"], self.workers.world, self.settings.threads),
             )
         return stored
+
+    def _in_memory(self, stored: Mapping[str, Any] | None) -> bool:
+        """Whether images are kept in memory, as before if this training goes on."""
+        needed, world = memory_needed(self.parts, self.side), self.workers.world
+        before = None if stored is None else stored.get("in_memory")
+        if before is None:
+            return fit_in_memory(needed, world)
+        if before and not fit_in_memory(needed, world, share=MOST_MEMORY):
+            logger.warning(
+                "the images do not fit into memory any more and are decoded again and again: the weights will be "
+                "others than without the interruption"
+            )
+            return False
+        return bool(before)
 
     def _learner(self, recipe: TrainingRecipe) -> Learner:
         """The network as its training starts."""
@@ -287,7 +307,7 @@ class _Run:
     # --- the epochs
 
     def to_the_end(self, report: Report | None, on_step: Callable[[int, float], None] | None) -> TrainedNetwork:
-        if (finished := self._finished()) is not None:
+        if self.goes_on and (finished := self._finished()) is not None:
             return finished
         saved = time.monotonic()
         self._report, self._on_step = report, on_step
@@ -454,6 +474,7 @@ class _Run:
         trained = self._trained(learner.averaged.model, accuracy, loss, self.seconds)
         if workers.first:
             facts = {"epochs": trained.epochs, "validation_accuracy": accuracy, "data": self.parts.spec}
+            split = {"split_seed": self.settings.data_seed, "train_on": self.settings.train_on}
             content = network_bytes(
                 trained.model,
                 resolution=self.side,
@@ -462,6 +483,7 @@ class _Run:
                 task=self.task.name,
                 judged_share=self.recipe.judged_share,
                 **facts,
+                **split,
             )
             self.store.write("best.safetensors", content)
             result = {**facts, "validation_loss": loss, "seconds": round(trained.seconds, 2), "history": self.history}

@@ -211,3 +211,12 @@ def test_a_data_set_without_files_of_its_own(tmp_path: Path, config: LowFormerCo
         done.evaluate(pictures(60))
     assert done.evaluate(pictures(60), part="validation").images == 12
     assert write_parts(tmp_path / "parts", test=False)
+
+
+def test_it_goes_on_with_the_threads_that_it_began_with(
+    tmp_path: Path, config: LowFormerConfig, data: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    train(config, data, epochs=1, out=tmp_path / "out", threads=1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    train(out=tmp_path / "out", resume=True)
+    assert not caplog.records
