@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ...evaluators import tasks
+from ...evaluators.data import sources
 from ...evaluators.data.feeding import Batch, ImageFeed, image_feed
 from ...evaluators.data.loading import DataParts, find_parts
 from ...evaluators.data.records import LabelledImages, Labels
@@ -41,6 +42,8 @@ class NoTestPart(ValueError):
     """The data have no test part."""
 
 
+_SAID = {"data": "data", "task": "task", "judged_share": "judged_share", "split_seed": "seed", "train_on": "train_on"}
+"""What files of trained networks say of their training, and what it is called here."""
 PARTS: tuple[Part, ...] = ("test", "validation", "train")
 Trained = TrainedNetwork | nn.Module | str | Path
 
@@ -84,9 +87,11 @@ def evaluate(
     """
     if part not in PARTS:
         raise ValueError(f"part: one of {', '.join(PARTS)}, given {part!r}")
-    judged = _judged(network, resolution, mean, std)
-    judged = judged.with_defaults(data, task, seed)
     here = machine_settings(device, threads, loaders, 0)
+    judged = _judged(network, resolution, mean, std, here["threads"])
+    if part == "validation" and judged.about.get("train_on") == "train+validation" and judged.is_its(data):
+        logger.warning("%s has learned from the validation images too: only the test part can judge it", judged.origin)
+    judged = judged.with_defaults(data, task, seed)
     parts = _parts(judged, part)
     images = _part(parts, part)
     judged.check_classes(parts.classes)
@@ -107,7 +112,7 @@ class _Judged:
         count: of its outputs; None where that is not known.
         origin: what it is called in messages.
         judged_share: share of an image's side that it looks at.
-        about: what is known of its training: "data", "task", "seed" of the split.
+        about: what is known of its training: "data", "task", "seed" of the split, "train_on".
     """
 
     network: nn.Module | OnnxNetwork
@@ -118,6 +123,11 @@ class _Judged:
     origin: str
     judged_share: float
     about: Mapping[str, Any]
+
+    def is_its(self, data: Data | None) -> bool:
+        """Whether these are the data that it was trained on, as far as their specification tells."""
+        spec = sources.source(absolute_data(data) if isinstance(data, str) else data).spec if data is not None else None
+        return spec is None or spec == self.about.get("data")
 
     def with_defaults(self, data: Data | None, task: str | tasks.Task | None, seed: int | None) -> _Judged:
         """With the data, task and seed that were given, or those of its training."""
@@ -172,7 +182,11 @@ def _part(parts: DataParts, part: Part) -> LabelledImages:
 
 
 def _judged(
-    network: Trained, resolution: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+    network: Trained,
+    resolution: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    threads: int,
 ) -> _Judged:
     if (mean is None) != (std is None):
         raise ValueError("mean and std: both or neither")
@@ -189,14 +203,14 @@ def _judged(
         return _Judged(network, resolution, given or _imagenet_pixels("the module"), (), None, "the module", 1.0, {})
     path = Path(network)
     if path.suffix == ".onnx":
-        return _onnx(path, resolution, given)
+        return _onnx(path, resolution, given, threads)
     return _checkpoint(network, resolution, given)
 
 
-def _onnx(path: Path, resolution: int | None, given: Pixels | None) -> _Judged:
+def _onnx(path: Path, resolution: int | None, given: Pixels | None, threads: int) -> _Judged:
     if not path.is_file():
         raise ValueError(f"no ONNX file at {path}")
-    opened = OnnxNetwork(path)
+    opened = OnnxNetwork(path, threads=threads)
     if opened.side is None and resolution is None:
         raise ValueError(f"{path}: it takes images of any size; say which (--resolution)")
     if opened.mean is not None and opened.std is not None:
@@ -213,9 +227,9 @@ def _about_file(path: Path) -> dict[str, Any]:
     import onnx
 
     said = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    known = ("data", "task", "judged_share")
+    names = [name for name in _SAID if f"lownas.{name}" in said]
     try:
-        return {name: json.loads(said[f"lownas.{name}"]) for name in known if f"lownas.{name}" in said}
+        return {_SAID[name]: json.loads(said[f"lownas.{name}"]) for name in names}
     except ValueError as error:
         raise ValueError(f"{path}: its metadata is damaged: {error}") from None
 
@@ -231,7 +245,7 @@ def _checkpoint(network: str | Path, resolution: int | None, given: Pixels | Non
     if weights.model is None or weights.config is None:
         raise ValueError(f"{weights.origin} holds no LowFormer: load its weights into your module and judge that")
     about = _about_training(folder)
-    about |= {name: said[name] for name in ("data", "task") if name in said}
+    about |= {_SAID[name]: said[name] for name in _SAID if name in said}
     return _Judged(
         weights.model,
         resolution or weights.resolution or weights.config.resolution,
@@ -252,7 +266,7 @@ def _about_training(folder: Path | None) -> dict[str, Any]:
     if stored is not None:
         recipe = stored.get("plan", {}).get("recipe", {})
         known = {"data": stored.get("data"), "task": stored.get("task"), "judged_share": recipe.get("judged_share")}
-        known["seed"] = stored["settings"].get("data_seed")
+        known |= {"seed": stored["settings"].get("data_seed"), "train_on": stored["settings"].get("train_on")}
     elif is_run(folder):
         settings = run_settings(folder)
         known = {name: settings.get(name) for name in ("data", "task", "seed")}

@@ -77,9 +77,11 @@ class FinalTraining(TrainedNetwork):
         stem = Path(to or self.folder / "best")
         return export_config(weights.config, stem, formats=formats or ("onnx",), model=weights.model, about=about)
 
-    def evaluate(self, data: Data | None = None, *, part: Part = "test") -> Judgement:
-        """Judges the trained network; see `lownas.evaluate`."""
-        return evaluate(self, data, part=part)
+    def evaluate(
+        self, data: Data | None = None, *, part: Part = "test", task: str | tasks.Task | None = None
+    ) -> Judgement:
+        """Judges the trained network; see `lownas.evaluate`. A `Task` that is not registered must be given again."""
+        return evaluate(self, data, part=part, task=task)
 
 
 def train(
@@ -231,6 +233,8 @@ def _asked(
 
 def _settings(options: Mapping[str, Any], stored: Mapping[str, Any], searched: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `FinalSettings` that say how it is trained."""
+    if options.get("budget") is not None and options.get("epochs") is not None:
+        raise ValueError("--budget and --epochs: give one of them; a number of epochs takes the time that it takes")
     names = ("epochs", "init_from", "teacher", "freeze", "train_on", "seed")
     given = {name: options.get(name) for name in names}
     if (budget := options.get("budget")) is not None:

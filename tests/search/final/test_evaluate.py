@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 
 import lownas
 from lownas.search.final.evaluate import evaluate
-from lownas.search.final.train import FinalTraining
+from lownas.search.final.train import FinalTraining, train
 from lownas.search_space import LowFormerConfig, write_onnx
 
 from .conftest import pictures, write_parts
@@ -91,3 +93,60 @@ def test_what_is_refused(tmp_path: Path, trained: FinalTraining, data: str) -> N
     spec = write_parts(tmp_path / "parts", test=False)
     with pytest.raises(ValueError, match=r"has no test part \(--part validation"):
         evaluate(trained.folder, spec, threads=1)
+
+
+def test_the_split_is_that_of_the_training_wherever_its_file_goes(tmp_path: Path, config: LowFormerConfig) -> None:
+    images, labels = pictures(60)
+    images[:, 0, 0] = np.arange(60)  # by which they are known again
+    for name, array in (("images", images), ("labels", labels)):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        np.save(tmp_path / "data" / f"{name}.npy", array)
+    spec = f"arrays:{tmp_path / 'data'}"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"schema": 1, "settings": {"data": spec, "seed": 5}}))
+    (tmp_path / "run" / "best.json").write_text(config.to_json())
+    done = train(run=tmp_path / "run", epochs=1, threads=1, seed=1)
+    files = done.export("onnx", "weights", to=tmp_path / "elsewhere")
+    expected = done.evaluate(part="validation").loss
+    assert abs(expected - evaluate(done, part="validation", seed=0).loss) > 1e-3
+    for file in files:
+        assert evaluate(file, part="validation", threads=1).loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_validation_images_that_were_learned_from_are_said(
+    tmp_path: Path, config: LowFormerConfig, data: str, trained: FinalTraining, caplog: Any
+) -> None:
+    both = train(config, data, epochs=1, threads=1, out=tmp_path / "out", train_on="train+validation")
+    (file,) = both.export("weights", to=tmp_path / "elsewhere")
+    both.evaluate(part="test")
+    evaluate(trained.folder, part="validation", threads=1)
+    evaluate(file, write_parts(tmp_path / "others"), part="validation", threads=1)
+    assert not caplog.records
+    for given in (None, data):
+        evaluate(file, given, part="validation", threads=1)
+        assert "has learned from the validation images too" in caplog.text
+        caplog.clear()
+
+
+def test_a_task_that_is_not_registered_is_given(trained: FinalTraining) -> None:
+    from lownas.evaluators.tasks import Classification
+
+    assert trained.evaluate(task=Classification()).top1 == trained.evaluate().top1
+
+
+def test_threads_are_those_that_were_given(trained: FinalTraining, tmp_path: Path, monkeypatch: Any) -> None:
+    import onnxruntime
+
+    seen: list[int] = []
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, options: Any, **given: Any) -> Any:
+        seen.append(options.intra_op_num_threads)
+        return real(path, options, **given)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    (onnx,) = trained.export("onnx", to=tmp_path / "x")
+    evaluate(onnx, threads=2)
+    assert seen == [2]
+    with pytest.raises(ValueError, match="--threads: at least 1, given 0"):
+        evaluate(onnx, threads=0)

@@ -152,6 +152,7 @@ def test_a_teacher_of_other_classes_is_named(tmp_path: Path, config: LowFormerCo
         ({}, "how long to train"),
         ({"epochs": 0}, "epochs: at least 1"),
         ({"budget": "soon"}, "--budget: a positive duration"),
+        ({"budget": "1h", "epochs": 3}, "--budget and --epochs: give one of them"),
         ({"budget": "100us"}, "shorter than one epoch"),
         ({"epochs": 1, "recipe": {"mixup": "much"}}, "mixup takes a number"),
         ({"epochs": 1, "recipe": {"mix": 1}}, "unknown mix; allowed are"),
