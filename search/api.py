@@ -264,12 +264,12 @@ def _search(asked: _Asked) -> SearchResult:
 
 def _trained(result: SearchResult, prepared: _Prepared, asked: _Asked) -> SearchResult:
     """The result with its answer trained, if it was not before; the run's files then hold the trained network."""
-    if result.answer is None or result.final is not None or result.cut_short:
+    if result.answer is None or result.cut_short:
         return result
     from .final.after_search import AfterSearch, train_answer
     from .results.printing import print_recipe
 
-    if asked.searched is not None:
+    if asked.searched is not None and result.final is None:
         asked.searched(result)
     parts, shown = prepared.parts, asked.progress is True
     after = AfterSearch(
@@ -281,10 +281,11 @@ def _trained(result: SearchResult, prepared: _Prepared, asked: _Asked) -> Search
         shown,
         print_recipe if shown else None,
     )
-    result = train_answer(result, after)
-    write_result(result)
-    result.report()
-    return result
+    done = train_answer(result, after)
+    if done is not result:
+        write_result(done)
+        done.report()
+    return done
 
 
 def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:

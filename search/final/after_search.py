@@ -34,6 +34,7 @@ from ..results.trained import (
 )
 from ..trials.candidate import Candidate
 from .evaluate import NoTestPart, evaluate
+from .folders import claimed
 from .machine import machine_settings
 from .train import AskedTraining, FinalTraining, run_training
 
@@ -74,7 +75,8 @@ class AfterSearch:
 def train_answer(result: SearchResult, after: AfterSearch) -> SearchResult:
     """Trains the answer of a search for `settings.train_s`; gives the result with what came of it.
 
-    A training that was interrupted goes on. Nothing happens where there is no answer, or it was trained before.
+    A training that was interrupted goes on. Nothing happens where there is no answer, or it was trained before; a
+    warning says so if that was for another time.
 
     Raises:
         ValueError: the time is too short for one epoch, or the data cannot be trained on.
@@ -82,6 +84,8 @@ def train_answer(result: SearchResult, after: AfterSearch) -> SearchResult:
         RuntimeError: the loss is not finite, again and again, or the ONNX file is wrong.
     """
     if result.answer is None or result.final is not None:
+        if result.final is not None:
+            _warn_of_time(result)
         return result
     try:
         return _trained(result, result.answer, after)
@@ -129,9 +133,7 @@ def _asked(result: SearchResult, answer: Candidate, folder: Path, after: AfterSe
     values: dict[str, Any] = {"budget_s": settings.train_s, "seed": settings.seed, "data_seed": settings.seed}
     if stored is not None:
         values = dict(stored["settings"])
-        if not has_ended(folder) and values.get("budget_s") != settings.train_s and values.get("budget_s") is not None:
-            text = duration_text(values["budget_s"])
-            logger.warning("the training in %s goes on with the time that it began with: %s", folder, text)
+        _warn_of_time(result)
     asked = AskedTraining(
         answer.config,
         after.data,
@@ -142,13 +144,29 @@ def _asked(result: SearchResult, answer: Candidate, folder: Path, after: AfterSe
     return asked, stored is not None
 
 
+def _warn_of_time(result: SearchResult) -> None:
+    """Says that a training of the answer keeps the time that it was begun for, if another one is asked for now."""
+    folder = result.run / TRAINING
+    stored = stored_training(folder)
+    known = None if stored is None else stored["settings"].get("budget_s")
+    if stored is None or known == result.settings.train_s:
+        return
+    time_given = f"{stored['settings'].get('epochs')} epochs" if known is None else duration_text(known)
+    what = "was for" if has_ended(folder) else "goes on with what it began with:"
+    logger.warning(
+        "the training in %s %s %s; for another one train anew (lownas train --run %s --out DIR)",
+        *(folder, what, time_given, result.run),
+    )
+
+
 def set_aside(folder: Path) -> Path:
     """Renames the folder of a training of another network, so that nothing of it is lost; gives the new name."""
     number = 1
     while (other := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
     try:
-        folder.rename(other)
+        with claimed(folder):  # nobody is at work there
+            folder.rename(other)
     except OSError as error:
         raise OSError(f"cannot rename {folder}: {error.strerror or error}") from error
     logger.warning("%s was of another network and is %s now", folder, other.name)
@@ -246,8 +264,14 @@ def _medians_ms(onnx: Path, config: LowFormerConfig, after: AfterSearch) -> list
 
 
 def _tested(trained: FinalTraining, asked: AskedTraining, after: AfterSearch) -> float | None:
-    """The metric on the test part, which is read now for the first time; None where the data have none."""
+    """The metric on the test part, which is read now for the first time; None where the data have none.
+
+    What was trained must not be lost to a test part that cannot be used: that is said, and left out.
+    """
     try:
         return evaluate(trained, after.data, part="test", task=after.task, seed=asked.settings.data_seed).value
     except NoTestPart:
+        return None
+    except (ValueError, OSError) as error:
+        logger.warning("the trained network was not judged by the test part: %s", error)
         return None

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from ...search_space.config import LowFormerConfig
 from ..trials.run_folder import read_about, read_results, write_text
 from .search_result import SearchResult
-from .trained import TRAINED, TRAINING, WEIGHTS, has_ended, load_trained, read_trained, stored_training, trains
+from .trained import (
+    TRAINED,
+    TRAINING,
+    WEIGHTS,
+    has_ended,
+    holds_trained,
+    load_trained,
+    read_trained,
+    stored_training,
+    trains,
+)
 
 if TYPE_CHECKING:
     from ...search_space.model import LowFormer
@@ -46,7 +56,7 @@ def write_result(result: SearchResult) -> list[Path]:
 
 def _is_trained(result: SearchResult) -> bool:
     """Whether best.safetensors is the answer's, though what its training came to was never noted."""
-    if result.answer is None or not (result.run / WEIGHTS).is_file():
+    if result.answer is None or not holds_trained(result.run / WEIGHTS):
         return False
     stored = stored_training(result.run / TRAINING)
     return stored is not None and trains(stored, result.answer.config)
@@ -121,14 +131,14 @@ def exportable(folder: str | Path, trial: int | None = None) -> Exportable:
     if not (folder / "run.json").is_file() and stored_training(folder) is not None:
         if trial is not None:
             raise ValueError(f"{folder} is a training, which has no trials")
-        if not (folder / WEIGHTS).is_file():
+        if not holds_trained(folder / WEIGHTS):
             raise ValueError(f"the training in {folder} has not ended: go on with it (lownas train --resume)")
         return _trained(folder / WEIGHTS, folder)
     config = run_config(folder, trial)
     stored = stored_training(folder / TRAINING)
     if stored is not None and trains(stored, config):
         for path in (folder / WEIGHTS, folder / TRAINING / WEIGHTS):
-            if path.is_file():
+            if holds_trained(path):
                 return _trained(path, folder / TRAINING)
     return Exportable(config)
 

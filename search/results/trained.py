@@ -167,6 +167,18 @@ def trains(stored: dict[str, Any], config: LowFormerConfig) -> bool:
     return network.replace(classes=config.classes, head=config.head) == config
 
 
+def holds_trained(path: Path) -> bool:
+    """Whether a file is there and holds trained weights: fresh ones can be exported under the same name.
+
+    Raises ValueError, in one line, if it is damaged.
+    """
+    if not path.is_file():
+        return False
+    from ...evaluators.training.final.weights import is_trained_file
+
+    return is_trained_file(path)
+
+
 def load_trained(path: Path) -> tuple[Weights, dict[str, Any]]:
     """Trained weights, and what their file says of them, as `exporters.Exporter` takes it.
 

@@ -123,11 +123,16 @@ def load_weights(spec: str | Path) -> Weights:
 def trained_file(folder: Path) -> Path:
     """The trained network in the folder of a final training or of a search. Raises ValueError if there is none."""
     for path in (folder / "best.safetensors", folder / "training" / "best.safetensors"):
-        if path.is_file():
+        if is_trained_file(path):
             return path
     unfinished = any((folder / name).is_file() for name in ("state.safetensors", "training/state.safetensors"))
     reason = "its training has not ended (--resume goes on)" if unfinished else "no best.safetensors is there"
     raise ValueError(f"{folder} has no trained network: {reason}")
+
+
+def is_trained_file(path: Path) -> bool:
+    """Whether a file is there and holds a network of a final training; one that was exported may have fresh weights."""
+    return _metadata(path).get("format") == FORMAT
 
 
 def _metadata(path: Path) -> dict[str, str]:

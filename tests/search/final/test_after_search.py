@@ -15,10 +15,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+import lownas
 from lownas.evaluators.training.final.records import TrainingStatus
 from lownas.predictors import Target
 from lownas.search.final import after_search
 from lownas.search.final.after_search import AfterSearch, WrongExport, train_answer
+from lownas.search.final.folders import claimed
 from lownas.search.final.train import FinalTraining
 from lownas.search.results.files import exportable, with_training, write_result
 from lownas.search.results.search_result import SearchResult
@@ -34,7 +36,7 @@ CPU = Target.parse("cpu")
 def space(config: Any) -> SearchSpace:
     """A space with little in it, so that what it has trains within seconds."""
     choices = SearchSpace.load("tiny").choices
-    return SearchSpace(choices.model_copy(update={"resolution": [32]}))
+    return SearchSpace(choices.model_copy(update={"resolution": (32,)}))
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +246,53 @@ def test_a_search_with_train_in_one_call(
     assert json.loads((done.run / "outcome.json").read_text())["trained"]["epochs"] == 2
     again = resume(done.run, evaluate=lambda task: 0.5)
     assert again.final == done.final and exportable(done.run).weights.startswith("trained weights of")
+
+
+def test_fresh_weights_in_the_place_of_trained_ones_are_not_taken_for_them(
+    result: SearchResult, after: AfterSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(status: TrainingStatus) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_answer(result, replace(after, progress=stop))
+    result.export("weights")
+    assert exportable(result.run).weights == "fresh weights"
+    with pytest.raises(ValueError, match="its training has not ended"):
+        lownas.evaluate(result.run)
+    write_result(result)
+    assert not (result.run / "best.safetensors").exists()
+
+
+def test_another_time_for_what_was_trained_is_said(
+    result: SearchResult, after: AfterSearch, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = train_answer(result, after)
+    assert train_answer(done, after) is done and not caplog.records
+    longer = replace(done, settings=done.settings.replace(train_s=7200.0))
+    assert train_answer(longer, after) is longer
+    assert "/training was for 20 s; for another one train anew (lownas train --run " in caplog.text
+
+
+def test_a_training_under_way_is_not_set_aside(result: SearchResult, after: AfterSearch) -> None:
+    train_answer(result, after)
+    other = next(candidate for candidate in result.candidates if candidate != result.answer)
+    folder = result.run / "training"
+    with claimed(folder), pytest.raises(ValueError, match="another training is at work"):
+        train_answer(replace(result, answer=other), after)
+    assert (folder / "best.safetensors").exists() and not (result.run / "training-1").exists()
+
+
+def test_a_test_part_that_cannot_be_used_loses_nothing(
+    result: SearchResult, after: AfterSearch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError("test_labels has 7, which no training image has")
+
+    monkeypatch.setattr(after_search, "evaluate", fail)
+    final = train_answer(result, after).final
+    assert final is not None and final.test is None and (result.run / "trained.json").exists()
+    assert "not judged by the test part: test_labels has 7" in caplog.text
 
 
 def test_a_network_without_answer_is_not_trained(result: SearchResult, after: AfterSearch) -> None:
