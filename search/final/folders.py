@@ -34,8 +34,12 @@ def run_settings(run: Path) -> dict[str, Any]:
 def claimed(folder: Path) -> Iterator[None]:
     """Keeps a folder for this process while it trains; what never began leaves nothing behind.
 
-    Raises ValueError if another process trains there, OSError if the folder cannot be written.
+    Files that a killed process had half written are removed.
+
+    Raises ValueError if another process trains there or it is a search's, OSError if the folder cannot be written.
     """
+    if is_run(folder):
+        raise ValueError(f"{folder} is the folder of a search: train its answer with --run, or name another folder")
     check_writable(folder, "the folder")
     there = folder.exists()
     lock = FileLock(folder / "lock")
@@ -47,6 +51,8 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(f"cannot write the folder {folder}: {error.strerror or error}") from error
     try:
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
