@@ -133,9 +133,13 @@ class TrainingImages:
             yield Batch(index, side, crops, (recipe.crop, 1.0))
 
     def some(self, recipe: TrainingRecipe, count: int, seed: int) -> list[Batch]:
-        """Batches of some training images as they are judged, for BatchNorm's statistics."""
+        """Batches of some training images as they are judged, for BatchNorm's statistics.
+
+        They are of equal size, as they count alike there, and of two images at least.
+        """
         order = np.random.default_rng([seed, 1]).permutation(len(self.train))[:count].astype(np.int64)
-        return [batch for batch in judged(order, self.side, recipe) if len(batch.index) > 1]
+        parts = np.array_split(order, max(1, math.ceil(count / JUDGED_TOGETHER)))
+        return [batch for part in parts if len(part) > 1 for batch in judged(part, self.side, recipe)]
 
     def weights(self, recipe: TrainingRecipe, task: tasks.Task, classes: int) -> Tensor | None:
         """(classes,) what the images of each class weigh, or None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -149,8 +149,8 @@ class Learner:
         return self.averaged.model(images).float() if self.recipe.agreement else None
 
     @torch.no_grad()
-    def recompute_batch_norm(self, feed: ImageFeed, batches: Iterable[Batch]) -> None:
-        """Sets the averaged network's BatchNorm statistics to plain averages over these images."""
+    def recompute_batch_norm(self, feed: ImageFeed, batches: Sequence[Batch]) -> None:
+        """Sets the averaged network's BatchNorm statistics to plain averages over these images, if there are any."""
         model = self.averaged.model
         norms = [
             module
@@ -160,7 +160,7 @@ class Learner:
         if self.frozen:  # what was not trained keeps its own
             kept = {id(value) for name, value in model.named_parameters() if name in self.frozen}
             norms = [module for module in norms if not all(id(value) in kept for value in module.parameters())]
-        if not norms:
+        if not norms or not batches:
             return
         before = [module.momentum for module in norms]
         for module in norms:

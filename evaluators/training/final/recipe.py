@@ -68,7 +68,7 @@ class TrainingRecipe:
             the epochs (MESA, arXiv 2205.14083); 0 for none.
         teacher_share: share of the loss that is the agreement with a teacher, where there is one.
         temperature: that outputs are divided by for that (arXiv 1503.02531).
-        batch_norm_images: on which BatchNorm's statistics are recomputed at the end.
+        batch_norm_images: on which BatchNorm's statistics are recomputed at the end; 0: they stay as averaged.
         judged_share: share of an image's side that is looked at in judging: its centre.
         precision: of the computation.
     """

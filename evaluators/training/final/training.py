@@ -222,8 +222,9 @@ class _Run:
             self.plan = planner.for_epochs(settings.epochs)
         else:
             assert settings.budget_s is not None
-            left = settings.budget_s - (time.monotonic() - self.started)
-            self.plan = planner.for_time(left, settings.budget_s, self._learner)
+            with HoldingOff():  # what is timed must not disturb a measurement, nor be disturbed by one
+                left = settings.budget_s - (time.monotonic() - self.started)
+                self.plan = planner.for_time(left, settings.budget_s, self._learner)
         self.plan = workers.agreed(self.plan)
         if stored is None:
             about = {"schema": SCHEMA, **self.identity, "plan": self.plan.to_dict(), "pixels": self.pixels.to_dict()}

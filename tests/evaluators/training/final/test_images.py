@@ -14,6 +14,7 @@ from lownas.evaluators.data.loading import DataParts, find_parts
 from lownas.evaluators.data.records import LabelledImages
 from lownas.evaluators.training.final import images as final_images
 from lownas.evaluators.training.final.images import TrainingImages, joined
+from lownas.evaluators.training.final.recipe import TrainingRecipe
 from lownas.evaluators.training.final.records import FinalSettings, TrainedNetwork
 from lownas.evaluators.training.final.store import LocalStore
 from lownas.evaluators.training.final.training import train_network
@@ -28,6 +29,23 @@ def test_the_mean_is_that_of_all_classes_in_whatever_order_they_stand() -> None:
     parts = DataParts(part, grey(0, 2), None, ("a", "b"), "grey")
     images = TrainingImages(parts, both=False, side=8, workers=0, in_memory=True)
     assert images.pixels().mean == pytest.approx((0.5, 0.5, 0.5), abs=0.01)
+
+
+def test_batches_for_statistics_are_of_equal_size() -> None:
+    parts = DataParts(grey(0, 520), grey(0, 2), None, ("a", "b"), "grey")
+    images = TrainingImages(parts, both=False, side=8, workers=0, in_memory=True)
+
+    def sizes(count: int) -> list[int]:
+        return [len(batch.index) for batch in images.some(TrainingRecipe(), count, seed=0)]
+
+    assert (sizes(520), sizes(256), sizes(1), sizes(0)) == ([174, 173, 173], [256], [], [])
+
+
+def test_statistics_stay_where_no_images_are_for_them(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 9, 10))
+    settings = FinalSettings(epochs=2, choices={"batch_size": 64, "batch_norm_images": 0})
+    network = train_network(module, "digits", LocalStore(tmp_path), settings, resolution=8)
+    assert network.model[1].running_mean.abs().max() > 0  # type: ignore[index]
 
 
 def test_joining_reads_no_array_that_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
