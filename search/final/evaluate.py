@@ -159,8 +159,11 @@ class _Judged:
         if isinstance(self.network, OnnxNetwork):
             return onnx_outputs(self.network, feed, side=self.side, mean=mean, std=std, classes=classes)
         with torch_threads(here["threads"]):
-            module = self.network.to(here["device"])
-            return network_outputs(module, feed, self.side, mean, std, here["device"])
+            before = next((value.device for value in self.network.parameters()), None)
+            try:
+                return network_outputs(self.network.to(here["device"]), feed, self.side, mean, std, here["device"])
+            finally:
+                self.network.to(before)  # as it was given
 
 
 def _parts(judged: _Judged, part: Part) -> DataParts:

@@ -86,7 +86,9 @@ def print_recipe(plan: Plan, *, result: bool = False) -> None:
 
 def print_trained(trained: TrainedNetwork, folder: Path) -> None:
     """What a final training came to."""
-    judged = "" if trained.validation_accuracy is None else f", validation {100 * trained.validation_accuracy:.2f} %"
+    what = "validation" if trained.classes else "validation score"
+    score = trained.validation_accuracy
+    judged = "" if score is None else f", {what} {100 * score:.2f} %"
     print(f"trained:  {trained.epochs} epochs in {duration_text(trained.seconds)}{judged}")
     print(f"weights:  {folder / 'best.safetensors'}")
     print(f"next:     lownas evaluate --checkpoint {folder}; lownas export --run {folder}")

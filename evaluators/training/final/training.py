@@ -205,6 +205,7 @@ class _Run:
         stored = self._stored(resume=resume)
         self.goes_on = stored is not None
         settings, workers = self.settings, self.workers
+        workers.wait()  # all have seen what is there before one of them writes
         both = settings.train_on == "train+validation"
         in_memory = workers.agreed(self._in_memory(stored))
         self.images = TrainingImages(
@@ -213,20 +214,7 @@ class _Run:
         if stored is None:
             known = self.start.pixels if self.start is not None and self.start.pixels else None
             self.pixels = workers.agreed(known or self.images.pixels())
-        else:
-            self.pixels = Pixels(tuple(stored["pixels"]["mean"]), tuple(stored["pixels"]["std"]))
-        planner = Planner(self.facts, settings.choices, self.images, workers, self.device)
-        if stored is not None:
-            self.plan = Plan.from_dict(stored["plan"])
-        elif settings.epochs is not None:
-            self.plan = planner.for_epochs(settings.epochs)
-        else:
-            assert settings.budget_s is not None
-            with HoldingOff():  # what is timed must not disturb a measurement, nor be disturbed by one
-                left = settings.budget_s - (time.monotonic() - self.started)
-                self.plan = planner.for_time(left, settings.budget_s, self._learner)
-        self.plan = workers.agreed(self.plan)
-        if stored is None:
+            self.plan = workers.agreed(self._planned())
             about = {"schema": SCHEMA, **self.identity, "plan": self.plan.to_dict(), "pixels": self.pixels.to_dict()}
             about |= {"threads": settings.threads, "device": settings.device, "workers": workers.world}
             about |= {"in_memory": in_memory}
@@ -238,6 +226,17 @@ class _Run:
         content = self.store.read("state.safetensors") if stored is not None else None
         if content is not None:
             self._take_up(self.learner.load(content, "state.safetensors"))
+
+    def _planned(self) -> Plan:
+        """The recipe and the epochs, as they are settled before the first one."""
+        settings = self.settings
+        planner = Planner(self.facts, settings.choices, self.images, self.workers, self.device)
+        if settings.epochs is not None:
+            return planner.for_epochs(settings.epochs)
+        assert settings.budget_s is not None
+        with HoldingOff():  # what is timed must not disturb a measurement, nor be disturbed by one
+            left = settings.budget_s - (time.monotonic() - self.started)
+            return planner.for_time(left, settings.budget_s, self._learner)
 
     def _stored(self, *, resume: bool) -> dict[str, Any] | None:
         """training.json, if this training goes on; raises ValueError if it cannot."""
@@ -252,6 +251,8 @@ class _Run:
                 raise ValueError(f"its schema is {stored['schema']!r}, this version reads {SCHEMA}")
             for name, wanted in self.identity.items():
                 _check_same(name, stored[name], wanted)
+            self.plan = Plan.from_dict(stored["plan"])
+            self.pixels = Pixels(tuple(stored["pixels"]["mean"]), tuple(stored["pixels"]["std"]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"training.json is damaged: {error}") from None
         if stored["workers"] != self.workers.world or stored["threads"] != self.settings.threads:
@@ -541,8 +542,8 @@ def _check_same(name: str, stored: Any, wanted: Any) -> None:
     if stored == wanted:
         return
     if name == "settings":
-        name = next(key for key in wanted if stored.get(key) != wanted[key])
-        stored, wanted = stored.get(name), wanted[name]
+        name = next(key for key in {**wanted, **stored} if stored.get(key) != wanted.get(key))
+        stored, wanted = stored.get(name), wanted.get(name)
     if name == "classes":
         raise ValueError(f"the training to go on with has other classes: {difference(tuple(stored), tuple(wanted))}")
     raise ValueError(f"cannot go on with another {name}: {_short(wanted)} is not {_short(stored)}")

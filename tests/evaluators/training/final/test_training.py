@@ -202,6 +202,22 @@ def test_another_training_in_the_folder_is_not_gone_on_with(config: LowFormerCon
         trained(config, tmp_path, epochs=2, resume=True)
 
 
+@pytest.mark.parametrize("lost", ["plan", "pixels", "settings", "schema"])
+def test_a_damaged_description_is_one_line(config: LowFormerConfig, tmp_path: Path, lost: str) -> None:
+    trained(config, tmp_path, epochs=1)
+    about = json.loads((tmp_path / "training.json").read_text())
+    del about[lost]
+    (tmp_path / "training.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=f"training.json is damaged: '{lost}'"):
+        trained(config, tmp_path, epochs=1, resume=True)
+    with pytest.raises(ValueError, match='cannot go on with another colour: null is not "red"'):
+        about["settings"] = {**FinalSettings(epochs=1, choices={"batch_size": 128}).to_dict(), "colour": "red"}
+        for name in ("device", "threads", "loaders"):
+            del about["settings"][name]
+        (tmp_path / "training.json").write_text(json.dumps({"schema": 1, **about}))
+        trained(config, tmp_path, epochs=1, resume=True)
+
+
 def test_any_torch_module_is_trained(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 10))
     before = [value.clone() for value in module.state_dict().values()]
