@@ -55,8 +55,9 @@ class FinalSettings:
             raise ValueError(f"the time budget of a training must be positive, given {self.budget_s} s")
         if self.train_on not in ("train", "train+validation"):
             raise ValueError(f"train_on: train or train+validation, given {self.train_on!r}")
-        if self.seed < 0 or self.threads < 1 or self.loaders < 0:
-            raise ValueError("seed and loaders are at least 0, threads at least 1")
+        for name, least in (("seed", 0), ("data_seed", 0), ("threads", 1), ("loaders", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: at least {least}, given {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "choices": dict(self.choices)}

@@ -550,7 +550,7 @@ def _check_same(name: str, stored: Any, wanted: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "none" if value is None else json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -166,6 +166,7 @@ def test_a_teacher_of_other_classes_is_named(tmp_path: Path, config: LowFormerCo
         ({"epochs": 1, "resume": True}, "no training to go on with"),
         ({"epochs": 1, "run": "nowhere", "network": None}, "is not a run"),
         ({"epochs": 1, "train_on": "test"}, "train or train"),
+        ({"epochs": 1, "seed": -1}, "seed: at least 0, given -1"),
     ],
 )
 def test_wrong_requests(changes: dict[str, Any], said: str, tmp_path: Path, config: LowFormerConfig, data: str) -> None:

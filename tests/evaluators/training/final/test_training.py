@@ -210,7 +210,7 @@ def test_a_damaged_description_is_one_line(config: LowFormerConfig, tmp_path: Pa
     (tmp_path / "training.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=f"training.json is damaged: '{lost}'"):
         trained(config, tmp_path, epochs=1, resume=True)
-    with pytest.raises(ValueError, match='cannot go on with another colour: null is not "red"'):
+    with pytest.raises(ValueError, match='cannot go on with another colour: none is not "red"'):
         about["settings"] = {**FinalSettings(epochs=1, choices={"batch_size": 128}).to_dict(), "colour": "red"}
         for name in ("device", "threads", "loaders"):
             del about["settings"][name]
