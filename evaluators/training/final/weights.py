@@ -237,7 +237,12 @@ def prepared_network(
     inherited: frozenset[str] = frozenset()
     if start is not None:
         inherited = _inherited(model, start, classes)
-    return Prepared(model, inherited, _backbone_names(model) if freeze else frozenset())
+    if not freeze:
+        return Prepared(model, inherited, frozenset())
+    frozen = _backbone_names(model)
+    if start is not None:
+        _check_is_its(model, frozen, inherited, start)
+    return Prepared(model, inherited, frozen)
 
 
 def _inherited(model: LowFormer, start: Weights, classes: tuple[str, ...]) -> frozenset[str]:
@@ -255,6 +260,23 @@ def _inherited(model: LowFormer, start: Weights, classes: tuple[str, ...]) -> fr
             elif float((value != before[name]).float().mean()) >= MINE:
                 names.add(name)
     return frozenset(names)
+
+
+def _check_is_its(model: LowFormer, frozen: frozenset[str], inherited: frozenset[str], start: Weights) -> None:
+    """Raises ValueError if weights that will not be trained are not the checkpoint's either."""
+    assert start.model is not None
+    theirs = dict(start.model.named_parameters())
+    weights = {name: value for name, value in model.named_parameters() if name in frozen and value.ndim > 1}
+    fresh = [
+        name
+        for name, value in weights.items()
+        if name not in inherited and not (name in theirs and torch.equal(value, theirs[name]))
+    ]
+    if fresh:
+        raise ValueError(
+            f"{start.origin}: {len(fresh)} of {len(weights)} weights of the backbone are not there, so that it cannot "
+            f"be frozen (the first is {fresh[0]})"
+        )
 
 
 def _classifier_name(model: nn.Module) -> str:

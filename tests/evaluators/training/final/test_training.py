@@ -247,6 +247,22 @@ def test_a_frozen_backbone_stays_as_it_is(config: LowFormerConfig, tmp_path: Pat
     assert changed and not [name for name in changed if name.startswith(("stem.", "stages."))]
     with pytest.raises(ValueError, match="a frozen backbone needs weights to start from"):
         trained(config, tmp_path / "none", freeze=True)
+    deeper = config.stages[0].model_copy(update={"depth": 3})
+    with pytest.raises(ValueError, match=r"weights of the backbone are not there, so that it cannot be frozen"):
+        trained(config.replace(stages=(deeper, *config.stages[1:])), tmp_path / "deep", init_from=path, freeze=True)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_checkpoint_that_nothing_can_be_inherited_from_leaves_no_folder(
+    config: LowFormerConfig, tmp_path: Path
+) -> None:
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
+    trained(module, tmp_path / "module", epochs=1, resolution=8)
+    with pytest.raises(ValueError, match="not a LowFormer"):
+        trained(config, tmp_path / "out", init_from=str(tmp_path / "module"))
+    with pytest.raises(ValueError, match="has no get_classifier"):
+        trained(module, tmp_path / "out", resolution=8, freeze=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_teacher_is_learned_from(config: LowFormerConfig, tmp_path: Path) -> None:
