@@ -217,13 +217,13 @@ class _Run:
             self.plan = workers.agreed(self._planned())
         self.recipe = self.plan.recipe
         self.learner = self._learner(self.recipe)
+        if announce is not None and workers.first:
+            announce(self.plan)
         if stored is None:
             about = {"schema": SCHEMA, **self.identity, "plan": self.plan.to_dict(), "pixels": self.pixels.to_dict()}
             about |= {"threads": settings.threads, "device": settings.device, "workers": workers.world}
             about |= {"in_memory": in_memory}
             self._write("training.json", _json({**about, "data_card": self.parts.card}))
-        if announce is not None and workers.first:
-            announce(self.plan)
         content = self.store.read("state.safetensors") if stored is not None else None
         if content is not None:
             self._take_up(self.learner.load(content, "state.safetensors"))

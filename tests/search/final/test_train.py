@@ -222,3 +222,17 @@ def test_it_goes_on_with_the_threads_that_it_began_with(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     train(out=tmp_path / "out", resume=True)
     assert not caplog.records
+
+
+def test_a_tracker_that_cannot_be_opened_leaves_nothing(
+    tmp_path: Path, config: LowFormerConfig, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lownas.search.final import train as module
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("--track mlflow: no server answers")
+
+    monkeypatch.setattr(module, "open_trackers", fail)
+    with pytest.raises(ValueError, match="no server answers"):
+        train(config, data, epochs=1, out=tmp_path / "out", threads=1)
+    assert not (tmp_path / "out").exists()
