@@ -18,7 +18,7 @@ from lownas.search.final.train import FinalTraining, plan_of, train
 from lownas.search_space import LowFormerConfig
 from lownas.search_space.model import build_model
 
-from .conftest import pictures, write_parts
+from .conftest import pictures
 
 
 def test_a_configuration_is_trained_and_kept(trained: FinalTraining, config: LowFormerConfig) -> None:
@@ -212,7 +212,6 @@ def test_a_data_set_without_files_of_its_own(tmp_path: Path, config: LowFormerCo
     with pytest.raises(ValueError, match="has no test part"):
         done.evaluate(pictures(60))
     assert done.evaluate(pictures(60), part="validation").images == 12
-    assert write_parts(tmp_path / "parts", test=False)
 
 
 def test_it_goes_on_with_the_threads_that_it_began_with(

@@ -111,6 +111,17 @@ def test_averaged_weights_follow_weights_and_statistics() -> None:
     assert averaged.model[0].weight[0, 0].item() == pytest.approx(0.1 + 0.9 * 0.9)
 
 
+def test_a_layer_under_two_names_is_averaged_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.add_module("again", model[0])
+    averaged = AveragedWeights(model, 0.9)
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        averaged.model[0].weight.fill_(0.0)
+    averaged.update(10_000)
+    assert averaged.model[0].weight.flatten().tolist() == pytest.approx([0.1] * 4)
+
+
 def learner(recipe: TrainingRecipe) -> Learner:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU(), nn.Linear(16, 4))
