@@ -33,11 +33,17 @@ class Brightness(DataSource):
         return f"brightness:{self.count}"
 
     def read(self, request: DataRequest) -> FoundData:
-        rng = np.random.default_rng(0)
-        level = rng.uniform(0.1, 0.9, (self.count, 1, 1))
-        images = np.clip(255 * level + rng.normal(0, 20, (self.count, 12, 16)), 0, 255).astype(np.uint8)
-        labels = images.mean(axis=(1, 2)) / 255
-        return FoundData(LabelledImages(images, labels), None, None, {"origin": "noise"})
+        return FoundData(self._noise(self.count, 0), None, None, {"origin": "noise", "parts": {"test": "more of it"}})
+
+    def read_test(self, request: DataRequest) -> LabelledImages:
+        return self._noise(50, 1)
+
+    @staticmethod
+    def _noise(count: int, seed: int) -> LabelledImages:
+        rng = np.random.default_rng(seed)
+        level = rng.uniform(0.1, 0.9, (count, 1, 1))
+        images = np.clip(255 * level + rng.normal(0, 20, (count, 12, 16)), 0, 255).astype(np.uint8)
+        return LabelledImages(images, images.mean(axis=(1, 2)) / 255)
 
 
 class MeanUnit(NamedTuple):
@@ -109,7 +115,7 @@ class Regression:
 
         train = floats(found.train)
         assert train is not None
-        return FoundData(train, floats(found.validation), None, found.card)
+        return FoundData(train, floats(found.validation), None, found.card, floats(found.test))
 
     def split(
         self, part: LabelledImages, share: float, classes: Any, spec: str, rng: np.random.Generator

@@ -150,3 +150,18 @@ def test_threads_are_those_that_were_given(trained: FinalTraining, tmp_path: Pat
     assert seen == [2]
     with pytest.raises(ValueError, match="--threads: at least 1, given 0"):
         evaluate(onnx, threads=0)
+
+
+def test_a_task_without_classes(tmp_path: Path, config: LowFormerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lownas.search_space import heads
+
+    from ...evaluators.toys import Brightness, MeanHead, Regression
+
+    monkeypatch.setitem(heads.HEADS, "toy_mean", MeanHead())
+    given: dict[str, Any] = {"epochs": 12, "threads": 1, "out": tmp_path / "out"}
+    done = train(config, Brightness(400), task=Regression(), **given)
+    for network in (done, tmp_path / "out", *done.export("onnx", to=tmp_path / "x")):
+        found = evaluate(network, Brightness(400), task=Regression(), threads=1)
+        assert (found.metric, found.images, found.top1) == ("mean absolute error", 50, None)
+        assert found.value < 0.1 and found.classes == ()
+    json.dumps(found.to_dict(), allow_nan=False)
