@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .learner import Learner
 
 RESERVE = 0.08  # share of a time budget that is not planned: machines are slower at times
-LOOKS = 6  # steps of each size of images that are timed
+LOOKS = 6  # steps of each size of images that are timed, at least
+LOOKED_AT = 0.015  # share of the time budget in which more of them are timed: a machine is slower for seconds at a time
 WARM_UP = 2  # steps before
 VALIDATION_SHARE = 0.1  # of an epoch's time that validation may take after it; else some epochs are not judged
 
@@ -91,10 +92,12 @@ class Planner:
         Raises ValueError if not even one epoch fits.
         """
         begun = time.monotonic()
-        epochs = 10
+        epochs, timed = 10, None
         for _ in range(2):  # what an epoch takes depends a little on the recipe, and that on the epochs
             recipe, _ = self._recipe(epochs)
-            epoch_s, judging_s, norm_s = self._timed(recipe, learner(recipe))
+            if timed is None or _work(recipe) != timed:
+                timed = _work(recipe)
+                epoch_s, judging_s, norm_s = self._timed(recipe, learner(recipe), LOOKED_AT * budget_s)
             every = max(1, round(judging_s / (VALIDATION_SHARE * epoch_s)))
             each_s = epoch_s + judging_s / every
             usable_s = (1 - RESERVE) * (left_s - (time.monotonic() - begun)) - judging_s - norm_s
@@ -110,28 +113,36 @@ class Planner:
         reason = f"of {each_s:.3g} s each, in {budget_s:.4g} s" if epochs == affordable else f"at most {MAX_EPOCHS}"
         return Plan(recipe, {**why, "epochs": reason}, min(every, epochs), round(each_s, 3))
 
-    def _timed(self, recipe: TrainingRecipe, learner: Learner) -> tuple[float, float, float]:
-        """Seconds of an epoch's steps, of judging the validation images, and of recomputing BatchNorm's statistics."""
+    def _timed(self, recipe: TrainingRecipe, learner: Learner, look_s: float) -> tuple[float, float, float]:
+        """Seconds of an epoch's steps, of judging the validation images, and of recomputing BatchNorm's statistics.
+
+        Args:
+            look_s: for how long steps are timed, but `LOOKS` of each size are at least.
+        """
         learner.train()
-        by_side = {}
         steps = recipe.steps_per_epoch(len(self.images.train))
-        count = min(WARM_UP + LOOKS, max(WARM_UP, steps))
-        plan = list(self.images.epoch(recipe, 0, 0, self.workers.rank, self.workers.world))[:count]
-        for side in dict.fromkeys(self.images.sides(recipe)):
-            batches = [type(batch)(batch.index, side, batch.seed, batch.crop) for batch in plan]
-            times = [time.perf_counter()]
-            for images, labels in self.images.train.batches(batches):
-                if len(images) > 1:  # else they could not be read
-                    learner.step(images, labels, 1e-3, 0, 1.0)
-                self._synchronize()
-                times.append(time.perf_counter())
-            took = np.diff(times)[min(WARM_UP, len(batches) - 1) :]
-            by_side[side] = float(np.mean(took))
+        sides = list(dict.fromkeys(self.images.sides(recipe)))
+        by_side = {side: self._step_s(recipe, learner, side, look_s / len(sides)) for side in sides}
         epoch_s = steps * float(np.mean([by_side[side] for side in self.images.sides(recipe)]))
         per_image = self._judging(recipe, learner)
         validated = 0 if self.images.validation is None else len(self.images.validation)
         normed = min(recipe.batch_norm_images, len(self.images.train))
         return epoch_s, validated * per_image, normed * per_image
+
+    def _step_s(self, recipe: TrainingRecipe, learner: Learner, side: int, look_s: float) -> float:
+        """The median time of a step with images of this size, in seconds."""
+        plan = list(self.images.epoch(recipe, 0, 0, self.workers.rank, self.workers.world))
+        begun = time.perf_counter()
+        times = [begun]
+        for images, labels in self.images.train.batches(replace(batch, side=side) for batch in plan):
+            if len(images) > 1:  # else they could not be read
+                learner.step(images, labels, 1e-3, 0, 1.0)
+            self._synchronize()
+            times.append(time.perf_counter())
+            enough = len(times) > WARM_UP + LOOKS and times[-1] - begun >= look_s
+            if self.workers.agreed(enough):
+                break
+        return float(np.median(np.diff(times)[min(WARM_UP, len(times) - 2) :]))
 
     def _judging(self, recipe: TrainingRecipe, learner: Learner) -> float:
         """Seconds to judge one image."""
@@ -147,3 +158,16 @@ class Planner:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _work(recipe: TrainingRecipe) -> tuple[object, ...]:
+    """What of a recipe makes a step take longer."""
+    varied = (
+        recipe.randaugment_layers,
+        recipe.erasing,
+        recipe.mixup,
+        recipe.cutmix,
+        recipe.drop_path,
+        recipe.max_shift,
+    )
+    return (recipe.batch_size, recipe.sides, recipe.crop, recipe.matrix_rate, *(bool(value) for value in varied))

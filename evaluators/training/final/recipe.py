@@ -22,6 +22,9 @@ FEW_EPOCHS = 30
 MAX_EPOCHS = 300  # that a time budget is filled with
 LARGE_DATA = 200_000  # images from which on the papers' recipe is taken, if there are epochs for it
 LONG_TRAINING = 100  # epochs from which on it is
+SHIFTED_EPOCHS = (
+    12  # from which on small pictures are shifted: before, it only slows learning (experiments/short_training/)
+)
 SMALL_PICTURES = 64  # pixels up to which images are shifted, not cropped: there is little to see in a part of them
 MATRIX_RATE = 0.02  # with it networks learn about twice as much in a step as with AdamW alone (../orthogonal.py)
 LOPSIDED = 10.0  # largest over smallest class from which on rare classes weigh more
@@ -382,7 +385,7 @@ def _compact(facts: TrainingFacts, epochs: int, like: str) -> tuple[TrainingReci
         sides=(1.0,) if small else (4 / 7, 5 / 7, 6 / 7, 1.0),
         crop=1.0 if small else 0.35,
         flip=facts.mirrored,
-        max_shift=facts.max_shift if small else 0.0,
+        max_shift=facts.max_shift if small and epochs >= SHIFTED_EPOCHS else 0.0,
         randaugment_layers=published.layers if strength else 0,
         randaugment_magnitude=round(published.magnitude * strength, 2),
         mixup=round(published.mix * strength, 3),
