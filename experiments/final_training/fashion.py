@@ -1,6 +1,6 @@
 """Whether the answer of a search, trained on all of Fashion-MNIST's training images, is any good on the test images.
 
-    OMP_NUM_THREADS=1 python experiments/final_training/fashion.py RUN --seed 0 [--budget 55m]
+    OMP_NUM_THREADS=1 python experiments/final_training/fashion.py RUN --seed 0 --budget 15m --precision bf16
 
 RUN is the folder of a search (`lownas --target cpu --latency-budget 1ms --space tiny --data fashion-mnist`), which has
 seen the training images alone. Its answer is trained on all 60,000 of them, for at most so many minutes of one core;
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", default="55m")
+    parser.add_argument("--precision", default="fp32")
     arguments = parser.parse_args()
     config = run_config(arguments.run)
     folder = Path(__file__).with_name("work") / f"fashion-{config.id}-{arguments.seed}"
@@ -40,7 +41,8 @@ def main() -> None:
             print(dict(status.row), f"{status.seconds_left:.0f} s left", flush=True)
 
     budget_s = parse_duration(arguments.budget, "--budget")
-    settings = FinalSettings(budget_s=budget_s, train_on="train+validation", seed=arguments.seed)
+    choices = {"precision": arguments.precision}
+    settings = FinalSettings(budget_s=budget_s, choices=choices, train_on="train+validation", seed=arguments.seed)
     network = train_network(config, DATA, LocalStore(folder), settings, resume=True, report=report)
     judgement = evaluate(folder, DATA, part="test")
     row = {"seed": arguments.seed, "config": config.id, "macs": op_graph(config).macs, "epochs": network.epochs}
