@@ -189,6 +189,10 @@ class Learner:
         loss = self.task.loss(found, truth).item()
         return self.task.metric.score(self.task.metric.value(found, truth)), loss
 
+    def is_finite(self) -> bool:
+        """Whether all numbers of the averaged network are."""
+        return all(bool(value.isfinite().all()) for value in self.averaged.model.state_dict().values())
+
     # --- on disk
 
     def to_bytes(self, facts: dict[str, Any]) -> bytes:

@@ -472,8 +472,8 @@ class _Run:
             if self.images.validation is not None:
                 accuracy, loss = learner.judge(self.images.validation, self._judged())
         accuracy, loss = workers.agreed((accuracy, loss))
-        if loss is not None and not math.isfinite(loss):
-            raise TrainingFailed("the trained network's validation loss is not finite")
+        if not learner.is_finite() or (loss is not None and not math.isfinite(loss)):
+            raise TrainingFailed("the trained network has numbers that are not finite: lower the learning rate")
         trained = self._trained(learner.averaged.model, accuracy, loss, self.seconds)
         if workers.first:
             facts = {"epochs": trained.epochs, "validation_accuracy": accuracy, "data": self.parts.spec}

@@ -122,7 +122,7 @@ def load_weights(spec: str | Path) -> Weights:
 
 def trained_file(folder: Path) -> Path:
     """The trained network in the folder of a final training or of a search. Raises ValueError if there is none."""
-    for path in (folder / "best.safetensors", folder / "training" / "best.safetensors"):
+    for path in (folder / "training" / "best.safetensors", folder / "best.safetensors"):  # the former may be newer
         if is_trained_file(path):
             return path
     unfinished = any((folder / name).is_file() for name in ("state.safetensors", "training/state.safetensors"))

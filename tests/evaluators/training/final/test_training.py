@@ -161,6 +161,20 @@ def test_after_going_back_twice_it_fails_in_one_line(tmp_path: Path, monkeypatch
     assert not (tmp_path / "best.safetensors").exists() and (tmp_path / "state.safetensors").exists()
 
 
+def test_weights_that_end_as_nan_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = training.Learner.step
+
+    def step(self: Any, *arguments: Any) -> Any:
+        found = update(self, *arguments)
+        next(iter(self.averaged.model.parameters())).fill_(float("nan"))
+        return found
+
+    monkeypatch.setattr(training.Learner, "step", step)
+    with pytest.raises(TrainingFailed, match="numbers that are not finite"):
+        trained(Exploding(set()), tmp_path, 1, resolution=8, train_on="train+validation")
+    assert not (tmp_path / "best.safetensors").exists()
+
+
 def test_a_full_disk_leaves_the_last_good_state(
     config: LowFormerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
