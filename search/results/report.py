@@ -120,7 +120,8 @@ def _curve(final: TrainedAnswer) -> str:
     figure.update_layout(
         xaxis_title="epoch",
         yaxis={"title": "loss"},
-        yaxis2={"title": score, "overlaying": "y", "side": "right", "showgrid": False},
+        yaxis2={"title": score, "overlaying": "y", "side": "right", "showgrid": False, "tickformat": ".0%"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02},
         template="plotly_white",
         height=420,
     )
