@@ -51,6 +51,7 @@ from .training.proxy import (
     PlanRequest,
     affords_telling_proxy,
     candidate_data,
+    check_data,
     plan_proxy,
     train_candidate,
     training_budget_s,
@@ -229,6 +230,8 @@ def _check_resumable(settings: SearchSettings, parts: Parts, run: RunFolder) -> 
     inherited = (parts.about or {}).get("init_from")
     if inherited != run.about.get("init_from", inherited):
         raise ValueError(f"cannot resume: {settings.init_from} is not the checkpoint that the run started with")
+    if (data := parts.data or settings.data) is not None:
+        check_data(run.path, run.about.get("proxy") or {}, data, _task(settings, parts))
 
 
 def check_space(space: SearchSpace, about: Mapping[str, Any]) -> None:

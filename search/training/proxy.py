@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...evaluators.data.sources import Data
 from ...evaluators.tasks import Task
 from ...search_space.config import LowFormerConfig
-from ..settings import SearchSettings
+from ..settings import SearchSettings, replay_command
 from .task import Evaluation, TrainingTask
 
 if TYPE_CHECKING:
@@ -85,6 +86,42 @@ def plan_proxy(request: PlanRequest) -> dict[str, Any]:
         return chosen.to_dict()
     card = data_card(load_proxy_data(chosen, configs[0].resolution, request.data, request.task))
     return {**chosen.to_dict(), "data_card": {**card, "seed": settings.seed}}
+
+
+def check_data(run: Path, proxy: Mapping[str, Any], data: Data, task: str | Task) -> None:
+    """Raises ValueError if a run's trainings would see other images now than when it began, or split otherwise.
+
+    Args:
+        run: its folder; without a data_card.json nothing is checked.
+        proxy: the run's plan.
+    """
+    path = run / "data_card.json"
+    if not path.exists():
+        return
+    from ...evaluators.data import sources
+    from ...evaluators.data.loading import data_identity, load_data
+    from ...evaluators.training.settings import ProxySettings
+
+    settings, source = ProxySettings.from_dict(proxy), sources.source(data)
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        resolution, identity = int(card["resolution"]), str(card["identity"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    found = load_data(
+        source,
+        resolution,
+        settings.data_seed,
+        train_images=settings.train_images,
+        validation_images=settings.validation_images,
+        classes=settings.classes if source.open_classes else None,
+        task=task,
+    )
+    if data_identity(found) != identity:
+        raise ValueError(
+            f"the data are not those that the run in {run} began with: images were added, removed or changed, or this "
+            f"version splits them otherwise (see its changelog); search anew: {replay_command(run, '')}".rstrip()
+        )
 
 
 def affords_telling_proxy(settings: SearchSettings, configs: Sequence[LowFormerConfig], trainings: float) -> bool:

@@ -87,6 +87,12 @@ def test_objects_in_the_place_of_names(tmp_path: Path, predictor: Any, space: Se
         resume(tmp_path / "run", predictor=predictor)
     again = resume(tmp_path / "run", predictor=predictor, space=space, data=(images, labels), trials=3)
     assert again.counts == {"complete": 3}
+    # Of a version that split the same images otherwise.
+    (result.run / "data_card.json").write_text(json.dumps({**card, "identity": "0" * 12}))
+    with pytest.raises(
+        ValueError, match=r"the data are not those that the run in .* began with.*search anew: lownas --replay"
+    ):
+        resume(tmp_path / "run", predictor=predictor, space=space, data=(images, labels), trials=4)
 
 
 def test_nothing_global_is_changed_and_it_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
