@@ -45,7 +45,7 @@ SILENCE_S = 60
 """How long an agent measures on without such a line: a broken connection may not tell of its end for hours."""
 ROOM_BYTES = 2**25
 """What profiling writes to the disk, beside an optimized model of about the size of the given one."""
-TURN_S = 10.0  # after so long a training lets a measurement by that waits
+TURN_S = 2.0  # after so long a training lets a measurement by that waits
 LOCK = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()) / "lownas.lock"
 """Held during every measurement on this machine, whoever's it is."""
 
@@ -195,7 +195,7 @@ class HoldingOff:
         self._lock.close()
 
     def let_measure(self) -> None:
-        """To be called now and then in long work: lets a measurement by that waits, if it is some seconds since."""
+        """To be called now and then in long work: lets a measurement by that waits, if it is a while since."""
         if time.monotonic() - self._since >= TURN_S:
             self._lock.close()
             self.__enter__()
