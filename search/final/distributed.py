@@ -380,9 +380,7 @@ def _work(config: dict[str, Any]) -> None:
 
 def _may_be_another_workers(error: Exception) -> bool:
     """Whether an error may come of a worker that was lost: then all begin anew."""
-    import ray
-
-    if isinstance(error, (ray.exceptions.RayError, ConnectionError, TimeoutError, MemoryError)):
+    if isinstance(error, ConnectionError | TimeoutError | MemoryError) or type(error).__module__.startswith("ray."):
         return True
     return isinstance(error, RuntimeError) and not type(error).__module__.startswith("lownas.")
 
