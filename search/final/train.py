@@ -216,7 +216,7 @@ def _asked(
     if data is None:
         raise ValueError("--data is missing: what to train on? (imagefolder:DIR, ...)")
     get = options.get
-    threads = get("threads") or stored.get("threads")  # other numbers of threads round otherwise
+    threads = stored.get("threads") if get("threads") is None else get("threads")  # other numbers round otherwise
     machine = machine_settings(get("device"), threads, get("loaders"), workers)
     settings = FinalSettings(**_settings(options, stored, searched), **machine)
     if settings.freeze and settings.init_from is None and not isinstance(network, nn.Module):
