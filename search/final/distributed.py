@@ -232,7 +232,7 @@ def run_workers(
         folder_of_ray = tempfile.TemporaryDirectory(prefix="lownas-", ignore_cleanup_errors=True)
         with environment(_TRAIN), folder_of_ray as folder:
             mailbox = cluster.ray.remote(num_cpus=0)(_Mailbox)
-            mailbox = mailbox.options(scheduling_strategy=cluster.beside_driver()).remote()
+            mailbox = mailbox.options(scheduling_strategy=cluster.beside_driver(soft=False)).remote()
             trainer = _trainer(function, mailbox, workers, threads, gpu, folder, local)
             return _Session(cluster, mailbox, store, callbacks or {}).run(trainer)
     finally:

@@ -86,10 +86,14 @@ class RayCluster:
             _handle_sigterm(self._sigterm)
             raise ValueError(f"--ray-address {address}: no cluster answers there: {describe_error(error)}") from None
 
-    def beside_driver(self) -> Any:
-        """A scheduling strategy: on the driver's node, not on one that may be lost under it while others still work."""
+    def beside_driver(self, *, soft: bool = True) -> Any:
+        """A scheduling strategy: on the driver's node, not on one that may be lost under it while others still work.
+
+        Args:
+            soft: whether another node will do where that one cannot take it at once.
+        """
         return self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            self.ray.get_runtime_context().get_node_id(), soft=True
+            self.ray.get_runtime_context().get_node_id(), soft=soft
         )
 
     def close(self) -> None:
