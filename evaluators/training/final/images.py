@@ -22,7 +22,7 @@ from .optimization import class_weights
 from .recipe import TrainingRecipe
 from .weights import Pixels
 
-LOOKED_AT = 2_000  # images from which mean and spread of the pixels are taken
+PIXEL_IMAGES = 2_000  # images from which mean and spread of the pixels are taken
 LOOK_SIDE = 64  # pixels at which, at most
 SIDE_STEP = 4  # sizes of images are multiples of it, in pixels
 SMALLEST_SIDE = 24  # pixels of a training image
@@ -94,7 +94,7 @@ class TrainingImages:
     def pixels(self) -> Pixels:
         """Mean and spread of the training images' pixels, by channel, of 0 to 1."""
         count = len(self.train)
-        looked_at = min(count, LOOKED_AT)
+        looked_at = min(count, PIXEL_IMAGES)
         index = np.arange(looked_at, dtype=np.int64) * count // looked_at  # of all classes, in whose order they stand
         batches = [Batch(part, min(LOOK_SIDE, self.side)) for part in np.array_split(index, max(1, len(index) // 100))]
         total, squares, number = np.zeros(3), np.zeros(3), 0

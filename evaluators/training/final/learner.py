@@ -100,8 +100,8 @@ class Learner:
         self._trained.train()
         if not self.frozen:
             return
-        for _, module in self.model.named_modules():
-            own = [parameter for parameter in module.parameters()]
+        for module in self.model.modules():
+            own = list(module.parameters())
             if own and not any(parameter.requires_grad for parameter in own):
                 module.eval()
 

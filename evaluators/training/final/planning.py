@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 RESERVE = 0.08  # share of a time budget that is not planned: machines are slower at times
 LOOKS = 6  # steps of each size of images that are timed, at least
-LOOKED_AT = 0.015  # share of the time budget in which more of them are timed: a machine is slower for seconds at a time
+TIMED_SHARE = (
+    0.015  # share of the time budget in which more of them are timed: a machine is slower for seconds at a time
+)
 WARM_UP = 2  # steps before
 VALIDATION_SHARE = 0.1  # of an epoch's time that validation may take after it; else some epochs are not judged
 
@@ -97,7 +99,7 @@ class Planner:
             recipe, _ = self._recipe(epochs)
             if timed is None or _work(recipe) != timed:
                 timed = _work(recipe)
-                epoch_s, judging_s, norm_s = self._timed(recipe, learner(recipe), LOOKED_AT * budget_s)
+                epoch_s, judging_s, norm_s = self._timed(recipe, learner(recipe), TIMED_SHARE * budget_s)
             every = max(1, round(judging_s / (VALIDATION_SHARE * epoch_s)))
             each_s = epoch_s + judging_s / every
             usable_s = (1 - RESERVE) * (left_s - (time.monotonic() - begun)) - judging_s - norm_s

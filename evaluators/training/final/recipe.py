@@ -7,7 +7,6 @@ there with the epochs, up to what the papers use for 300.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,9 +21,8 @@ FEW_EPOCHS = 30
 MAX_EPOCHS = 300  # that a time budget is filled with
 LARGE_DATA = 200_000  # images from which on the papers' recipe is taken, if there are epochs for it
 LONG_TRAINING = 100  # epochs from which on it is
-SHIFTED_EPOCHS = (
-    12  # from which on small pictures are shifted: before, it only slows learning (experiments/short_training/)
-)
+SHIFTED_EPOCHS = 12
+"""From so many epochs on small pictures are shifted: before, it only slows learning (experiments/short_training/)."""
 SMALL_PICTURES = 64  # pixels up to which images are shifted, not cropped: there is little to see in a part of them
 MATRIX_RATE = 0.02  # with it networks learn about twice as much in a step as with AdamW alone (../orthogonal.py)
 LOPSIDED = 10.0  # largest over smallest class from which on rare classes weigh more
@@ -156,22 +154,18 @@ class TrainingRecipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Raises ValueError for unknown names and impossible values."""
-        return replace(cls(), **_typed(values))
+        return replace(cls(), **read_choices(values))
 
 
 def _impossible(name: str, allowed: str, value: object) -> ValueError:
     return ValueError(f"recipe: {name} must be {allowed}, given {value!r}")
 
 
-def read_choices(pairs: Mapping[str, Any]) -> dict[str, Any]:
-    """Choices as people give them (texts such as "0.2", "128/160", "no" are read) as values of the recipe's fields.
+def read_choices(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Choices as people give them (texts such as "0.2", "0.5/1", "no" are read) as values of the recipe's fields.
 
     Raises ValueError for an unknown name or a text that cannot be read.
     """
-    return _typed(pairs)
-
-
-def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(TrainingRecipe)
     known = {field.name for field in fields(TrainingRecipe)}
     if unknown := sorted(set(values) - known):
@@ -275,7 +269,7 @@ def choose_recipe(
 
     Raises ValueError for unknown names, impossible values, and choices that only a classification has.
     """
-    chosen = _typed(given or {})
+    chosen = read_choices(given or {})
     if not facts.mixes:
         _check_unmixed(chosen)
     like = nearest_published(facts.config)
@@ -402,6 +396,8 @@ def _compact(facts: TrainingFacts, epochs: int, like: str) -> tuple[TrainingReci
     size = f"{facts.side} pixels"
     why |= {"sides": size, "crop": size, "max_shift": size, "judged_share": size, "flip": "the data"}
     why |= {"batch_size": f"{facts.images} images", "epochs": "given or by the time", "ema": f"{steps} steps"}
+    if small and epochs < SHIFTED_EPOCHS:
+        why["max_shift"] = f"fewer than {SHIFTED_EPOCHS} epochs"
     if lopsided:
         why["balance"] = f"the largest class has {facts.lopsidedness:.0f} times the images of the smallest"
     why["matrix_rate"] = f"it costs a step {'little' if cheap else 'much'} with {batch} images"
@@ -409,8 +405,3 @@ def _compact(facts: TrainingFacts, epochs: int, like: str) -> tuple[TrainingReci
         why |= dict.fromkeys(("learning_rate", "matrix_rate"), "half of a fresh network's")
         why["inherited_rate"] = "weights were inherited"
     return recipe, why
-
-
-def recipe_json(recipe: TrainingRecipe) -> str:
-    """The recipe in one line, for a training's identity."""
-    return json.dumps(recipe.to_dict(), sort_keys=True)
