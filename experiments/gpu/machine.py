@@ -6,7 +6,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,8 +15,9 @@ from lownas.experiments.gpu.sizes import Sizes
 
 QUERY = (
     *("name", "driver_version", "memory.total", "memory.used", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm"),
-    *("temperature.gpu", "power.draw", "power.limit", "utilization.gpu", "clocks_throttle_reasons.active"),
+    *("temperature.gpu", "power.draw", "power.limit", "utilization.gpu"),
 )
+THROTTLING = ("clocks_throttle_reasons.active", "clocks_event_reasons.active")  # older and newer drivers' name of it
 COMMAND_S = 15.0  # for nvidia-smi, which takes seconds where the driver has to wake up first
 REPEATS = 10
 COPIED_BYTES = 2**31
@@ -78,20 +79,28 @@ def _torch_facts(torch: Any) -> dict[str, Any]:
 
 
 def nvidia_smi() -> dict[str, str] | None:
-    """What nvidia-smi says of the first GPU; None where it says nothing."""
+    """What nvidia-smi says of the first GPU, or why it does not; None where there is none."""
     if shutil.which("nvidia-smi") is None:
         return None
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
     begin = time.monotonic()
+    found = _queried(QUERY)
+    took_s = time.monotonic() - begin
+    for name in THROTTLING:  # alone: a name that the driver does not know fails the whole query
+        found[name] = _queried((name,)).get(name, "not known")
+    return {"took_s": f"{took_s:.2f}", **found}
+
+
+def _queried(names: Sequence[str]) -> dict[str, str]:
+    """Facts of the first GPU by these names; "error" where they are not told."""
+    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as error:
         return {"error": one_line(error)}
-    took = {"took_s": f"{time.monotonic() - begin:.2f}"}
     fields = [field.strip() for field in done.stdout.strip().split("\n")[0].split(", ")]
-    if done.returncode != 0 or len(fields) != len(QUERY):
-        return took | {"error": f"exit code {done.returncode}: {(done.stdout + done.stderr).strip()[:300]}"}
-    return took | dict(zip(QUERY, fields, strict=True))
+    if done.returncode != 0 or len(fields) != len(names):
+        return {"error": f"exit code {done.returncode}: {(done.stdout + done.stderr).strip()[:300]}"}
+    return dict(zip(names, fields, strict=True))
 
 
 def _ceilings(torch: Any, sizes: Sizes) -> list[dict[str, Any]]:

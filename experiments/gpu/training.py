@@ -279,7 +279,7 @@ def _judged(trained: FinalTraining, parts: DataParts, precision: str, device: st
 
     assert parts.test is not None
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    network = Cast(trained.model, dtype).to(device, memory_format=torch.channels_last)
+    network = Cast(trained.model, dtype).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     feed = image_feed(parts.test, trained.resolution, workers=0)
     mean, std = trained.pixels.mean, trained.pixels.spread
     outputs, labels = network_outputs(network, feed, trained.resolution, mean, std, device)

@@ -6,13 +6,18 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from lownas.experiments.gpu.calibrating import errors
+from lownas.experiments.gpu.latency import Timed, _largest_batch, _timed
+from lownas.experiments.gpu.machine import QUERY, THROTTLING, nvidia_smi
 from lownas.experiments.gpu.record import Record
 from lownas.experiments.gpu.sizes import REAL, REHEARSED
 from lownas.experiments.gpu.steps import STEPS
@@ -154,6 +159,63 @@ def test_a_record_is_on_disk_after_every_number(tmp_path: Path) -> None:
     assert 99 < record.left_s <= 100
 
 
+def test_a_name_that_the_driver_does_not_know_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text(
+        "#!/bin/sh\n"
+        'case "$3" in\n'
+        "*throttle*) echo 'Field is not valid'; exit 2;;\n"
+        "*event*) echo 0x0000000000000004;;\n"
+        f"*) echo '{', '.join(str(number) for number in range(len(QUERY)))}';;\n"
+        "esac\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = nvidia_smi()
+    assert found is not None and [found[name] for name in QUERY] == [str(number) for number in range(len(QUERY))]
+    assert [found[name] for name in THROTTLING] == ["not known", "0x0000000000000004"]
+    fake.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
+    broken = nvidia_smi()
+    assert broken is not None and broken["error"] == "exit code 9: NVIDIA-SMI has failed"
+
+
+class Crowded(nn.Module):
+    """Takes so many images at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return images.mean((1, 2, 3))
+
+
+def test_the_largest_batch_is_found_and_halved_where_it_does_not_fit() -> None:
+    sizes = replace(REHEARSED, look_s=0.02, largest_batch=16)
+    network = Timed("crowded", Crowded(5), 8)
+    assert _largest_batch(network, sizes) == 4
+    assert _largest_batch(Timed("crowded", Crowded(100), 8), sizes) == 16
+    row = _timed(network, sizes, "torch-graph", "fp16", 16)
+    assert (row["batch"], row["too_large"]) == (4, 16) and row["undisturbed_ms"] > 0
+    none = _timed(Timed("crowded", Crowded(0), 8), sizes, "torch", "bf16", 4)
+    assert none["batch"] == 1 and none["error"].startswith("OutOfMemoryError: CUDA out of memory")
+    broken = _timed(Timed("broken", nn.Linear(3, 3), 8), sizes, "torch", "fp16", 4)
+    assert broken["batch"] == 4 and "mat1 and mat2" in broken["error"]
+
+
+def test_without_a_gpu_it_is_said(tmp_path: Path) -> None:
+    variables = {"LOWNAS_GPU_STANDIN": "", "CUDA_VISIBLE_DEVICES": "", "LOWNAS_GPU_STEPS": "doctor:60 presets:60"}
+    done = run(tmp_path, 180, **variables)
+    found = by_step(tmp_path)
+    assert found["doctor"]["said"] == found["presets"]["why"] == "torch can use no CUDA device here"
+    assert found["presets"]["status"] == "skipped" and done.returncode == 0
+    assert read(tmp_path / "doctor.json")["usable"] is False
+
+
 def test_the_real_run_is_on_a_gpu() -> None:
     assert (REAL.device, REAL.target, REAL.runs_as) == ("cuda", "cuda", {})
     assert (REAL.samples, REAL.others, REAL.workers, len(REAL.presets), len(REAL.seeds)) == (40, 40, (1, 2, 4), 3, 3)
@@ -186,6 +248,35 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert set(judged) == {"fp32", "fp16", "bf16"} and all(row["agreement"] > 0.9 for row in list(judged.values())[1:])
     assert all(row["trainings_per_minute"] > 0 for row in results["workers"]["rows"])
     assert {row["workers"] for row in results["workers"]["rows"]} == {1, 2}
+
+
+# What a machine for trainings may lack. Python reads this file when it starts.
+FEW_PACKAGES = """
+import sys
+from importlib.machinery import PathFinder
+
+LACKING = {"kornia", "ray", "optuna", "onnx", "onnxruntime", "timm", "platformdirs", "typer", "sklearn", "plotly"}
+
+class Few(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in LACKING else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [Few if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+@pytest.mark.slow
+def test_rehearsal_with_little_installed(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FEW_PACKAGES)
+    out = tmp_path / "out"
+    steps = "proxy:200 final:200 workers:200 calibration:200 held_out:100"
+    run(out, 900, PYTHONPATH=str(tmp_path), LOWNAS_GPU_STEPS=steps, LOWNAS_GPU_TOTAL_S="800")
+    assert {row["status"] for row in by_step(out).values()} == {"done"}, (out / "log.txt").read_text()
+    assert read(out / "final.json")["data"] == "formula:10"
+    assert "kornia is not installed" in read(out / "proxy.json")["augmentation_while_timed"]
+    workers = read(out / "workers.json")
+    assert {row["kind"] for row in workers["rows"]} == {"processes"} and "ray" in workers["remark"]
 
 
 def check_latencies(result: dict[str, Any], count: int) -> None:
