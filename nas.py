@@ -30,6 +30,7 @@ try:
         print_json,
         print_judgement,
         print_lines,
+        print_measured,
         print_plan,
         print_recipe,
         print_result,
@@ -44,7 +45,6 @@ except ImportError as missing:
     )
 
 if TYPE_CHECKING:
-    from lownas.evaluators.device.measure import LatencyMeasurement
     from lownas.predictors import Target
     from lownas.search import SearchResult
     from lownas.search_space import LowFormerConfig, OpGraph
@@ -325,30 +325,24 @@ def measure(
     config: Configs = None,
     preset: Presets = None,
     onnx: Onnx = None,
-    time_limit: Annotated[str, _option(help="Warm-up and runs of one model end by then.")] = "10s",
+    time_limit: Annotated[str, _option(help="Looks at one model are spread over this time.")] = "10s",
+    profiles: Profiles = None,
     as_json: Json = False,
 ) -> None:
     """Measure latency on this machine, or on the one that a target's file names."""
     from lownas.search.devices import open_meter
     from lownas.search.quantities import parse_duration
-    from lownas.search.results.tables import measurement_record, measurement_table
 
     full = _target(target)
     limit_s = parse_duration(time_limit, "--time-limit")
     items = _given(config, preset, onnx)
     if not items:
         raise ValueError("nothing to do: name models with --preset, --config or --onnx")
-    found: list[tuple[str, LatencyMeasurement]] = []
-    try:
-        with open_meter(full) as meter:
-            for name, item in items:
-                measurement = meter.measure(item, meter.target, time_limit_s=limit_s)
-                found.append((name, measurement))
-                if as_json:
-                    print_json(measurement_record(name, full, measurement))
-    finally:  # also of what was measured before an interrupt or a model that cannot run
-        if found and not as_json:
-            stdout().print(measurement_table(full, found))
+    with open_meter(full) as meter, meter.looks(profiles) as looks:
+        try:
+            looks.take(dict(items), limit_s)
+        finally:  # also of what was measured before an interrupt or a model that cannot run
+            print_measured(full, looks, as_json=as_json)
 
 
 @app.command()
@@ -434,7 +428,7 @@ def export(
 @app.command()
 def doctor(profiles: Profiles = None, as_json: Json = False) -> None:
     """Say what this machine is, which versions are installed, and what can be measured here."""
-    from lownas.search.devices import describe_machine
+    from lownas.search.doctor import describe_machine
 
     about = describe_machine(profiles)
     if as_json:

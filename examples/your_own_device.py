@@ -20,4 +20,4 @@ if __name__ == "__main__":
     predicted = predict(config, target, profiles="profiles")
     measured = measure(config, target, time_limit="5s")
     print(f"predicted {predicted.latency_ms:.1f} ms ({predicted.low_ms:.1f} to {predicted.high_ms:.1f})")
-    print(f"measured  {measured.median_ms:.1f} ms (median of {measured.runs} runs)")
+    print(f"measured  {measured.undisturbed_ms:.1f} ms undisturbed, {measured.median_ms:.1f} ms under load (median)")

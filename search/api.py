@@ -17,9 +17,16 @@ from ..evaluators import tasks
 from ..evaluators.data import sources
 from ..evaluators.data.sources import Data, DataSource
 from ..predictors import LatencyPredictor, Target
-from ..search_space import LowFormerConfig, SearchSpace
+from ..search_space import SearchSpace
 from ..search_space.space import SpaceChoices
-from .devices import Device, check_same_machine, load_or_calibrate, load_predictor, open_meter
+from .devices import (
+    Device,
+    check_same_machine,
+    load_or_calibrate,
+    load_predictor,
+    open_meter,
+    warn_of_other_settings,
+)
 from .latency.correction import Predictor
 from .loop import Callback
 from .objectives import Objective
@@ -43,7 +50,7 @@ from .trials.database import check_storage
 from .trials.run_folder import check_free, read_about
 from .trials.status import Progress
 
-REST_S = 6.0  # between two measurements of a network
+REST_S = 6.0  # between two looks at a network
 LOOK_IMAGES, LOOK_PIXELS = 64, 32  # how much of the data is looked at before anything starts
 _WHOLE_RANGE = "whole_range"  # in run.json: that no budget was given, and the front is of the whole space
 _UNBOUNDED_MS = 1e9  # in the place of the budget of a front without one, until the predictor has said what that is
@@ -243,10 +250,10 @@ def _search(asked: _Asked) -> SearchResult:
             if isinstance(prepared.predictor, LatencyPredictor):
                 check_same_machine(meter.target, prepared.predictor.fingerprint, asked.profiles)
 
-            def measure(config: LowFormerConfig) -> Any:
-                return meter.measure(config, meter.target)
-
-            parts = replace(parts, measure=measure)
+            if isinstance(prepared.predictor, LatencyPredictor) and not target.is_local:
+                warn_of_other_settings(prepared.predictor, meter.settings)
+            measuring = stack.enter_context(meter.measuring(asked.profiles, REST_S))
+            parts = replace(parts, measuring=measuring)
         if asked.progress is True:
             from .results.progress import SearchProgress
 
@@ -277,7 +284,7 @@ def _trained(result: SearchResult, prepared: _Prepared, asked: _Asked) -> Search
         prepared.predictor,
         parts.data if parts.data is not None else str(prepared.settings.data),
         parts.task if parts.task is not None else prepared.settings.task,
-        parts.rest_s,
+        asked.profiles,
         shown,
         print_recipe if shown else None,
     )
@@ -312,11 +319,18 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
     if calibrate:
         _check_run_folder(Path(settings.run), resume=asked.resume)
     say = _speaker(asked.progress)
-    predictor = asked.predictor or _predictor(target, asked, say, calibrate=calibrate)
+    calibrated_on = objects.get("space") or (SearchSpace.load(settings.space) if about is None else None)
+    predictor = asked.predictor or _predictor(target, asked, say, calibrated_on, calibrate=calibrate)
+    if settings.budget_on != "undisturbed" and not target.can_be_measured:
+        raise ValueError(
+            f"--budget-on {settings.budget_on}: {target} is not at hand, and predicted latencies are undisturbed ones"
+        )
     if not budgeted:
         budget_ms = whole_range_ms(settings, predictor, space, measurable=target.can_be_measured)
         settings = settings.replace(latency_budget_ms=budget_ms)
-    also = {name: _predictor(Target.load(name), asked, say, calibrate=calibrate) for name in settings.also}
+    also = {
+        name: _predictor(Target.load(name), asked, say, calibrated_on, calibrate=calibrate) for name in settings.also
+    }
     if isinstance(predictor, LatencyPredictor):
         facts["latency_profile"] = predictor.provenance
         say(f"target {target}: {predictor.source}")
@@ -328,7 +342,6 @@ def _prepare(asked: _Asked, *, calibrate: bool = True) -> _Prepared:
         objective=objects.get("objective"),
         data=objects.get("data"),
         task=task,
-        rest_s=REST_S,
         callback=asked.callback,
         about=facts,
     )
@@ -444,9 +457,11 @@ def _checked_inputs(
     return facts
 
 
-def _predictor(target: Target, asked: _Asked, say: Callable[[str], None], *, calibrate: bool) -> LatencyPredictor:
+def _predictor(
+    target: Target, asked: _Asked, say: Callable[[str], None], space: SearchSpace | None, *, calibrate: bool
+) -> LatencyPredictor:
     if calibrate:
-        return load_or_calibrate(target, asked.profiles, say, progress=asked.progress is True)
+        return load_or_calibrate(target, asked.profiles, say, space=space, progress=asked.progress is True)
     return load_predictor(target, asked.profiles)
 
 

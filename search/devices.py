@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,6 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..predictors import LatencyPredictor, Target
 from ..predictors.accuracy.prior import AccuracyPrediction, AccuracyPrior
+from ..predictors.latency.calibration import space_key
+from ..predictors.latency.measuring import changed_settings
+from ..predictors.latency.sampling import sentinel_config
+from ..predictors.latency.sentinel_history import SentinelHistory
 from ..predictors.latency.target import profile_folders
 from ..search_space import PRESETS, LowFormerConfig, OpGraph, SearchSpace
 from .quantities import parse_duration, parse_percentage
@@ -22,10 +27,12 @@ from .quantities import parse_duration, parse_percentage
 if TYPE_CHECKING:
     from ..evaluators.device.measure import LatencyMeasurement
     from ..predictors.latency.calibration import Progress
+    from .latency.looks import Looks, MeasuredLatency, Measuring
 
 # What has a latency: a configuration, the name of a published model, the path of an ONNX or config file, a graph.
 Network = LowFormerConfig | OpGraph | str | Path
 Device = str | Path | Target  # a target's name, its YAML file, or the target
+SENTINEL_LIMIT_S, SENTINEL_RUNS = 0.4, 8  # of one look at the sentinel
 
 
 def predict(
@@ -78,20 +85,24 @@ def predict_accuracy(
     return [next(found) if isinstance(network, LowFormerConfig) else None for network in networks]
 
 
-def measure(network: Network, target: Device = "cpu", *, time_limit: str = "10s") -> LatencyMeasurement:
+def measure(
+    network: Network, target: Device = "cpu", *, time_limit: str = "10s", profiles: str | Path | None = None
+) -> MeasuredLatency:
     """Measures latency on this machine, or over SSH on the one that the target's file names.
 
     Args:
         network: a configuration, the name of a published model, an ONNX file or a config file.
         target: name of a target at hand ("cpu"), or its YAML file.
-        time_limit: warm-up and runs end by then.
+        time_limit: looks at it are spread over this time.
+        profiles: folder of the user's own target profiles; what is known there of the machine's speed is used.
 
     Raises ValueError if the target cannot be measured, OSError if its machine cannot be reached.
     """
     limit_s = parse_duration(time_limit, "time_limit")
     found = find_network(network)
-    with open_meter(Target.load(target)) as meter:
-        return meter.measure(found, meter.target, time_limit_s=limit_s)
+    with open_meter(Target.load(target)) as meter, meter.looks(profiles) as looks:
+        looks.take({"": found}, limit_s)
+        return looks.latencies()[""]
 
 
 def calibrate(
@@ -104,6 +115,7 @@ def calibrate(
     seed: int = 0,
     profiles: str | Path | None = None,
     progress: bool | Callable[[Progress], None] = False,
+    adds: bool = False,
 ) -> LatencyPredictor:
     """Measures a sample of a space on a device, fits a latency model, and saves it as the target's profile.
 
@@ -116,6 +128,7 @@ def calibrate(
         seed: of the sample.
         profiles: folder of the user's own target profiles.
         progress: True shows a bar; a function is told how far it is.
+        adds: configurations that were measured before, of other spaces, are kept and fitted on too.
 
     Returns the predictor; `provenance` has its held-out error. A calibration that broke off goes on where it stopped.
 
@@ -125,7 +138,7 @@ def calibrate(
     from .results.progress import CalibrationBar
 
     full = Target.load(target)
-    options: dict[str, Any] = {"space": space, "seed": seed}
+    options: dict[str, Any] = {"space": space, "seed": seed, "profiles": profiles, "adds": adds}
     if samples is not None:
         options["samples"] = samples
     if until is not None:
@@ -137,12 +150,11 @@ def calibrate(
         with suppress(ValueError):  # of a broken profile another may be made
             known = LatencyPredictor.read(profile_folders(profiles)[0] / full.file_name).fingerprint
         check_same_machine(meter.target, known, profiles)
+        options["look_at_sentinel"] = meter.look_at_sentinel
         if callable(progress):
-            return fit_profile(
-                meter.target, meter.measure_for_calibration, profiles=profiles, progress=progress, **options
-            )
+            return fit_profile(meter.target, meter.measure_for_calibration, progress=progress, **options)
         with CalibrationBar(shown=progress) as bar:
-            return fit_profile(meter.target, meter.measure_for_calibration, profiles=profiles, progress=bar, **options)
+            return fit_profile(meter.target, meter.measure_for_calibration, progress=bar, **options)
 
 
 # --- networks by name
@@ -230,13 +242,51 @@ class Meter:
 
     Attributes:
         target: with what was found out about the device.
-        measure: (network, target, time_limit_s=...) to a measurement.
+        measure: (network, target, time_limit_s=...) to one look at it.
         measure_for_calibration: (network, target) to a short one, with kernel times where there are any.
+        settings: what the machine's speed depends on (`agent.machine_state`).
     """
 
     target: Target
     measure: Callable[..., LatencyMeasurement]
     measure_for_calibration: Callable[[LowFormerConfig | OpGraph, Target], LatencyMeasurement]
+    settings: Mapping[str, str]
+
+    def look_at_sentinel(self, target: Target) -> float:
+        """What the sentinel takes now, in ms, as far as one short look tells."""
+        look = self.measure(sentinel_config(), target, time_limit_s=SENTINEL_LIMIT_S, min_runs=SENTINEL_RUNS)
+        return look.undisturbed_ms
+
+    @contextmanager
+    def measuring(self, profiles: str | Path | None = None, rest_s: float = 0.0) -> Iterator[Measuring]:
+        """How networks are measured with it; what the sentinel takes meanwhile is remembered for later measurements.
+
+        `profiles` is the folder of the user's own target profiles, `rest_s` what lies between two looks at a network.
+        """
+        from .latency.looks import Measuring
+
+        history = SentinelHistory.of(self.target, self.target.fingerprint(), self.settings, profiles)
+        sentinels_ms: list[float] = []
+
+        def look(network: LowFormerConfig | OpGraph | Path, **limits: Any) -> LatencyMeasurement:
+            return self.measure(network, self.target, **limits)
+
+        def look_at_sentinel() -> float:
+            sentinels_ms.append(self.look_at_sentinel(self.target))
+            return sentinels_ms[-1]
+
+        try:
+            yield Measuring(look, look_at_sentinel, history.known_ms(), rest_s)
+        finally:
+            history.add(sentinels_ms)
+
+    @contextmanager
+    def looks(self, profiles: str | Path | None = None) -> Iterator[Looks]:
+        """Looks at networks in turn; see `measuring`."""
+        from .latency.looks import Looks
+
+        with self.measuring(profiles) as measuring:
+            yield Looks(measuring, str(self.target))
 
 
 @contextmanager
@@ -249,13 +299,29 @@ def open_meter(target: Target) -> Iterator[Meter]:
 
     if target.box is None:
         check_measurable(target)
-        yield Meter(target, measure_latency, measure_for_calibration)
+        yield Meter(target, measure_latency, measure_for_calibration, _settings_here(target))
         return
     from ..evaluators.device.remote import RemoteBox
 
     with RemoteBox(target.box) as box:
         known = replace(target.box, fingerprint=box.fingerprint(target))
-        yield Meter(replace(target, box=known), box.measure_latency, box.measure_for_calibration)
+        yield Meter(replace(target, box=known), box.measure_latency, box.measure_for_calibration, box.settings)
+
+
+def _settings_here(target: Target) -> dict[str, str]:
+    from ..evaluators.device.agent.machine_state import machine_state
+
+    return machine_state(gpu=target.device == "cuda").settings
+
+
+def warn_of_other_settings(predictor: LatencyPredictor, settings: Mapping[str, str]) -> None:
+    """Warns if the machine's settings are not those that a profile was made with: it may be faster or slower now."""
+    known = predictor.provenance.get("settings")
+    if known is not None and (changed := changed_settings(known, settings)):
+        warnings.warn(
+            f"since {predictor.target} was calibrated, {changed}: latencies may be others (`lownas calibrate`)",
+            stacklevel=3,
+        )
 
 
 def check_same_machine(target: Target, known: Mapping[str, str], profiles: str | Path | None) -> None:
@@ -274,57 +340,39 @@ def load_predictor(target: Target, profiles: str | Path | None = None) -> Latenc
         where = "" if profiles is None else f" --profiles {profiles}"
         command = f"lownas calibrate --target {target.box.file}{where}"
         raise ValueError(f"no profile of {target} yet: make one with `{command}`")
-    return LatencyPredictor.load(target, profiles)
+    predictor = LatencyPredictor.load(target, profiles)
+    if target.is_local:
+        warn_of_other_settings(predictor, _settings_here(target))
+    return predictor
 
 
 def load_or_calibrate(
-    target: Target, profiles: str | Path | None, say: Callable[[str], None], *, progress: bool
+    target: Target,
+    profiles: str | Path | None,
+    say: Callable[[str], None],
+    *,
+    space: SearchSpace | None = None,
+    progress: bool,
 ) -> LatencyPredictor:
-    """Loads a target's profile; one of a device at hand that has none is calibrated."""
-    if has_profile(target, profiles) or not target.can_be_measured:
+    """Loads a target's profile. A device at hand that has none is calibrated; one that has none of `space` yet, too.
+
+    `space` is where networks are searched; None if any profile will do.
+    """
+    if not target.can_be_measured:
         return LatencyPredictor.load(target, profiles)
     where = "on this machine " if target.is_local else ""
-    say(f"no profile of {target} {where}yet: calibrating (at most 4 minutes, once)")
-    return calibrate(target, profiles=profiles, progress=progress)
+    drawn = "default" if space is None else space
+    if not has_profile(target, profiles):
+        say(f"no profile of {target} {where}yet: calibrating (at most 4 minutes, once)")
+        return calibrate(target, space=drawn, profiles=profiles, progress=progress)
+    predictor = load_predictor(target, profiles)
+    spaces = predictor.provenance.get("spaces")
+    if space is None or spaces is None or space_key(space) in spaces:
+        return predictor
+    say(f"{target} was calibrated on other networks than those of the space {space.name!r}: adding some (once)")
+    return calibrate(target, space=space, profiles=profiles, progress=progress, adds=True)
 
 
 def has_profile(target: Target, profiles: str | Path | None) -> bool:
     """Whether there is a profile of the target, usable or not."""
     return any((folder / target.file_name).is_file() for folder in profile_folders(profiles))
-
-
-def describe_machine(profiles: str | Path | None = None) -> dict[str, Any]:
-    """What this machine is, which versions are installed, and what can be measured here, as JSON values."""
-    import platform
-
-    import psutil
-
-    from ..evaluators.device.measure import check_measurable
-    from ..predictors import list_profiles
-    from ..predictors.latency.machine import cpu_name
-    from ..predictors.latency.target import ALIASES
-    from ..version import __version__
-    from .trials.run_folder import versions
-
-    measurable: dict[str, str] = {}
-    for alias in ALIASES:
-        target = Target.parse(alias)
-        if target.is_local:
-            try:
-                check_measurable(target)
-            except ValueError as error:
-                measurable[alias] = str(error)
-            else:
-                measurable[alias] = "can be measured here"
-    return {
-        "lownas": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu": cpu_name(),
-        "cores": psutil.cpu_count(logical=False),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load": round(psutil.getloadavg()[0], 2),
-        "versions": versions(),
-        "devices": measurable,
-        "profiles": [entry["alias"] or entry["target"] for entry in list_profiles(profiles) if entry["usable"]],
-    }

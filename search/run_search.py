@@ -32,7 +32,7 @@ from .feasible_pool import (
 )
 from .latency.correction import Predictor
 from .latency.limits import BudgetUse, Limits
-from .latency.measurements import Measure
+from .latency.looks import Measuring
 from .latency.tracker import ANCHORS, LatencyTracker
 from .loop import Callback, TrainingSetup, TrialLoop
 from .objectives import Objective, make_objective
@@ -88,8 +88,7 @@ class Parts:
         prior: of ImageNet top-1.
         evaluate: judges a candidate, see `training.task`; proxy training by default.
         plan: chooses the proxy training once per run.
-        measure: measures the latency of a network, where the target is at hand: before, during and after the trainings.
-        rest_s: seconds between two measurements of a network; a machine's speed drifts over some seconds.
+        measuring: how networks are measured, where the target is at hand: before, during and after the trainings.
         callback: sees each trial when it ends, and can end the search by giving True.
         progress: is told how far the search is.
         about: further facts for run.json, as JSON values (the predictor's provenance, say). "init_from" identifies the
@@ -106,8 +105,7 @@ class Parts:
     prior: AccuracyPrior | None = None
     evaluate: Evaluate = train_candidate
     plan: Plan = plan_proxy
-    measure: Measure | None = None
-    rest_s: float = 0.0
+    measuring: Measuring | None = None
     callback: Callback | None = None
     progress: Progress | None = None
     about: Mapping[str, Any] | None = None
@@ -138,8 +136,11 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         run.log.info(
             "%s: %s within %g ms", "resumed" if resume else "started", settings.target, settings.latency_budget_ms
         )
+        if training and not resume:
+            with open_caller(settings, run.log):  # whether candidates can train there is better known at once
+                pass
         limits = Limits(settings, parts.also)
-        latency = LatencyTracker(settings, run, parts.predictor, limits, parts.measure, parts.rest_s)
+        latency = LatencyTracker(settings, run, parts.predictor, limits, parts.measuring)
         latency.check_budget(parts.space)
         latency.learn_known()
         pool = _pool(settings, parts.space, objective, latency, resume=resume)
@@ -153,7 +154,7 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         history = History()
         surrogate = RunSurrogate(pool.space, history, rungs.count)
         state = SearchState(history, pool, objective, surrogate, rungs.count, settings.trials, settings.seed)
-        cut_short = False
+        cut_short, recorder = False, None
         if training:
             recorder = _recorder(settings, run, state)
             schedule = Schedule(strategy, state, settings.repeats, controls)
@@ -164,6 +165,8 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         else:
             stopped = PredictedNetworks(settings, run, state, latency, report, parts.callback).keep()
         result = conclude(settings, run, state, latency, report, started, interrupted=stopped, measure=not cut_short)
+        if recorder is not None:
+            recorder.settle({c.config.id: c.quantile_ms <= settings.latency_budget_ms for c in result.candidates})
         report("done", history.with_controls())
         return result
 

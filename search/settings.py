@@ -88,6 +88,11 @@ class SearchSettings(BaseModel):
         float, Option("A candidate fits if its latency is within the budget with this probability.", _GOAL)
     ] = Field(default=0.9, ge=0.5, lt=1)
 
+    budget_on: Annotated[
+        Literal["undisturbed", "p50", "p90", "p99"],
+        Option("The latency within the budget: undisturbed, or a percentile under load (devices at hand).", _GOAL),
+    ] = "undisturbed"
+
     space: Annotated[str, Option("`default`, `tiny`, or a YAML file of your own.", _SPACE)] = "default"
     resolution: Annotated[
         int | None, Option("Fixes the input resolution, in pixels.", _SPACE, default="the space decides")
@@ -174,7 +179,7 @@ class SearchSettings(BaseModel):
     ray_address: Annotated[
         str | None,
         Option(
-            "A Ray cluster that is there: auto, ray://HOST:PORT.",
+            "A Ray cluster that is there: auto on one of its nodes, or HOST:PORT.",
             _WORKERS,
             default="workers start on this machine",
             changeable=True,

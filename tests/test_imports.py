@@ -51,10 +51,11 @@ LAYERS = {
         accuracy  latency.runtimes  latency.kernel_terms
         latency.target  latency.fusion  latency.kernel_model
         latency.stacked_model  latency.unit_costs  latency.sampling
-        latency.uncertainty
-        latency.predictor
+        latency.uncertainty  latency.undisturbed
+        latency.predictor  latency.sentinel_history
         latency.fitting
         latency.measurement_log
+        latency.measuring
         latency.calibration
         latency
         __init__
@@ -62,7 +63,7 @@ LAYERS = {
     "evaluators": """
         data.records  data.crops  data.memory  device.agent  device.quantize
         data.fractals  data.plain_pickle  data.pictures  device.kernel_times  tasks
-        data.sources  data.feeding  device.latency_record
+        data.sources  data.feeding  device.latency_record  device.advice
         data.loading  device.runtimes
         device.measure
         device.remote  training
@@ -80,7 +81,7 @@ LAYERS = {
         loop
         predicted
         run_search
-        devices
+        devices  doctor
         final
         api
         __init__
@@ -181,7 +182,7 @@ def test_every_name_of_a_layer_is_there() -> None:
 
 
 def test_a_rule_that_is_broken_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = {**graph(), "predictors.costs": frozenset({"evaluators.device.agent", "predictors.accuracy.prior"})}
+    broken = {**graph(), "predictors.costs": frozenset({"evaluators.device.agent.lock", "predictors.accuracy.prior"})}
     monkeypatch.setitem(globals(), "graph", lambda: broken)
     with pytest.raises(AssertionError, match=r"predictors\.costs imports \['evaluators'\]"):
         test_packages_see_what_is_below_them("predictors")

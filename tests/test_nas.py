@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lownas.evaluators.device.latency_record import NOISY_SPREAD
 from lownas.nas import main
+from lownas.predictors.latency.machine import physical_cores
 from lownas.search import search
 from lownas.search_space import PRESETS, write_onnx
 from lownas.version import __version__
@@ -237,12 +237,20 @@ def test_predict_as_json_for_several_kinds_of_input(tmp_path: Path, capsys: pyte
 
 def test_measure_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["measure", "--preset", "cpubone_nano", "--time-limit", "1s", "--json"]) == 0
-    out, err = capsys.readouterr()
-    line = json.loads(out)
+    line = json.loads(capsys.readouterr().out)
     assert line["target"] == "cpu/onnxruntime/fp32/b1/t1"
-    assert 0 < line["median_ms"] <= line["p90_ms"] <= line["p99_ms"] and line["iqr_ms"] >= 0 and line["runs"] >= 1
-    assert line["noisy"] == ("lownas: warning: " in err), "what makes it doubtful is said"
-    assert line["noisy"] or line["iqr_ms"] <= NOISY_SPREAD * line["median_ms"]
+    assert 0 < line["median_ms"] <= line["p90_ms"] <= line["p99_ms"]
+    assert 0 < line["low_ms"] < line["undisturbed_ms"] < line["high_ms"] and 0 < line["repeatability"] < 1
+    assert len(line["looks"]) >= 3 and all(look["sentinel_ms"] > 0 for look in line["looks"])
+    assert line["runs"] == sum(len(look["look"]["times_ms"]) for look in line["looks"])
+
+
+def test_measurements_say_how_restless_the_machine_was(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["measure", "--time-limit", "1s", "--preset", "cpubone_nano", "--preset", "lowformer_e1"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert "undisturbed" in out and "under load" in out and out.count("The machine was") == 1
+    assert "warning" not in err or "waiting" in err
 
 
 def test_targets_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +262,14 @@ def test_targets_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert "rtx3090" in about["profiles"] and about["devices"]["cpu"] == "can be measured here"
-    assert main(["doctor"]) == 0
+    assert {"settings", "readings", "throttled"} <= about.keys() and "`cpu`" in about["advice"][-1]
+    assert main(["doctor"]) == 0 and "\nadvice:\n" in capsys.readouterr().out
+
+
+def test_the_cpu_has_a_row_for_one_thread_and_one_for_all_cores(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets"]) == 0
+    out = capsys.readouterr().out
+    assert " cpu " in out and (" cpu:all-cores " in out or physical_cores() == 1)
 
 
 def test_a_dry_run_writes_nothing(

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from .agent import Node
+from .agent.models import Node
 
 _ROW = re.compile(r"op(\d+)_")
 _OF = re.compile(r"op\d+_[a-z]+_of(\d+)")  # an activation that may be merged into that row's convolution

@@ -1,9 +1,11 @@
-"""The record of a latency measurement, and what makes its times doubtful."""
+"""The record of one look at a network's latency, and what makes its times doubtful.
+
+Several looks, spread over time, tell more than one: `predictors.latency.undisturbed` puts them together.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +13,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from .agent import Node, Timed
+from .agent.models import Node
+from .agent.timing import Timed
 from .kernel_times import kernel_times_ms
 
 NOISY_SPREAD = 0.10
@@ -46,7 +49,7 @@ class Setting(Protocol):
 
 @dataclass(frozen=True)
 class LatencyMeasurement:
-    """Raw times of one network in one setting.
+    """Raw times of one network in one setting: one look, in a session of its own.
 
     Attributes:
         target: full name of the setting.
@@ -61,6 +64,8 @@ class LatencyMeasurement:
         notes: what makes the times doubtful, one line each.
         kernel_ms: where the runtime tells, ms per kernel, named "ROW:op", "ROW:reorder_in" or "ROW:reorder_out" after
             the rows of the operator graph (`predictors.latency.kernels.Kernels.keys`).
+        began: Unix time in seconds.
+        settings, readings, throttled: state of the machine right after it; see `agent.machine_state`.
     """
 
     target: str
@@ -73,6 +78,10 @@ class LatencyMeasurement:
     busy_cores: float = 0.0
     notes: tuple[str, ...] = ()
     kernel_ms: Mapping[str, float] | None = None
+    began: float = 0.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+    readings: Mapping[str, float] = field(default_factory=dict)
+    throttled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.times_ms or not all(math.isfinite(t) and t > 0 for t in self.times_ms):
@@ -103,7 +112,7 @@ class LatencyMeasurement:
 
     @property
     def undisturbed_ms(self) -> float:
-        """What the network takes while nothing else interrupts it; models are fitted on it.
+        """What the network takes while nothing else interrupts it, as far as one look tells.
 
         The lower decile of the times, without what other processes were given in between where that is known. On a
         quiet machine it is within a percent or two of the median.
@@ -131,12 +140,16 @@ class LatencyMeasurement:
             "warmup_runs": self.warmup_runs,
             "busy_cores": round(self.busy_cores, 3),
             "notes": list(self.notes),
+            "began": round(self.began, 2),
+            "settings": dict(self.settings),
+            "readings": dict(self.readings),
+            "throttled": list(self.throttled),
             "kernel_ms": None if self.kernel_ms is None else {k: round(v, 6) for k, v in self.kernel_ms.items()},
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        lists = {name: tuple(data[name]) for name in ("times_ms", "cpu_times_ms", "notes")}
+        lists = {name: tuple(data.get(name, ())) for name in ("times_ms", "cpu_times_ms", "notes", "throttled")}
         return cls(**{**data, **lists})
 
 
@@ -148,7 +161,7 @@ def latency_measurement(
     host: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> LatencyMeasurement:
-    """The record of what was timed; its doubts are also given as warnings."""
+    """The record of what was timed."""
     return LatencyMeasurement(
         target=str(target),
         what=what,
@@ -158,13 +171,17 @@ def latency_measurement(
         versions=versions,
         warmup_runs=timed.warmup_runs,
         busy_cores=timed.busy_cores,
-        notes=_doubts(timed, what),
+        notes=_doubts(timed),
+        began=timed.began,
+        settings=timed.settings,
+        readings=timed.readings,
+        throttled=tuple(timed.throttled),
         kernel_ms=None if nodes is None else kernel_times_ms(nodes),
     )
 
 
-def _doubts(timed: Timed, what: str) -> tuple[str, ...]:
-    """What makes the times of `what` doubtful, each also given as a warning."""
+def _doubts(timed: Timed) -> tuple[str, ...]:
+    """What makes the times doubtful, a line each."""
     times, busy = timed.times_ms, timed.busy_cores
     median = float(np.median(times))
     notes = []
@@ -178,6 +195,6 @@ def _doubts(timed: Timed, what: str) -> tuple[str, ...]:
             notes.append(f"drift: the last third of the runs took {drift:+.0%} against the first")
     if busy > BUSY:
         notes.append(f"busy machine: other processes kept {busy:.1f} cores busy")
-    for note in notes:
-        warnings.warn(f"{what}: {note}", stacklevel=4)
+    if timed.throttled:
+        notes.append(f"throttled: {', '.join(timed.throttled)}")
     return tuple(notes)

@@ -1,13 +1,12 @@
 """Measures what a network costs: latency on a device of this machine, through any runtime (`device.runtimes`).
 
-Every measurement warms up until its times settle, keeps all raw times, and says when they cannot be trusted: wide
-spread, drift from the first to the last third, other work on the machine. No two measurements run at once on this
-machine; a second one waits for the first.
+Every look warms up until its times settle, keeps all raw times and the state of the machine, and notes when they cannot
+be trusted: wide spread, drift from the first to the last third, other work on the machine. No two measurements run at
+once on this machine; a second one waits for the first.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -55,13 +54,8 @@ def measure_latency(
 def measure_for_calibration(
     network: LowFormerConfig | OpGraph, target: Setting, measure: Callable[..., LatencyMeasurement] = measure_latency
 ) -> LatencyMeasurement:
-    """Makes the short measurements of a calibration, with kernel times where there are any.
-
-    Their doubts are kept in the measurement but not given as warnings: calibration deals with them.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return measure(network, target, time_limit_s=CALIBRATION_TIME_LIMIT_S, min_runs=CALIBRATION_RUNS, kernels=True)
+    """Makes the short measurements of a calibration, with kernel times where there are any."""
+    return measure(network, target, time_limit_s=CALIBRATION_TIME_LIMIT_S, min_runs=CALIBRATION_RUNS, kernels=True)
 
 
 def check_measurable(target: Setting) -> None:

@@ -1,6 +1,6 @@
 """Measures on another machine over SSH, with the system's OpenSSH client and the user's own configuration of it.
 
-That machine, the box, needs Python 3.8, numpy and onnxruntime. It is sent `agent.py`, which runs there without being
+That machine, the box, needs Python 3.8, numpy and onnxruntime. It is sent `agent`, which runs there without being
 written to a file, ends with the connection, and holds a lock while it measures; then ONNX models, one for each
 measurement. When the connection is lost, it is made again and the measurement that was under way is repeated. An agent
 that hears nothing for a minute ends by itself, so that no measurement goes on unseen behind a connection that broke in
@@ -30,7 +30,9 @@ import numpy as np
 
 from ...search_space import LowFormerConfig, OpGraph, op_graph
 from . import agent
-from .agent import Job, Node, Timed
+from .agent import lock, serving
+from .agent.models import Job, Node
+from .agent.timing import Timed
 from .latency_record import LatencyMeasurement, Setting, latency_measurement
 from .measure import measure_for_calibration
 from .runtimes import Network
@@ -97,11 +99,13 @@ class RemoteBox:
     Attributes:
         host: as the SSH client takes it.
         python: interpreter on the box.
+        settings: what its speed depends on (`agent.machine_state`), as it was when the connection was made.
     """
 
     def __init__(self, box: Host) -> None:
         self.host = box.host
         self.python = box.python
+        self.settings: dict[str, str] = {}
         self._connection: _Connection | None = None
         self._about: dict[str, Any] | None = None
         self._used = time.monotonic()
@@ -178,7 +182,7 @@ class RemoteBox:
 
     def _ask(self, job: Job, model: bytes) -> dict[str, Any]:
         """Asks the agent to do `job`, again when the connection is lost, and gives its answer."""
-        limit_s = agent.WAIT_S + 20 * job.time_limit_s + START_S
+        limit_s = lock.WAIT_S + 20 * job.time_limit_s + START_S
         for loss in range(LOSSES + 1):
             connection = self._connected()
             try:
@@ -206,7 +210,7 @@ class RemoteBox:
 
         A connection that was lost is tried again and again; once that was in vain, a new one is tried only once.
         """
-        if time.monotonic() - self._used > agent.IDLE_S / 2:
+        if time.monotonic() - self._used > serving.IDLE_S / 2:
             self.close()
         self._used = time.monotonic()
         if self._connection is not None:
@@ -222,6 +226,7 @@ class RemoteBox:
                     self._patient = False
                     raise
                 logger.warning("%s (attempt %d of %d)", error, number, len(pauses))
+        self.settings = {str(key): str(value) for key, value in about.pop("settings", {}).items()}
         if self._about is not None and self._about != about:
             connection.close()
             raise ConnectionError(f"{self.host} is not the machine that it was before the connection was lost")
@@ -293,7 +298,7 @@ class _Connection:
         def watch() -> None:
             deadline = time.monotonic() + limit_s
             while (left := deadline - time.monotonic()) > 0:
-                if done.wait(min(left, agent.BEAT_S) if beat else left):
+                if done.wait(min(left, serving.BEAT_S) if beat else left):
                     return
                 if beat:
                     with suppress(OSError, ValueError):  # the body will see why
@@ -343,13 +348,13 @@ def _connect(host: str, python: str) -> tuple[_Connection, dict[str, Any]]:
 
     Raises ConnectionError and ValueError.
     """
-    source = Path(agent.__file__).read_bytes()
+    source = agent.program()
     client = _client()
     interpreter = f"./{python[2:]}" if python.startswith("~/") else python  # commands start in the home folder
     connection = _Connection([*client, *_OPTIONS, "--", host, f"exec {shlex.quote(interpreter)} -c '{_START}'"])
     try:
         connection.write(b"%d\n%s" % (len(source), source))
-        about = connection.receive(START_S, agent.MARK)
+        about = connection.receive(START_S, serving.MARK)
         _check_about(about)
         return connection, about
     except TimeoutError:

@@ -35,6 +35,7 @@ from lownas.predictors.latency.calibration import calibrate
 from lownas.predictors.latency.target import profile_folders
 from lownas.search import Evaluation, TrainingTask
 from lownas.search.feasible_pool import evolve, fastest
+from lownas.search.latency.looks import Measuring
 from lownas.search.run_search import Parts, run_search
 from lownas.search.settings import SearchSettings
 from lownas.search_space import LowFormerConfig, SearchSpace
@@ -78,8 +79,7 @@ def answer(
             space,
             evaluate=evaluate,
             plan=lambda request: {},
-            measure=(lambda config: measure_latency(config, target)) if measures else None,
-            rest_s=REST_S,
+            measuring=Measuring(lambda config: measure_latency(config, target), rest_s=REST_S) if measures else None,
         )
         result = run_search(settings, parts)
     if result.answer is None:

@@ -27,10 +27,11 @@ from lownas.evaluators.device.measure import measure_latency
 from lownas.predictors import LatencyPredictor, Target
 from lownas.predictors.latency.fitting.cross_validation import fit_samples
 from lownas.predictors.latency.fitting.known_devices import stack_with_known
-from lownas.predictors.latency.fitting.samples import Sample, block_size, merged
+from lownas.predictors.latency.fitting.samples import ConfigLook, Sample, block_size, merged
 from lownas.predictors.latency.sampling import spread_sample
 from lownas.predictors.latency.target import shipped_profiles
 from lownas.predictors.latency.uncertainty import LogErrors
+from lownas.predictors.latency.undisturbed import Look
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace
 
 NEW = "cpu:torch"
@@ -93,12 +94,8 @@ def measure(path: Path) -> None:
 
 def sample_of(config: LowFormerConfig, rows: list[dict]) -> Sample:
     """The measurements of a configuration, merged as a calibration does."""
-    return merged(
-        [
-            Sample(config, r["undisturbed_ms"], max(0.0, r["median_ms"] / r["undisturbed_ms"] - 1), r["kernel_ms"])
-            for r in rows
-        ]
-    )
+    looks = [Look(r["undisturbed_ms"], max(0.0, r["median_ms"] / r["undisturbed_ms"] - 1)) for r in rows]
+    return merged([ConfigLook(config, look, r["kernel_ms"]) for look, r in zip(looks, rows, strict=True)], None)
 
 
 def shipped() -> dict[str, LatencyPredictor]:

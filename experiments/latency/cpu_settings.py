@@ -23,10 +23,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from lownas.evaluators.device.measure import measure_for_calibration
 from lownas.predictors import Target
 from lownas.predictors.latency.fitting.cross_validation import FOLDS, fit_samples
-from lownas.predictors.latency.fitting.samples import Sample, merged
+from lownas.predictors.latency.fitting.samples import ConfigLook, Sample, merged
 from lownas.predictors.latency.fusion import fuse
 from lownas.predictors.latency.sampling import spread_sample
 from lownas.predictors.latency.uncertainty import LogErrors
+from lownas.predictors.latency.undisturbed import Look
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 
 REFERENCE = "cpu"
@@ -86,13 +87,13 @@ def measure(rows: Path, settings: list[str], passes: int, calibration: int, rand
 
 def samples_of(rows: list[dict], setting: str, roles: dict[str, LowFormerConfig]) -> dict[str, Sample]:
     """By role, the looks at a configuration merged as a calibration does."""
-    looks: dict[str, list[Sample]] = {}
+    looks: dict[str, list[ConfigLook]] = {}
     for row in rows:
         if row["setting"] == setting and row["role"] in roles:
             disturbance = max(0.0, row["median_ms"] / row["undisturbed_ms"] - 1)
-            sample = Sample(roles[row["role"]], row["undisturbed_ms"], disturbance, row["kernel_ms"])
-            looks.setdefault(row["role"], []).append(sample)
-    return {role: merged(several) for role, several in looks.items()}
+            look = ConfigLook(roles[row["role"]], Look(row["undisturbed_ms"], disturbance), row["kernel_ms"])
+            looks.setdefault(row["role"], []).append(look)
+    return {role: merged(several, None) for role, several in looks.items()}
 
 
 def held_out(setting: str, samples: dict[str, Sample]) -> dict[str, object]:
@@ -127,7 +128,7 @@ def held_out(setting: str, samples: dict[str, Sample]) -> dict[str, object]:
         "corrected": fit.corrected,
         "overhead_ms": round(fit.model.overhead_ms, 4),
         "scale": round(fit.model.scale, 4),
-        "disturbance": round(float(np.median([s.disturbance for s in (*train, *test)])), 4),
+        "repeatability": round(float(np.median([s.repeatability for s in (*train, *test)])), 4),
         "kernel_sum_over_whole": round(float(np.median([sum(s.kernel_ms.values()) / s.latency_ms for s in train])), 4),
     }
 

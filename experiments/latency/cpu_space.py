@@ -27,10 +27,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from lownas.evaluators.device.measure import measure_for_calibration
 from lownas.predictors import Target
 from lownas.predictors.latency.fitting.cross_validation import fit_samples
-from lownas.predictors.latency.fitting.samples import Sample, merged
+from lownas.predictors.latency.fitting.samples import ConfigLook, Sample, merged
 from lownas.predictors.latency.fusion import fuse_config
 from lownas.predictors.latency.sampling import spread_sample
 from lownas.predictors.latency.uncertainty import LogErrors
+from lownas.predictors.latency.undisturbed import Look
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, op_graph
 
 CALIBRATION = 40
@@ -117,13 +118,13 @@ class Network:
     """One configuration with all its looks: how a calibration sees it, and its truth."""
 
     config: LowFormerConfig
-    looks: list[Sample]
+    looks: list[ConfigLook]
     median_ms: float
     undisturbed_ms: float
 
     @property
     def sample(self) -> Sample:
-        return merged(self.looks[:LOOKS])
+        return merged(self.looks[:LOOKS], None)
 
     @property
     def macs(self) -> float:
@@ -137,7 +138,11 @@ def networks(rows: list[dict], name: str) -> dict[str, Network]:
         mine = sorted((r for r in rows if r["set"] == name and r["role"] == role), key=lambda r: r["pass"])
         if mine:
             looks = [
-                Sample(config, r["undisturbed_ms"], max(0.0, r["median_ms"] / r["undisturbed_ms"] - 1), r["kernel_ms"])
+                ConfigLook(
+                    config,
+                    Look(r["undisturbed_ms"], max(0.0, r["median_ms"] / r["undisturbed_ms"] - 1)),
+                    r["kernel_ms"],
+                )
                 for r in mine
             ]
             truth = [float(np.median([r[key] for r in mine])) for key in ("median_ms", "undisturbed_ms")]

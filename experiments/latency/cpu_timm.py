@@ -304,22 +304,22 @@ def compare(models: Path, rows: list[dict]) -> dict[str, Any]:
 
 def _samples(measurements: dict[str, list[dict]]) -> list[Sample]:
     """One sample per measured config, merged from its rounds."""
-    from lownas.predictors.latency.fitting.samples import Sample, merged
+    from lownas.predictors.latency.fitting.samples import ConfigLook, merged
     from lownas.predictors.latency.sampling import spread_sample
+    from lownas.predictors.latency.undisturbed import Look
     from lownas.search_space import SearchSpace
 
     samples = []
     for config in spread_sample(SearchSpace.load("default"), CONFIGS, seed=0, limit_macs=LIMIT_MACS):
         rounds = [
-            Sample(
+            ConfigLook(
                 config,
-                row["undisturbed_ms"],
-                max(0.0, row["median_ms"] / row["undisturbed_ms"] - 1),
+                Look(row["undisturbed_ms"], max(0.0, row["median_ms"] / row["undisturbed_ms"] - 1)),
                 row["kernel_ms"],
             )
             for row in measurements[f"config:{config.id}"]
         ]
-        samples.append(merged(rounds))
+        samples.append(merged(rounds, None))
     return samples
 
 

@@ -37,7 +37,7 @@ def measure(rows: Path) -> None:
             row = {"sitting": sitting, "time": int(time.time()), "repeat": repeat} | json.loads(answer)
             with rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(row["input"], row["median_ms"], row["noisy"], flush=True)
+            print(row["input"], row["median_ms"], row["repeatability"], flush=True)
 
 
 def report(rows: Path, out: Path) -> None:
@@ -61,7 +61,7 @@ def report(rows: Path, out: Path) -> None:
     result = {
         "seconds_between_sittings": [s - sittings[0] for s in sittings],
         "medians_ms_by_sitting": table,
-        "noisy": sum(bool(row["noisy"]) for row in taken),
+        "repeatability": round(float(np.median([row["repeatability"] for row in taken])), 4),
         "measurements": len(taken),
         "within_a_sitting": _summary(within),
         "between_sittings": _summary(between),

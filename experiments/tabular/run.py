@@ -31,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from filelock import FileLock, Timeout
 
-from lownas.evaluators.device.agent import training
+from lownas.evaluators.device.agent.lock import training
 from lownas.evaluators.device.measure import LatencyMeasurement, measure_latency
 from lownas.experiments.tabular.table import TABLE, Network, Table, Training, ceiling, seed_noise, true_spread
 from lownas.experiments.tabular.training import SCHEDULES, STEPS_PER_EPOCH, Schedule, step_ms, train, train_many

@@ -9,82 +9,47 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
-from ...search_space import LowFormerConfig, OpGraph, SearchSpace
-from .fitting.cross_validation import FOLDS, Fit, fit_samples, held_out_bound
+from ...search_space import OpGraph, SearchSpace
+from .fitting.cross_validation import FOLDS, Fit, fit_samples
 from .fitting.known_devices import StackedFit, profiles_of_others, stack_with_known
-from .fitting.samples import Probe, Sample, block_size
+from .fitting.samples import Probe, Sample
 from .kernel_model import KernelModel
 from .kernel_terms import Array
 from .measurement_log import MeasurementLog
+from .measuring import (
+    DEFAULT_SAMPLES,
+    DEFAULT_TIME_LIMIT_S,
+    MIN_SAMPLES_TO_CHECK,
+    Effort,
+    Measure,
+    Measured,
+    Measuring,
+    Progress,
+)
 from .predictor import LatencyPredictor
 from .sampling import affordable_macs, sentinel_config, spread_sample
+from .sentinel_history import SentinelHistory
 from .stacked_model import StackedModel
 from .target import Target, user_profiles
 from .uncertainty import LogErrors
+from .undisturbed import SentinelWatch
 
-DEFAULT_SAMPLES = 40
-DEFAULT_TIME_LIMIT_S = 195.0
-"""With fitting and saving, a default calibration takes less than four minutes."""
-MIN_SAMPLES = 8
-MAX_SAMPLES = 200
-"""Configurations at most where an error is to be reached."""
-UNTIL_TIME_LIMIT_S = 1800.0
-"""Time limit where an error is to be reached."""
-MIN_SAMPLES_TO_CHECK = 12
-"""Configurations below which the held-out error is not checked against the one to be reached."""
-CONFIGS_PER_CHECK = 6
-MEASUREMENTS_PER_SENTINEL = 4
-"""Measurements after which the sentinel is measured again."""
-PROBES_TIME_SHARE = 4
-"""One part in so many of the time limit, after which no more probes are measured."""
-
-
-class Measured(Protocol):
-    """What calibration needs of a measurement; `LatencyMeasurement` in evaluators has it."""
-
-    @property
-    def median_ms(self) -> float: ...
-    @property
-    def undisturbed_ms(self) -> float: ...
-    @property
-    def kernel_ms(self) -> Mapping[str, float] | None: ...
-    @property
-    def host(self) -> Mapping[str, str]: ...
-    @property
-    def versions(self) -> Mapping[str, str]: ...
-
-
-Measure = Callable[[LowFormerConfig | OpGraph, Target], Measured]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a calibration stands.
-
-    Attributes:
-        done: configurations measured so far.
-        samples: configurations to measure at most.
-        elapsed_s: since the beginning.
-        message: what was done last.
-    """
-
-    done: int
-    samples: int
-    elapsed_s: float
-    message: str
+ADDED_SAMPLES = 20
+"""Configurations of a further space that a calibration adds to one before."""
 
 
 def calibrate(
     target: str | Target,
     measure: Measure,
     *,
+    look_at_sentinel: Callable[[Target], float] | None = None,
     space: str | SearchSpace = "default",
     samples: int | None = None,
     until: float | None = None,
@@ -94,12 +59,15 @@ def calibrate(
     progress: Callable[[Progress], None] | None = None,
     profiles: str | Path | None = None,
     path: str | Path | None = None,
+    adds: bool = False,
 ) -> LatencyPredictor:
     """Measures a sample of `space` on `target`, fits and saves a profile, and returns its predictor.
 
     Args:
         target: a target that `measure` can measure.
         measure: times one config or operator graph.
+        look_at_sentinel: gives the undisturbed latency of `sampling.sentinel_config()` in ms, from a short look; by
+            default `measure` does that.
         space: the space that configs are drawn from; the published models are never among them.
         samples: configs to measure, at least `MIN_SAMPLES`; by default `DEFAULT_SAMPLES`, or with `until` at most
             `MAX_SAMPLES`. Fewer are measured once `time_limit_s` has passed.
@@ -110,17 +78,20 @@ def calibrate(
         seed: of the sample.
         time_limit_s: no measurement begins after this time, except of the first `MIN_SAMPLES` configs. By default
             `DEFAULT_TIME_LIMIT_S`, with `until` `UNTIL_TIME_LIMIT_S`.
-        progress: called after every measurement.
+        progress: called after every look.
         profiles: folder for the profile; default: the user's own.
         path: measurements file; default: beside the profile.
+        adds: the configs that were measured before, of other spaces, are kept and fitted on too; `samples` is
+            `ADDED_SAMPLES` by default then.
 
     Warns of whatever was not measured for lack of time.
 
     Raises:
-        ValueError: unknown target or space, too few samples, or an impossible error to reach.
+        ValueError: unknown target or space, too few samples, an impossible error to reach, or settings of the machine
+            that are changed meanwhile.
     """
     target = Target.parse(target)
-    effort = _Effort.of(samples, until, time_limit_s)
+    effort = Effort.of(ADDED_SAMPLES if adds and samples is None else samples, until, time_limit_s)
     if isinstance(space, str):
         space = SearchSpace.load(space)
     if probes is None:
@@ -131,19 +102,23 @@ def calibrate(
     begin = time.monotonic()
     sentinel = sentinel_config()
     first = measure(sentinel, target)
-    log = MeasurementLog(file, _header(target, first, space, seed, effort))
-    measuring = _Measuring(target, measure, sentinel, log, effort, probes, progress, begin)
-    if log.measurements:
+    history = SentinelHistory.of(target, first.host, first.settings, profiles)
+    log = MeasurementLog(file, _header(target, first, space, seed, effort, adds), history.known_ms())
+    resumed = bool(log.looks) and not adds
+    watch = SentinelWatch(lambda: (look_at_sentinel or _looker(measure))(target))
+    log.add_sentinel(watch.look())
+    measuring = Measuring(target, measure, watch, log, effort, probes, first.settings, progress, begin)
+    if resumed:
         measuring.report(f"resumed from {file}")
-    log.add_sentinel(first.undisturbed_ms)
-    # By the calibration's first measurement of the sentinel, so that one that resumes draws the same sample.
+    # By the first look at the sentinel, so that a calibration that resumes draws the same sample.
     limit = affordable_macs(DEFAULT_TIME_LIMIT_S / DEFAULT_SAMPLES, log.sentinels_ms[0], sentinel)
     chosen = spread_sample(space, effort.samples, seed, limit)
-    unmeasured_probes = measuring.measure_probes() if first.kernel_ms is not None else 0
-    bound = measuring.measure_configs(chosen)
-    _warn_of_missing(unmeasured_probes, len(probes), len(log.measurements), len(chosen), bound, effort)
+    unmeasured_probes = measuring.look_at_probes() if first.kernel_ms is not None else 0
+    bound = measuring.look_at_configs(chosen)
+    history.add(watch.sentinels_ms)
+    _warn_of_missing(unmeasured_probes, len(probes), measuring.done, len(chosen), bound, effort)
     measuring.report("fitting")
-    fitted = _Fitted.of(log, target, probes, profiles)
+    fitted = _Fitted.of(measuring, target, profiles)
     provenance = _provenance(target, space, seed, first, log, fitted, measuring)
     errors = LogErrors.from_errors(fitted.log_errors)
     predictor = LatencyPredictor(target, fitted.model, errors, provenance, dict(first.host))
@@ -153,26 +128,13 @@ def calibrate(
     return predictor
 
 
-@dataclass(frozen=True)
-class _Effort:
-    """How much a calibration measures; `calibrate` explains the attributes."""
+def _looker(measure: Measure) -> Callable[[Target], float]:
+    return lambda target: measure(sentinel_config(), target).undisturbed_ms
 
-    samples: int
-    until: float | None
-    time_limit_s: float
 
-    @classmethod
-    def of(cls, samples: int | None, until: float | None, time_limit_s: float | None) -> Self:
-        """The effort asked for, with defaults. Raises ValueError for an impossible one."""
-        if samples is None:
-            samples = DEFAULT_SAMPLES if until is None else MAX_SAMPLES
-        if time_limit_s is None:
-            time_limit_s = DEFAULT_TIME_LIMIT_S if until is None else UNTIL_TIME_LIMIT_S
-        if samples < MIN_SAMPLES:
-            raise ValueError(f"a calibration needs at least {MIN_SAMPLES} samples, given {samples}")
-        if until is not None and not 0 < until < 1:
-            raise ValueError(f"the held-out error to reach is between 0 and 100 %, given {until:.0%}")
-        return cls(samples, until, time_limit_s)
+def space_key(space: SearchSpace) -> str:
+    """A space's name, and a digest of its choices: a space's file may change."""
+    return f"{space.name}:{hashlib.sha256(space.choices.model_dump_json().encode()).hexdigest()[:12]}"
 
 
 def _log_file(target: Target, profiles: str | Path | None) -> Path:
@@ -181,121 +143,24 @@ def _log_file(target: Target, profiles: str | Path | None) -> Path:
     return folder / f"{target.file_name.removesuffix('.json')}.measurements.jsonl"
 
 
-def _header(target: Target, first: Measured, space: SearchSpace, seed: int, effort: _Effort) -> dict[str, Any]:
+def _header(
+    target: Target, first: Measured, space: SearchSpace, seed: int, effort: Effort, adds: bool
+) -> dict[str, Any]:
     """The first line of a calibration in its file: whatever must be equal for it to be resumed."""
-    choices = hashlib.sha256(space.choices.model_dump_json().encode()).hexdigest()[:12]  # a space's file may change
     return {
         "calibration": str(target),
         "fingerprint": dict(first.host),
-        "space": space.name,
+        "settings": dict(first.settings),
+        "space": space_key(space),
         "seed": seed,
-        "choices": choices,
         "samples": effort.samples,
         "until": effort.until,
+        "adds": adds,
     }
 
 
-class _Measuring:
-    """The measurements of one calibration: what is measured next, until enough was or the time is over.
-
-    Attributes:
-        measured: measurements of configurations so far, without those that were resumed from.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        measure: Measure,
-        sentinel: LowFormerConfig,
-        log: MeasurementLog,
-        effort: _Effort,
-        probes: Mapping[str, OpGraph],
-        progress: Callable[[Progress], None] | None,
-        begin: float,
-    ) -> None:
-        self.measured = 0
-        self._target = target
-        self._measure = measure
-        self._sentinel = sentinel
-        self._log = log
-        self._effort = effort
-        self._probes = probes
-        self._progress = progress
-        self._begin = begin
-
-    @property
-    def elapsed_s(self) -> float:
-        """Time since the calibration began."""
-        return time.monotonic() - self._begin
-
-    def report(self, message: str) -> None:
-        """Tells the caller of the calibration how it stands."""
-        if self._progress:
-            self._progress(Progress(len(self._log.measurements), self._effort.samples, self.elapsed_s, message))
-
-    def measure_probes(self) -> int:
-        """Measures the probes that the log lacks, as far as time allows. Returns how many are left."""
-        left = 0
-        for name, graph in self._probes.items():
-            if name in self._log.probes:
-                continue
-            if self.elapsed_s >= self._effort.time_limit_s / PROBES_TIME_SHARE:
-                left += 1
-                continue
-            self._log.add_probe(name, self._measure(graph, self._target).kernel_ms or {})
-            self.report(f"probe {name}")
-        return left
-
-    def measure_configs(self, configs: Sequence[LowFormerConfig]) -> float:
-        """Measures each configuration twice, and on a disturbed machine a third time, as far as time allows.
-
-        A machine's speed swings within seconds: between the measurements of one configuration lie those of others.
-
-        Returns:
-            The bound of the held-out error; infinite if none was asked for, or too few were measured to tell.
-        """
-        until, bound = self._effort.until, np.inf
-        batch = self._effort.samples if until is None else CONFIGS_PER_CHECK
-        for start in range(0, len(configs), batch):
-            part = configs[start : start + batch]
-            self._measure_up_to(part, 1)
-            self._measure_up_to(part[::-1], 2)
-            if until is not None and len(self._log.measurements) >= MIN_SAMPLES_TO_CHECK:
-                bound = held_out_bound(*_to_fit(self._log, self._target, self._probes))
-                self.report(f"held-out error below {bound:.1%}")
-                if bound <= until:
-                    break
-        if self._log.disturbed:
-            self._measure_up_to(configs[: len(self._log.measurements)], 3)
-        return bound
-
-    def _measure_up_to(self, configs: Sequence[LowFormerConfig], times: int) -> None:
-        """Measures once each configuration that was measured fewer than `times` times, as far as time allows."""
-        for config in configs:
-            enough = len(self._log.measurements) >= MIN_SAMPLES
-            if self._log.count(config) < times and not (enough and self.elapsed_s >= self._effort.time_limit_s):
-                self._measure_config(config)
-
-    def _measure_config(self, config: LowFormerConfig) -> None:
-        measurement = self._measure(config, self._target)
-        disturbance = max(0.0, measurement.median_ms / measurement.undisturbed_ms - 1)
-        self._log.add_measurement(Sample(config, measurement.undisturbed_ms, disturbance, measurement.kernel_ms))
-        self.measured += 1
-        if self.measured % MEASUREMENTS_PER_SENTINEL == 0:
-            self._log.add_sentinel(self._measure(self._sentinel, self._target).undisturbed_ms)
-        self.report(f"{config.id}: {measurement.median_ms:.2f} ms")
-
-
-def _to_fit(
-    log: MeasurementLog, target: Target, probes: Mapping[str, OpGraph]
-) -> tuple[list[Sample], str, int, list[Probe]]:
-    """Samples, fusion, block and probes, as `held_out_bound` takes them."""
-    samples = log.samples()
-    return samples, target.fusion, block_size(samples, target.fusion), log.measured_probes(probes)
-
-
 def _warn_of_missing(
-    unmeasured_probes: int, probes: int, measured: int, chosen: int, bound: float, effort: _Effort
+    unmeasured_probes: int, probes: int, measured: int, chosen: int, bound: float, effort: Effort
 ) -> None:
     """Warns of probes and configurations that were not measured, or of an error that was not reached."""
     if unmeasured_probes:
@@ -331,11 +196,9 @@ class _Fitted:
     stacked: StackedFit | None
 
     @classmethod
-    def of(
-        cls, log: MeasurementLog, target: Target, probes: Mapping[str, OpGraph], profiles: str | Path | None
-    ) -> Self:
+    def of(cls, measuring: Measuring, target: Target, profiles: str | Path | None) -> Self:
         """Fits the target's own model, and stacks it with the profiles of other targets."""
-        samples, fusion, block, measured_probes = _to_fit(log, target, probes)
+        samples, fusion, block, measured_probes = measuring.to_fit()
         fit = fit_samples(samples, fusion, block, probes=measured_probes)
         stacked = stack_with_known(fit, samples, str(target), profiles_of_others(target, profiles))
         return cls(samples, measured_probes, fit, stacked)
@@ -349,6 +212,10 @@ class _Fitted:
         return self.fit.log_errors if self.stacked is None else self.stacked.log_errors
 
     @property
+    def rms(self) -> float:
+        return float(np.sqrt(np.mean(self.log_errors**2)))
+
+    @property
     def held_out_error(self) -> float:
         return self.fit.held_out_error if self.stacked is None else self.stacked.held_out_error
 
@@ -360,7 +227,7 @@ def _provenance(
     first: Measured,
     log: MeasurementLog,
     fitted: _Fitted,
-    measuring: _Measuring,
+    measuring: Measuring,
 ) -> dict[str, Any]:
     """What a profile says about its measurements and its fit."""
     samples, fit = fitted.samples, fitted.fit
@@ -369,15 +236,20 @@ def _provenance(
         "samples": len(samples),
         "probes": len(fitted.probes),
         "space": space.name,
+        "spaces": log.spaces,
         "seed": seed,
         "held_out_error": round(fitted.held_out_error, 5),
         "macs_only_error": round(fit.macs_only_error, 5),
         "folds": min(FOLDS, len(samples)),
         "corrected": fit.corrected,
-        "quiet_factor": round(fit.quiet_factor, 4),
-        "sentinel_drift": round(max(log.sentinels_ms) / min(log.sentinels_ms) - 1, 4),
-        "measurements": measuring.measured,
-        "disturbance": round(float(np.median([sample.disturbance for sample in samples])), 4),
+        "held_out_rms": round(fitted.rms, 5),
+        "noise_rms": round(fit.noise, 5),
+        "model_rms": round(float(np.sqrt(max(0.0, fitted.rms**2 - fit.noise**2))), 5),
+        "looks": sum(len(looks) for looks in log.looks.values()),
+        "more_looks_would_help": not measuring.enough,
+        "sentinel_ms": round(log.reference_ms or 0.0, 5),
+        "slowness": round(float(np.mean(log.sentinels_ms)) / (log.reference_ms or 1.0) - 1, 4),
+        "settings": dict(first.settings),
         "fastest_ms": round(min(sample.latency_ms for sample in samples), 4),
         "slowest_ms": round(max(sample.latency_ms for sample in samples), 4),
         "versions": dict(first.versions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import suppress
 from functools import cache
@@ -33,6 +34,23 @@ def describe_cpu(cpuinfo: str, board: str) -> str:
     flags = fields.get("flags", "").split()
     vectors = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "")
     return f"{name} {vectors}".strip()
+
+
+@cache
+def physical_cores() -> int:
+    """Physical cores of this machine, of those that this process may use; threads of one core count once."""
+    try:
+        allowed = sorted(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # other systems than Linux
+        return os.cpu_count() or 1
+    cores = set()
+    for number in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{number}/topology")
+        try:
+            cores.add(tuple((topology / name).read_text() for name in ("physical_package_id", "core_id")))
+        except OSError:
+            cores.add((str(number),))
+    return max(1, len(cores))
 
 
 @cache

@@ -5,36 +5,39 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...search_space import LowFormerConfig, OpGraph
-from .fitting.samples import QUIET_DISTURBANCE, Probe, Sample, merged
-
-MAX_SENTINEL_SWING = 0.1
-"""Relative difference of the sentinel's fastest and slowest measurement, above which a machine counts as disturbed."""
+from .fitting.samples import ConfigLook, Probe, Sample, merged
+from .undisturbed import Look, sentinel_reference, undisturbed
 
 
 class MeasurementLog:
-    """The measurements of one calibration, appended to a file as they come.
+    """The looks of one calibration, appended to a file as they come.
 
-    If the file's last calibration has the same header and is not complete, its measurements are taken over. Otherwise
-    a new calibration begins at the end of the file.
+    If the file's last calibration has the same header and is not complete, its looks are taken over. Otherwise a new
+    calibration begins at the end of the file. If its header says that it "adds", it has the looks of those before, as
+    far as they were on the same device and with the same settings of the machine.
 
     Attributes:
         file: the JSON Lines file.
-        measurements: by configuration id, in the order of their first measurement.
-        probes: kernel times by name of the probe.
-        sentinels_ms: undisturbed times of the sentinel, in order.
+        looks: by configuration id, in the order of their first look.
+        probes: by name, each with its kernel times and the sentinel's time around it.
+        sentinels_ms: what the sentinel took, in order.
+        known_ms: its undisturbed time as known before.
+        spaces: that the configurations were drawn from (`calibration.space_key`).
     """
 
-    def __init__(self, file: Path, header: dict[str, Any]) -> None:
+    def __init__(self, file: Path, header: dict[str, Any], known_ms: float | None = None) -> None:
         self.file = file
-        self.measurements: dict[str, list[Sample]] = {}
-        self.probes: dict[str, Mapping[str, float]] = {}
+        self.known_ms = known_ms
+        self.looks: dict[str, list[ConfigLook]] = {}
+        self.probes: dict[str, tuple[Mapping[str, float], float | None]] = {}
         self.sentinels_ms: list[float] = []
+        self.spaces: list[str] = []
+        self._header: Mapping[str, Any] | None = None
         file.parent.mkdir(parents=True, exist_ok=True)
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         resuming = self._read(text, header)
@@ -42,48 +45,53 @@ class MeasurementLog:
             with file.open("a", encoding="utf-8") as out:
                 out.write("\n")
         if not resuming:
-            self._clear()
+            if not (header.get("adds") and self._header is not None and _same_machine(header, self._header)):
+                self._clear()
             self._append(header)
+            self._begin(header)
 
     def add_sentinel(self, sentinel_ms: float) -> None:
-        """Keeps one measurement of the sentinel."""
+        """Keeps one look at the sentinel."""
         self.sentinels_ms.append(sentinel_ms)
         self._append({"sentinel_ms": sentinel_ms})
 
-    def add_measurement(self, measurement: Sample) -> None:
-        """Keeps one measurement of a configuration."""
-        self._keep(measurement)
-        times = {"latency_ms": measurement.latency_ms, "disturbance": measurement.disturbance}
-        kernel_ms = None if measurement.kernel_ms is None else _rounded(measurement.kernel_ms)
-        self._append({"config": measurement.config.to_dict(), **times, "kernel_ms": kernel_ms})
+    def add_look(self, look: ConfigLook) -> None:
+        """Keeps one look at a configuration."""
+        self._keep(look)
+        times = asdict(look.look)
+        kernel_ms = None if look.kernel_ms is None else _rounded(look.kernel_ms)
+        self._append({"config": look.config.to_dict(), **times, "kernel_ms": kernel_ms})
 
-    def add_probe(self, name: str, kernel_ms: Mapping[str, float]) -> None:
-        """Keeps the measurement of a probe."""
-        self.probes[name] = kernel_ms
-        self._append({"probe": name, "kernel_ms": _rounded(kernel_ms)})
+    def add_probe(self, name: str, kernel_ms: Mapping[str, float], sentinel_ms: float | None = None) -> None:
+        """Keeps one look at a probe."""
+        self.probes[name] = kernel_ms, sentinel_ms
+        self._append({"probe": name, "sentinel_ms": sentinel_ms, "kernel_ms": _rounded(kernel_ms)})
 
     def complete(self, held_out_error: float) -> None:
         """Ends the calibration: the next one with this file begins anew."""
         self._append({"complete": True, "held_out_error": round(held_out_error, 5)})
 
     def count(self, config: LowFormerConfig) -> int:
-        """How often a configuration was measured."""
-        return len(self.measurements.get(config.id, ()))
+        """How often a configuration was looked at."""
+        return len(self.looks.get(config.id, ()))
 
     @property
-    def disturbed(self) -> bool:
-        """Whether other work on the machine showed, in the measurements themselves or in the sentinel's swing."""
-        disturbances = [each.disturbance for measurements in self.measurements.values() for each in measurements]
-        swing = float(np.ptp(self.sentinels_ms)) / min(self.sentinels_ms)
-        return float(np.median(disturbances)) > QUIET_DISTURBANCE or swing > MAX_SENTINEL_SWING
+    def reference_ms(self) -> float | None:
+        """The sentinel's undisturbed time, as far as it is known by now."""
+        return sentinel_reference(self.sentinels_ms, self.known_ms)
 
     def samples(self) -> list[Sample]:
-        """One sample per configuration, merged from all its measurements."""
-        return [merged(measurements) for measurements in self.measurements.values()]
+        """One sample per configuration, from all looks at it."""
+        return [merged(looks, self.reference_ms) for looks in self.looks.values()]
 
     def measured_probes(self, graphs: Mapping[str, OpGraph]) -> list[Probe]:
-        """The probes that were measured, with their graphs by name."""
-        return [Probe(graphs[name], kernel_ms) for name, kernel_ms in self.probes.items() if name in graphs]
+        """The probes that were measured, with their graphs by name, as fast as undisturbed."""
+        found = []
+        for name, (kernel_ms, sentinel_ms) in self.probes.items():
+            if name in graphs:
+                (factor,) = undisturbed([Look(1.0, 0.0, sentinel_ms)], self.reference_ms).factors.tolist()
+                found.append(Probe(graphs[name], {key: factor * ms for key, ms in kernel_ms.items()}))
+        return found
 
     def _read(self, text: str, header: dict[str, Any]) -> bool:
         """Reads the file's last calibration. Returns whether it has this header and was not completed."""
@@ -93,32 +101,44 @@ class MeasurementLog:
                 record = json.loads(line)
                 if "calibration" in record:
                     resuming = record == header
-                    self._clear()
+                    if not (record.get("adds") and self._header is not None and _same_machine(record, self._header)):
+                        self._clear()
+                    self._begin(record)
                 elif "complete" in record:
                     resuming = False
-                elif "sentinel_ms" in record:
-                    self.sentinels_ms.append(float(record["sentinel_ms"]))
-                elif "probe" in record:
-                    self.probes[str(record["probe"])] = record["kernel_ms"]
-                else:
+                elif "config" in record:
                     config = LowFormerConfig.from_dict(record["config"])
-                    times = float(record["latency_ms"]), float(record["disturbance"])
-                    self._keep(Sample(config, *times, record["kernel_ms"]))
+                    sentinel_ms = None if record.get("sentinel_ms") is None else float(record["sentinel_ms"])
+                    look = Look(float(record["latency_ms"]), float(record["disturbance"]), sentinel_ms)
+                    self._keep(ConfigLook(config, look, record["kernel_ms"]))
+                elif "probe" in record:
+                    self.probes[str(record["probe"])] = record["kernel_ms"], record.get("sentinel_ms")
+                else:
+                    self.sentinels_ms.append(float(record["sentinel_ms"]))
             except (ValueError, KeyError, TypeError):
                 continue  # cut off where the machine stopped; that one is measured again
         return resuming
 
     def _clear(self) -> None:
-        self.measurements, self.probes, self.sentinels_ms = {}, {}, []
+        self.looks, self.probes, self.sentinels_ms, self.spaces = {}, {}, [], []
 
-    def _keep(self, measurement: Sample) -> None:
-        self.measurements.setdefault(measurement.config.id, []).append(measurement)
+    def _begin(self, header: Mapping[str, Any]) -> None:
+        self._header = header
+        if (space := header.get("space")) is not None and space not in self.spaces:
+            self.spaces.append(str(space))
+
+    def _keep(self, look: ConfigLook) -> None:
+        self.looks.setdefault(look.config.id, []).append(look)
 
     def _append(self, record: dict[str, Any]) -> None:
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(record, separators=(",", ":")) + "\n")
             out.flush()
             os.fsync(out.fileno())
+
+
+def _same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("calibration", "fingerprint", "settings"))
 
 
 def _rounded(kernel_ms: Mapping[str, float]) -> dict[str, float]:

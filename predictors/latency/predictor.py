@@ -19,7 +19,7 @@ from ..model_files import read_model, write_model
 from .fusion import fuse, fuse_config
 from .kernel_model import KernelModel
 from .stacked_model import StackedModel
-from .target import ALIASES, Target, profile_folders, user_profiles
+from .target import Target, full_names, profile_folders, user_profiles
 from .uncertainty import LogErrors
 from .unit_costs import UnitCosts
 
@@ -280,13 +280,14 @@ def list_profiles(profiles: str | Path | None = None) -> list[dict[str, Any]]:
             else:
                 entry |= {"target": str(predictor.target), "provenance": predictor.provenance}
             found[name] = entry
-    for full in ALIASES.values():
+    known = full_names()
+    for full in known.values():
         found.setdefault(
             full, {"target": full, "path": None, "usable": False, "reason": "no profile", "provenance": {}}
         )
     for entry in found.values():
         provenance = entry.pop("provenance")
-        entry["alias"] = next((alias for alias, name in ALIASES.items() if name == entry["target"]), None)
+        entry["alias"] = next((alias for alias, name in known.items() if name == entry["target"]), None)
         for key in ("source", "samples", "held_out_error", "macs_only_error"):
             entry[key] = provenance.get(key)
     return list(found.values())

@@ -13,12 +13,13 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...search_space.config import one_line
-from .machine import cpu_name, gpu_name, library_version
+from .machine import cpu_name, gpu_name, library_version, physical_cores
 from .runtimes import runtime
 
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
         "cpu": "cpu/onnxruntime/fp32/b1/t1",
+        "cpu:all-cores": "cpu/onnxruntime/fp32/b1/tall",
         "cpu:int8": "cpu/onnxruntime/int8/b1/t1",
         "cpu:torch": "cpu/torch/fp32/b1/t1",
         "cuda": "cuda/torch-graph/fp16/b1/t1",
@@ -32,7 +33,10 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "i9-10940x": "i9-10940x/torch-compile/fp32/b1/t14",
     }
 )
-"""Short names of targets, with their full names. "bmax" is the largest batch that fits: ms per image."""
+"""Short names of targets, with their full names (`full_names`).
+
+"bmax" is the largest batch that fits: ms per image. "tall" is as many threads as this machine has physical cores.
+"""
 
 LOCAL_DEVICES: tuple[str, ...] = ("cpu", "cuda")
 """Devices of this machine; every other name is that of a device elsewhere."""
@@ -40,7 +44,7 @@ LOCAL_DEVICES: tuple[str, ...] = ("cpu", "cuda")
 _FORM = "device/runtime/precision/bBATCH/tTHREADS (cpu/onnxruntime/fp32/b1/t1)"
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _BATCH = re.compile(r"b([1-9]\d{0,5}|max)")
-_THREADS = re.compile(r"t([1-9]\d{0,3})")
+_THREADS = re.compile(r"t([1-9]\d{0,3}|all)")
 _HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+-]*@)?[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
 _MAX_FILE_BYTES = 10_000
 
@@ -152,9 +156,13 @@ class Target:
         batch, threads = _BATCH.fullmatch(parts[3]), _THREADS.fullmatch(parts[4])
         if not batch or not threads:
             raise ValueError(
-                f"bad target {str(name)!r:.80}: a full name is {_FORM}; bmax is the largest batch that fits"
+                f"bad target {str(name)!r:.80}: a full name is {_FORM}; bmax is the largest batch that fits, "
+                "tall are all cores of this machine"
             )
-        return cls(parts[0], parts[1], parts[2], None if batch[1] == "max" else int(batch[1]), int(threads[1]))
+        if threads[1] == "all" and parts[0] != "cpu":
+            raise ValueError(f"bad target {str(name)!r:.80}: tall are all cores of this machine, and its device is cpu")
+        count = physical_cores() if threads[1] == "all" else int(threads[1])
+        return cls(parts[0], parts[1], parts[2], None if batch[1] == "max" else int(batch[1]), count)
 
     def __str__(self) -> str:
         batch = "max" if self.batch is None else self.batch
@@ -163,7 +171,7 @@ class Target:
     @property
     def alias(self) -> str | None:
         """The short name of the target, or None."""
-        return next((alias for alias, name in ALIASES.items() if name == str(self)), None)
+        return next((alias for alias, name in full_names().items() if name == str(self)), None)
 
     @property
     def fusion(self) -> str:
@@ -206,6 +214,11 @@ class TargetFile(BaseModel):
     threads: int = 1
     host: str | None = None
     python: str = "python3"
+
+
+def full_names() -> dict[str, str]:
+    """Short names of targets with the full names that they stand for on this machine."""
+    return {alias: name.replace("/tall", f"/t{physical_cores()}") for alias, name in ALIASES.items()}
 
 
 def user_profiles() -> Path:

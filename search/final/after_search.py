@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from ...evaluators.data.sources import Data
 from ...evaluators.training.final.planning import Plan
 from ...evaluators.training.final.records import FinalSettings, Report
 from ...predictors import Target
+from ...predictors.latency.undisturbed import sentinel_reference
 from ...search_space import LowFormerConfig
 from ..devices import open_meter
 from ..latency.correction import Predictor
-from ..latency.finalists import FINALIST_ROUNDS, dependable_ms
+from ..latency.finalists import FINALIST_ROUNDS
+from ..latency.looks import MeasuredLatency, measured_latency, take_look
 from ..quantities import duration_text
 from ..results.exporters import export_config
 from ..results.search_result import SearchResult
@@ -33,6 +35,7 @@ from ..results.trained import (
     write_trained,
 )
 from ..trials.candidate import Candidate
+from ..trials.records import MeasuredRound
 from .evaluate import NoTestPart, evaluate
 from .folders import claimed
 from .machine import machine_settings
@@ -42,7 +45,7 @@ logger = logging.getLogger("lownas.search")
 
 SAME_OUTPUTS = 1e-4
 """Largest difference of an output of the ONNX file from the torch model's, over the largest output."""
-_FEWEST_ROUNDS = 3  # from which a latency counts as measured; the worst one is left out
+_FEWEST_ROUNDS = 3  # looks from which a latency counts as measured
 _LOOKED_AT = 4  # images that both compute
 
 
@@ -58,7 +61,7 @@ class AfterSearch:
         target: whose latency is measured again, or predicted.
         predictor: of its latency.
         data, task: what is trained on, and what for.
-        rest_s: seconds between two measurements.
+        profiles: folder of the user's own target profiles.
         progress: as in `train`.
         announce: is told the recipe.
     """
@@ -67,7 +70,7 @@ class AfterSearch:
     predictor: Predictor
     data: Data
     task: str | tasks.Task
-    rest_s: float = 0.0
+    profiles: str | Path | None = None
     progress: bool | Report = False
     announce: Callable[[Plan], None] | None = None
 
@@ -218,14 +221,13 @@ def _difference(path: Path, model: Any, config: LowFormerConfig) -> float:
 def _latency(config: LowFormerConfig, result: SearchResult, after: AfterSearch) -> dict[str, Any]:
     """The latency fields of a `TrainedAnswer`: measured where the target is at hand, else predicted."""
     confidence = result.settings.confidence
-    medians = _medians_ms(result.run / "best.onnx", config, after) if after.target.can_be_measured else []
-    if len(medians) >= _FEWEST_ROUNDS:
+    if after.target.can_be_measured and (found := _measured(result.run / "best.onnx", config, result, after)):
         return {
-            "latency_ms": float(np.median(medians)),
-            "low_ms": min(medians),
-            "high_ms": max(medians),
+            "latency_ms": found.undisturbed_ms,
+            "low_ms": found.low_ms,
+            "high_ms": found.high_ms,
             "latency_source": "measured",
-            "quantile_ms": dependable_ms(medians, confidence),
+            "quantile_ms": found.budget_ms,
         }
     (predicted,) = after.predictor.predict([config])
     return {
@@ -237,30 +239,33 @@ def _latency(config: LowFormerConfig, result: SearchResult, after: AfterSearch) 
     }
 
 
-def _medians_ms(onnx: Path, config: LowFormerConfig, after: AfterSearch) -> list[float]:
-    """The median of each of a few measurements, of the file with its weights where the runtime takes files.
+def _measured(onnx: Path, config: LowFormerConfig, result: SearchResult, after: AfterSearch) -> MeasuredLatency | None:
+    """What a few looks say, at the file with its weights where the runtime takes files; None if there are too few.
 
     What was trained must not be lost to a measurement that fails: that is said, and left out.
     """
-    medians: list[float] = []
     network: Path | LowFormerConfig = onnx
+    rounds: list[MeasuredRound] = []
+    reference_ms = None
     try:
-        with open_meter(after.target) as meter:
+        with open_meter(after.target) as meter, meter.measuring(after.profiles) as measuring:
+            watch = measuring.watch()
             for number in range(FINALIST_ROUNDS):
-                if number:
-                    time.sleep(after.rest_s)
+                about = {"round": number, "target": str(after.target)}
                 try:
-                    measurement = meter.measure(network, meter.target)
+                    taken = take_look(partial(measuring.look, network), watch, config.id, **about)
                 except ValueError:  # the runtime, or the batch of the target, asks for something else than this file
                     network = config
-                    measurement = meter.measure(network, meter.target)
-                medians.append(float(measurement.median_ms))
+                    taken = take_look(partial(measuring.look, network), watch, config.id, **about)
+                rounds.append(taken)
+            reference_ms = sentinel_reference([] if watch is None else watch.sentinels_ms, measuring.known_ms)
     except (ValueError, OSError, RuntimeError) as error:
         logger.warning(
-            "after %d of %d rounds the trained network could not be measured: %s",
-            *(len(medians), FINALIST_ROUNDS, error),
+            "after %d of %d looks the trained network could not be measured: %s", len(rounds), FINALIST_ROUNDS, error
         )
-    return medians
+    if len(rounds) < _FEWEST_ROUNDS:
+        return None
+    return measured_latency(rounds, reference_ms, result.settings.budget_on, result.settings.confidence)
 
 
 def _tested(trained: FinalTraining, asked: AskedTraining, after: AfterSearch) -> float | None:

@@ -54,9 +54,14 @@ class CorrectedPredictor:
     their variances is the predictor's own uncertainty (conjugate, so the predictive distribution is Student's t). What
     the predictor itself says of one network's uncertainty beside another's stays. With nothing measured it predicts as
     the predictor does.
+
+    Attributes:
+        load_factor: what the latency that a budget is held against is, over the undisturbed one, which is predicted;
+            quantiles are multiplied by it.
     """
 
     def __init__(self, predictor: Predictor) -> None:
+        self.load_factor = 1.0
         self._predictor = predictor
         self._ratios: dict[str, tuple[float, float]] = {}  # by config id: log ratio, the predictor's log spread
 
@@ -79,11 +84,11 @@ class CorrectedPredictor:
         """(n,) latency in ms that each stays below with probability `q`."""
         raw = np.asarray(self._predictor.quantile_ms(configs, q), float)
         if not self._ratios:
-            return raw
+            return raw * self.load_factor
         median = np.asarray(self._predictor.quantile_ms(configs, 0.5), float)
         shift, _, _ = self._posterior()
         corrected: Floats = median * np.exp(shift + self._widening(q) * np.log(raw / median))
-        return corrected
+        return corrected * self.load_factor
 
     def predict(self, configs: Sequence[LowFormerConfig], /) -> Sequence[Prediction]:
         predictions = self._predictor.predict(configs)

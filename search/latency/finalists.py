@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
+from numpy.typing import NDArray
 
 from ..objectives.pareto import pareto_front
 from ..settings import SearchSettings
 from ..trials.candidate import Candidate
 from .correction import CorrectedPredictor
+from .looks import LATENCY_NAMES, MeasuredLatency
 from .measurements import Measurements
 
 MOST_OF_FRONT = 8  # networks on the front that are measured
-FINALIST_ROUNDS = 5  # measurements of a finalist, each in a session of its own
+FINALIST_ROUNDS = 5  # looks at a finalist, each in a session of its own
 MOST_FINALISTS = 8  # that are measured until one is within the budget; twice `settings.finalists` if that is more
 
 
@@ -37,32 +38,28 @@ def measured_finalists(
     """Measures the best ones that should fit, and chooses the best one measured within the budget.
 
     Which should fit says the predictor as corrected by those measured before. A finalist is within the budget if a
-    further round would be, with probability `settings.confidence` by the scatter of its rounds (Student's t): being
-    chosen for a good measurement must not be luck. The worst round is left out, since it may be a disturbance.
+    further measurement would be, with probability `settings.confidence`: being chosen for a good measurement must not
+    be luck.
     """
     budget, confidence = settings.latency_budget_ms, settings.confidence
-
-    def dependable(candidate: Candidate) -> float:
-        return dependable_ms(measurements.medians_ms(candidate.config), confidence)
-
-    done = _measure_in_turn(candidates, measurements, predictor, settings)
+    known = _measure_in_turn(candidates, measurements, predictor, settings)
+    done = [candidate for candidate in candidates if candidate.config.id in known]
     if not done:
         conclusion = predicted_answer(candidates, measurements, predictor, settings)
         return replace(conclusion, note=f"No finalist could be measured. {conclusion.note}")
-    best = next((c.config.id for c in sorted(done, key=candidates.index) if dependable(c) <= budget), None)
-    measured = {c.config.id: _with_rounds(c, measurements.medians_ms(c.config), confidence) for c in done}
-    corrected = tuple(measured.get(c.config.id) or _as_corrected(c, predictor, confidence) for c in candidates)
+    best = next((c.config.id for c in done if known[c.config.id].budget_ms <= budget), None)
+    corrected = tuple(_as_known(candidate, measurements, predictor, confidence) for candidate in candidates)
     if best is not None:
         note = (
-            f"{len(done)} finalists were measured, {FINALIST_ROUNDS} times each; the answer is the best one within the "
-            f"budget at confidence {confidence:g}, the worst round left out."
+            f"{len(done)} finalists were measured, {FINALIST_ROUNDS} looks at each; the answer is the best one whose "
+            f"{LATENCY_NAMES[measurements.on]} is within the budget at confidence {confidence:g}."
         )
-        return Conclusion(corrected, measured[best], note)
-    quickest = min(dependable(candidate) for candidate in done)
+        return Conclusion(corrected, next(c for c in corrected if c.config.id == best), note)
+    quickest = min(latency.budget_ms for latency in known.values())
     note = (
         f"None of the {len(done)} finalists measured is within the budget at confidence {confidence:g}: the fastest "
-        f"takes {quickest:.3g} ms at that. The predictor is off on this machine, or it is not at rest: "
-        "calibrate it again."
+        f"takes {quickest:.3g} ms at that ({LATENCY_NAMES[measurements.on]}). The predictor is off on this machine, "
+        "or the machine is slower than it was: calibrate it again."
     )
     return Conclusion(corrected, None, note)
 
@@ -72,17 +69,17 @@ def _measure_in_turn(
     measurements: Measurements,
     predictor: CorrectedPredictor,
     settings: SearchSettings,
-) -> list[Candidate]:
-    """Measures finalists until enough are measured and one of them is within the budget; gives those measured."""
+) -> dict[str, MeasuredLatency]:
+    """Measures finalists until enough are measured and one of them is within the budget; gives those by their id."""
     budget, confidence = settings.latency_budget_ms, settings.confidence
-    done: list[Candidate] = []
+    done: dict[str, MeasuredLatency] = {}
     left = list(candidates)
     most = max(MOST_FINALISTS, 2 * settings.finalists)
     while left and len(candidates) - len(left) < most:
-        within = [c for c in done if dependable_ms(measurements.medians_ms(c.config), confidence) <= budget]
+        within = any(latency.budget_ms <= budget for latency in done.values())
         if within and len(done) >= settings.finalists:
             break
-        quantile = predictor.quantile_ms([candidate.config for candidate in left], confidence)
+        quantile = _budget_ms(left, measurements, predictor, confidence)
         fitting = np.flatnonzero(quantile <= budget)
         if within and not len(fitting):
             break
@@ -91,9 +88,14 @@ def _measure_in_turn(
         chosen = [left[int(place)] for place in places]
         left = [candidate for candidate in left if candidate not in chosen]
         working = measurements.measure([candidate.config for candidate in chosen], FINALIST_ROUNDS, "finalist")
-        for candidate in (candidate for candidate in chosen if candidate.config in working):
-            predictor.learn(candidate.config, float(np.median(measurements.medians_ms(candidate.config))))
-            done.append(candidate)
+        for config in working:
+            if latency := measurements.latency(config, confidence):
+                done[config.id] = latency
+                predictor.learn(config, latency.undisturbed_ms)
+        predictor.load_factor = measurements.load_factor
+        for name in done:  # what the machine can do may have shown meanwhile
+            config = next(candidate.config for candidate in candidates if candidate.config.id == name)
+            done[name] = measurements.latency(config, confidence) or done[name]
     return done
 
 
@@ -107,17 +109,16 @@ def predicted_answer(
 
     What was measured on the way counts, also where it was measured after some candidates were trained.
     """
-    measured_ms: dict[str, float] = {}
     for config, latency_ms in measurements.known():
-        measured_ms[config.id] = latency_ms
         predictor.learn(config, latency_ms)
+    predictor.load_factor = measurements.load_factor
     if predictor.measured:
-        candidates = [_as_corrected(candidate, predictor, settings.confidence) for candidate in candidates]
-    budget = settings.latency_budget_ms
+        candidates = [_as_known(each, measurements, predictor, settings.confidence) for each in candidates]
     for candidate in candidates:
-        if candidate.quantile_ms <= budget and measured_ms.get(candidate.config.id, 0.0) <= budget:
+        if candidate.quantile_ms <= settings.latency_budget_ms:
+            how = "was measured on the way" if candidate.latency_source == "measured" else "is predicted, not measured"
             note = (
-                f"The answer's latency is predicted, not measured: {candidate.latency_ms:.3g} ms "
+                f"The answer's undisturbed latency {how}: {candidate.latency_ms:.3g} ms "
                 f"(90 % interval {candidate.low_ms:.3g} to {candidate.high_ms:.3g})."
             )
             return Conclusion(tuple(candidates), candidate, note)
@@ -138,48 +139,54 @@ def measured_front(
     if not measured:
         conclusion = predicted_answer(candidates, measurements, predictor, settings)
         return replace(conclusion, note=f"Nothing on the front could be measured. {conclusion.note}")
-    for config in measured:
-        predictor.learn(config, float(np.median(measurements.medians_ms(config))))
+    for config, latency_ms in measurements.known():
+        predictor.learn(config, latency_ms)
+    predictor.load_factor = measurements.load_factor
     names = {config.id for config in measured}
-    result = tuple(
-        _with_rounds(c, measurements.medians_ms(c.config), settings.confidence)
-        if c.config.id in names
-        else _as_corrected(c, predictor, settings.confidence)
-        for c in candidates
-    )
+    result = tuple(_as_known(each, measurements, predictor, settings.confidence) for each in candidates)
     within = [c for c in result if c.config.id in names and c.quantile_ms <= settings.latency_budget_ms]
     note = (
-        f"{len(measured)} networks on the front were measured, {FINALIST_ROUNDS} times each; the others' latency is "
+        f"{len(measured)} networks on the front were measured, {FINALIST_ROUNDS} looks at each; the others' latency is "
         "predicted."
     )
     return Conclusion(result, max(within, key=lambda candidate: candidate.objective, default=None), note)
 
 
-def dependable_ms(medians: Sequence[float], confidence: float) -> float:
-    """What a further round stays below with probability `confidence`, the worst one left out."""
-    kept = np.sort(medians)[:-1]
-    spread = np.std(kept, ddof=1) * np.sqrt(1 + 1 / len(kept))
-    return float(np.mean(kept) + stdtrit(len(kept) - 1, confidence) * spread)
-
-
-def _with_rounds(candidate: Candidate, medians: Sequence[float], confidence: float) -> Candidate:
-    """The candidate with its latency measured: median of the rounds' medians; the interval is their range."""
+def _as_measured(candidate: Candidate, latency: MeasuredLatency) -> Candidate:
+    """The candidate with its undisturbed latency measured."""
     return replace(
         candidate,
-        latency_ms=float(np.median(medians)),
-        low_ms=min(medians),
-        high_ms=max(medians),
+        latency_ms=latency.undisturbed_ms,
+        low_ms=latency.low_ms,
+        high_ms=latency.high_ms,
         latency_source="measured",
-        quantile_ms=dependable_ms(medians, confidence),
+        quantile_ms=latency.budget_ms,
+        under_load=dict(latency.under_load),
     )
 
 
-def _as_corrected(candidate: Candidate, predictor: CorrectedPredictor, confidence: float) -> Candidate:
-    """The candidate with its latency as predicted now."""
+def _budget_ms(
+    candidates: Sequence[Candidate], measurements: Measurements, predictor: CorrectedPredictor, confidence: float
+) -> NDArray[np.float64]:
+    """(n,) what is held against the budget: as measured, where a network was looked at, or as predicted now."""
+    found = np.array(predictor.quantile_ms([candidate.config for candidate in candidates], confidence), float)
+    for place, candidate in enumerate(candidates):
+        if latency := measurements.latency(candidate.config, confidence):
+            found[place] = latency.budget_ms
+    return found
+
+
+def _as_known(
+    candidate: Candidate, measurements: Measurements, predictor: CorrectedPredictor, confidence: float
+) -> Candidate:
+    """The candidate with its latency as measured, where it was looked at, or as predicted now."""
+    if latency := measurements.latency(candidate.config, confidence):
+        return _as_measured(candidate, latency)
     (predicted,) = predictor.predict([candidate.config])
     return replace(
         candidate,
         latency_ms=predicted.latency_ms,
+        latency_source="predicted",
         low_ms=predicted.low_ms,
         high_ms=predicted.high_ms,
         predicted_ms=predicted.latency_ms,

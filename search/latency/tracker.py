@@ -20,7 +20,8 @@ from ..trials.run_folder import RunFolder
 from .correction import CorrectedPredictor, Prediction, Predictor
 from .finalists import FINALIST_ROUNDS, Conclusion, measured_finalists, measured_front, predicted_answer
 from .limits import BudgetUse, Limits
-from .measurements import Measure, Measurements
+from .looks import Measuring
+from .measurements import Measurements
 
 ANCHORS = 3  # networks that are measured before anything trains, where the device is at hand
 LEADERS = 3  # of the best so far, measured half-way
@@ -57,15 +58,14 @@ class LatencyTracker:
         run: RunFolder,
         predictor: Predictor,
         limits: Limits,
-        measure: Measure | None = None,
-        rest_s: float = 0.0,
+        measuring: Measuring | None = None,
     ) -> None:
-        """`measure` measures a network where the device is at hand, `rest_s` seconds after it did so before."""
+        """`measuring` is how a network is measured where the device is at hand."""
         self.settings, self.limits, self.given = settings, limits, predictor
         self.predictor = CorrectedPredictor(predictor)
         self.budget_use = BudgetUse(self.predictor, limits, settings.latency_budget_ms)
         self.uncorrected_use = BudgetUse(predictor, limits, settings.latency_budget_ms)
-        self.measurements = Measurements(run, settings.target, measure, rest_s)
+        self.measurements = Measurements(run, settings.target, measuring, settings.budget_on)
         self._log = run.log
         self._leaders_measured = self.measurements.has_role("leader") or not self.measurements.possible
 
@@ -88,13 +88,13 @@ class LatencyTracker:
         return Cost(self.predictor.predict([config])[0], quantile_ms)
 
     def known_latency(self, config: LowFormerConfig, cost: Cost) -> dict[str, Any]:
-        """The latency of a candidate for its result: as measured in this run (median and range), or as predicted."""
+        """The undisturbed latency of a candidate for its result: as measured in this run, or as predicted."""
         predicted_ms = float(cost.predicted.latency_ms)
-        if medians := self.measurements.medians_ms(config):
-            values = float(np.median(medians)), min(medians), max(medians)
+        if measured := self.measurements.latency(config, self.settings.confidence):
+            values = measured.undisturbed_ms, measured.low_ms, measured.high_ms
         else:
             values = predicted_ms, float(cost.predicted.low_ms), float(cost.predicted.high_ms)
-        source = "measured" if medians else "predicted"
+        source = "measured" if measured else "predicted"
         known = dict(zip(("latency_ms", "low_ms", "high_ms"), values, strict=True))
         return {**known, "latency_source": source, "predicted_ms": predicted_ms}
 
@@ -116,6 +116,7 @@ class LatencyTracker:
         """Takes into account what an earlier process of the run has measured."""
         for config, latency_ms in self.measurements.known():
             self.predictor.learn(config, latency_ms)
+        self.predictor.load_factor = self.measurements.load_factor
 
     def measure_anchors(self, anchors: Sequence[LowFormerConfig]) -> bool:
         """Measures a few good candidates before anything trains; whether that worked for any."""
@@ -134,8 +135,8 @@ class LatencyTracker:
         self._measure(list(distinct.values())[:LEADERS], "leader")
 
     def _measure(self, configs: Sequence[LowFormerConfig], role: MeasurementRole) -> None:
-        for config in self.measurements.measure(configs, ROUNDS, role):
-            self.predictor.learn(config, float(np.median(self.measurements.medians_ms(config))))
+        self.measurements.measure(configs, ROUNDS, role)
+        self.learn_known()  # of those before too: how fast the machine can be may have shown only now
         self._log.info(
             "%d networks measured: predictions are multiplied by %.3f", self.predictor.measured, self.predictor.factor
         )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from ...search_space.space import SearchSpace
 from ..feasible_pool import slowest
 from ..latency.finalists import Conclusion
+from ..latency.looks import LATENCY_NAMES
 from ..latency.tracker import LatencyTracker
 from ..objectives.estimates import Estimates, SeedAgreement
 from ..objectives.pareto import pareto_front
@@ -70,6 +71,7 @@ def conclude(
             notes.append("Measuring the finalists was interrupted.")
             conclusion = latency.conclude(candidates, objective.goal, measure=False)
         notes += _notes_on_answer(conclusion, settings, state, latency)
+        notes += [latency.measurements.restlessness] if latency.measurements.restlessness else []
     if predicted:
         notes += notes_on_longer_run(run.path)
     if interrupted:
@@ -167,8 +169,8 @@ def _notes_on_answer(
     share = 0.0 if answer is None else answer.quantile_ms / budget_ms
     if answer is not None and not goal.front:
         notes[0] += (
-            f" With {100 * settings.confidence:g} % confidence it stays below {answer.quantile_ms:.3g} ms, "
-            f"{100 * share:.0f} % of the budget."
+            f" With {100 * settings.confidence:g} % confidence its {LATENCY_NAMES[settings.budget_on]} stays below "
+            f"{answer.quantile_ms:.3g} ms, {100 * share:.0f} % of the budget."
         )
     if goal.front and (front := pareto_front(conclusion.candidates, budget_ms)):
         notes.append(

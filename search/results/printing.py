@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ...evaluators.training.final.judging import Judgement
     from ...evaluators.training.final.planning import Plan
     from ...evaluators.training.final.records import TrainedNetwork
+    from ...predictors import Target
+    from ..latency.looks import Looks
     from ..settings import SearchSettings
     from .search_result import SearchResult
 
@@ -104,11 +106,33 @@ def print_judgement(judgement: Judgement) -> None:
 
 def print_calibration(target: str, profile: Path, known: Mapping[str, Any]) -> None:
     """How a calibration went, by the provenance of its profile."""
-    print(f"target:          {target}")
-    print(f"measurements:    {known['samples']} configs, {known['probes']} probes")
-    error, baseline = 100 * known["held_out_error"], 100 * known["macs_only_error"]
-    print(f"held-out error:  {error:.1f} % (MACs alone: {baseline:.1f} %)")
-    print(f"profile:         {profile}")
+    percent = {name: f"{100 * value:.1f} %" for name, value in known.items() if isinstance(value, float)}
+    helps = "would help" if known["more_looks_would_help"] else "would not help"
+    facts = {
+        "target": target,
+        "measurements": f"{known['samples']} configs, {known['probes']} probes",
+        "held-out error": f"{percent['held_out_error']} (MACs alone: {percent['macs_only_error']})",
+        "its parts": f"{percent['held_out_rms']} in root mean square: {percent['noise_rms']} noise of the looks, "
+        f"{percent['model_rms']} the model",
+        "looks": f"{known['looks']}; more {helps}",
+        "machine": f"{percent['slowness']} slower than undisturbed, on average",
+        "profile": str(profile),
+    }
+    for name, text in facts.items():
+        print(f"{name + ':':<16} {text}")
+
+
+def print_measured(target: Target, looks: Looks, *, as_json: bool) -> None:
+    """What looks at networks say of each, and how restless the machine was."""
+    from .tables import measurement_record, measurement_table
+
+    found = looks.latencies()
+    if as_json:
+        for name, measured in found.items():
+            print_json(measurement_record(name, target, measured))
+    elif found:
+        stdout().print(measurement_table(target, found))
+        print_lines([looks.restlessness] if looks.restlessness else [])
 
 
 def print_targets(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -127,14 +151,18 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def print_facts(about: Mapping[str, Any]) -> None:
-    """A mapping line by line; one in it stands below its name."""
+    """A mapping line by line; one in it, and sentences, stand below their name, and what is empty is left out."""
     for name, value in about.items():
         if isinstance(value, Mapping):
-            print(f"{name}:")
-            for key, text in value.items():
-                print(f"  {key:<16} {text or 'not installed'}")
+            lines = [f"{key:<18} {'not installed' if text is None else text}" for key, text in value.items()]
+        elif isinstance(value, list) and any(" " in text for text in value):
+            lines = [f"- {text}" for text in value]
         else:
-            print(f"{name:<16} {', '.join(value) if isinstance(value, list) else value}")
+            if value != []:
+                print(f"{name:<18} {', '.join(value) if isinstance(value, list) else value}")
+            continue
+        if lines:
+            print("\n  ".join([f"{name}:", *lines]))
 
 
 @contextmanager

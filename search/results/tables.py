@@ -16,9 +16,9 @@ from ..trials.candidate import Candidate
 from .search_result import SearchResult
 
 if TYPE_CHECKING:
-    from ...evaluators.device.measure import LatencyMeasurement
     from ...evaluators.training.final.judging import Judgement
     from ...evaluators.training.final.planning import Plan
+    from ..latency.looks import MeasuredLatency
 
 LISTED_CLASSES = 25  # that a table of a judgement lists
 
@@ -35,7 +35,7 @@ def result_table(result: SearchResult) -> Table:
     if top1:
         table.add_column("90 %\ninterval", justify="right", no_wrap=True)
     table.add_column("published\ntop-1 %", justify="right")
-    table.add_column("latency\nms", justify="right")
+    table.add_column("undisturbed\nlatency ms", justify="right")
     table.add_column("90 %\ninterval", justify="right", no_wrap=True)
     table.add_column("params\nM", justify="right")
     table.add_column("MACs\nM", justify="right")
@@ -59,7 +59,7 @@ def result_table(result: SearchResult) -> Table:
     if top1 and any(candidate.extrapolated for candidate in result.shown):
         legend.append("* far from what was published: the estimate is extrapolated")
     if any(candidate.latency_source == "measured" for candidate in result.shown):
-        legend.append("m: latency measured, and its range")
+        legend.append("m: measured")
     if over := len(result.published) - len(within):
         legend.append(f"published models over the budget: {over}, see report.html")
     table.caption = "; ".join(legend) or None
@@ -110,32 +110,33 @@ def prediction_table(
     return table
 
 
-def measurement_table(target: Target, found: Sequence[tuple[str, LatencyMeasurement]]) -> Table:
+def measurement_table(target: Target, found: Mapping[str, MeasuredLatency]) -> Table:
     """Measured latencies by what people called the networks."""
     table = Table(title=f"measured latency on {target}")
     table.add_column("model")
-    for column in ("median ms", "IQR ms", "p90 ms", "p99 ms", "runs"):
+    for column in ("undisturbed\nms", "+- %", "under load:\nmedian ms", "p90 ms", "p99 ms", "looks", "runs"):
         table.add_column(column, justify="right")
-    table.add_column("doubt")
-    for name, m in found:
-        numbers = (f"{value:.4g}" for value in (m.median_ms, m.iqr_ms, m.p90_ms, m.p99_ms))
-        table.add_row(name, *numbers, str(m.runs), "noisy" if m.noisy else "")
+    for name, one in found.items():
+        under_load = (f"{one.under_load[quantile]:.4g}" for quantile in ("p50", "p90", "p99"))
+        error = f"{100 * one.repeatability:.1f}"
+        table.add_row(name, f"{one.undisturbed_ms:.4g}", error, *under_load, str(len(one.rounds)), str(one.runs))
+    table.caption = "+-: standard error of the undisturbed latency over looks"
     return table
 
 
 def targets_table(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """The targets that have a profile, as `predictors.list_profiles` gives them."""
+    """The targets that have a profile or can get one here, as `predictors.list_profiles` gives them."""
     table = Table(title="targets")
     for column in ("name", "setting", "measured", "mean held-out error", "MACs alone"):
         table.add_column(column, justify="left" if column in ("name", "setting") else "right", no_wrap=True)
     for entry in entries:
-        if entry["path"] is None:
+        if entry["path"] is None and not entry["target"].startswith("cpu/"):
             continue
         errors = [entry["held_out_error"], entry["macs_only_error"]]
         table.add_row(
             entry["alias"] or "",
             entry["target"],
-            "not usable" if entry["samples"] is None else str(entry["samples"]),
+            "not yet" if entry["path"] is None else str(entry["samples"] or "not usable"),
             *("" if error is None else f"{100 * error:.1f} %" for error in errors),
         )
     return table
@@ -223,15 +224,6 @@ def prediction_record(name: str, target: Target, prediction: LatencyPrediction) 
     }
 
 
-def measurement_record(name: str, target: Target, measurement: LatencyMeasurement) -> dict[str, Any]:
-    """A measurement's figures as JSON values, with what people called the network."""
-    return {
-        "input": name,
-        "target": str(target),
-        "median_ms": measurement.median_ms,
-        "iqr_ms": measurement.iqr_ms,
-        "p90_ms": measurement.p90_ms,
-        "p99_ms": measurement.p99_ms,
-        "runs": measurement.runs,
-        "noisy": measurement.noisy,
-    }
+def measurement_record(name: str, target: Target, measured: MeasuredLatency) -> dict[str, Any]:
+    """A measurement as JSON values, with all its looks, and with what people called the network."""
+    return {"input": name, "target": str(target), **measured.to_dict()}

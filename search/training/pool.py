@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from ...evaluators.device.agent import training
+from ...evaluators.device.agent.lock import training
 from .task import Evaluate, Evaluation, TaskOutcome, TrainingTask
 
 RETRIES = 2  # a trial whose worker died is tried again at most this often

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,12 @@ class Candidate:
             published.
         low_top1, high_top1: the interval of that, at coverage 0.9.
         nearest: the published model that is most like it.
-        latency_ms, low_ms, high_ms: measured (median and range of the rounds' medians) or predicted (with the interval
-            at coverage 0.9), as `latency_source` says.
+        latency_ms, low_ms, high_ms: undisturbed, with the interval at coverage 0.9; measured or predicted, as
+            `latency_source` says.
         predicted_ms: predicted latency.
         quantile_ms: what is held against the budget: the predicted quantile of the latency, or where it was measured
-            what a further round stays below.
+            what a further measurement stays below.
+        under_load: where it was measured, median, p90 and p99 in ms beside whatever else ran, as "p50", "p90", "p99".
         macs, params: multiply-accumulates of one image, and parameters.
         seeds: with how many seeds it was trained; 0 if it was predicted only.
     """
@@ -53,6 +55,7 @@ class Candidate:
     macs: int
     params: int
     seeds: int
+    under_load: Mapping[str, float] | None = None
 
     @property
     def published(self) -> str | None:
@@ -91,6 +94,7 @@ class Candidate:
             "latency_source": self.latency_source,
             "predicted_ms": self.predicted_ms,
             "quantile_ms": self.quantile_ms,
+            "under_load": None if self.under_load is None else dict(self.under_load),
             "macs": self.macs,
             "params": self.params,
             "config": self.config.to_dict(),

@@ -97,21 +97,29 @@ class RungEntry(_Record):
 
 
 class MeasuredRound(_Record):
-    """One latency measurement of a run, in a session of its own: one line of measured.jsonl.
+    """One look at a network's latency in a run, in a session of its own: one line of measured.jsonl.
 
     Attributes:
         config_id: of the network that was measured.
         round: counted from 0 for each network.
-        median_ms, iqr_ms: of the timed runs.
+        median_ms, iqr_ms, p90_ms, p99_ms: of the timed runs, beside whatever else ran meanwhile.
+        undisturbed_ms: their lower decile, without what other processes were given in between.
+        sentinel_ms: the sentinel's latency around the look.
+        look: everything that was noted of it: times, state of the machine.
         role: "anchor" (before the first training), "leader" (half-way) or "finalist" (at the end).
         target: full name of the setting.
-        config: the network; missing in files of early versions.
+        config: the network; missing in files of early versions, as are the figures that may be None.
     """
 
     config_id: str
     round: int = Field(ge=0)
     median_ms: float = Field(gt=0, allow_inf_nan=False)
     iqr_ms: float = 0.0
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    undisturbed_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    sentinel_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    look: dict[str, Any] | None = None
     role: MeasurementRole | None = None
     target: str = ""
     config: LowFormerConfig | None = None

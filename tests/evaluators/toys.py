@@ -10,7 +10,8 @@ import numpy as np
 
 from lownas.evaluators.data.records import DataRequest, FoundData, LabelledImages
 from lownas.evaluators.data.sources import DataSource
-from lownas.evaluators.device.agent import alone, time_runs
+from lownas.evaluators.device.agent.lock import alone
+from lownas.evaluators.device.agent.timing import time_runs
 from lownas.evaluators.device.latency_record import latency_measurement
 from lownas.evaluators.device.runtimes import check_setting
 from lownas.evaluators.tasks.augmentation import flips_and_shifts

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lownas.predictors.costs import total_macs
+from lownas.search.latency.looks import Measuring
 from lownas.search.results.search_result import SearchResult
 from lownas.search.run_search import Parts
 from lownas.search.run_search import run_search as search_with
@@ -49,8 +50,25 @@ class StubPredictor:
 
 @dataclass(frozen=True)
 class StubMeasurement:
+    """A look on a machine at rest: all its times are about the same."""
+
     median_ms: float
     iqr_ms: float = 0.01
+
+    @property
+    def undisturbed_ms(self) -> float:
+        return self.median_ms
+
+    @property
+    def p90_ms(self) -> float:
+        return 1.1 * self.median_ms
+
+    @property
+    def p99_ms(self) -> float:
+        return 1.5 * self.median_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"times_ms": [self.median_ms], "busy_cores": 0.0}
 
 
 def stub_accuracy(config: LowFormerConfig, seed: int) -> float:
@@ -154,13 +172,15 @@ def run_search(settings, parts) -> Callable[..., SearchResult]:
         evaluate=parts.evaluate,
         plan=parts.plan,
         measure=None,
+        sentinel=None,
         progress=None,
         callback=None,
         others=None,
         **changes,
     ):
+        measuring = None if measure is None else Measuring(measure, sentinel)
         given = replace(
-            parts, evaluate=evaluate, plan=plan, measure=measure, progress=progress, callback=callback, also=others
+            parts, evaluate=evaluate, plan=plan, measuring=measuring, progress=progress, callback=callback, also=others
         )
         return search_with(settings(**changes), given, resume=resume)
 

@@ -40,9 +40,10 @@ class Runtime(Protocol):
         register_runtime(Toy())
 
     What has to hold:
-    - Nothing else on this machine is measured meanwhile: `agent.alone` holds the one lock that all measurements take.
-    - `agent.time_runs` warms up, keeps to the limit, and notes how busy the machine is; times are those of whole
-      batches, in ms, from the call to the finished result.
+    - Nothing else on this machine is measured meanwhile: `agent.lock.alone` holds the one lock that all measurements
+      take.
+    - `agent.timing.time_runs` warms up, keeps to the limit, and notes the state of the machine; times are those of
+      whole batches, in ms, from the call to the finished result.
     - As many threads compute as the setting says, and settings that are global are put back afterwards.
     - The library is imported late, within `check` and `measure`.
     """

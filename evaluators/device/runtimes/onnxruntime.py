@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ....search_space import LowFormerConfig
-from ..agent import Job, load_onnxruntime, time_model
+from ..agent.models import Job, load_onnxruntime, time_model
 from ..latency_record import LatencyMeasurement, Setting, latency_measurement
 from .base import Network, check_batch
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ....search_space import LowFormerConfig
-from ..agent import alone, time_runs
+from ..agent.lock import alone
+from ..agent.timing import time_runs
 from ..latency_record import LatencyMeasurement, Setting, latency_measurement
 from .base import Network, check_batch
 
@@ -88,7 +89,7 @@ class TorchEager:
             with alone(logger.warning), torch.inference_mode():
                 run = self.prepared(module, images)
                 if device.type == "cuda":
-                    timed = time_runs(run, time_limit_s, min_runs, _cuda_clock())
+                    timed = time_runs(run, time_limit_s, min_runs, _cuda_clock(), gpu=True)
                 else:
                     timed = time_runs(run, time_limit_s, min_runs, one_thread=setting.threads == 1)
         finally:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ... import tasks
 from ...data.feeding import Batch, ImageFeed
-from ...device.agent import load_onnxruntime
+from ...device.agent.models import load_onnxruntime
 from ...tasks.classification import Classification
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from ...data import sources
 from ...data.feeding import readable_labels
 from ...data.loading import find_parts
 from ...data.sources import Data
-from ...device.agent import HoldingOff
+from ...device.agent.lock import HoldingOff
 from ..trainer import torch_threads
 from .images import TrainingImages, fit_in_memory, judged, lopsidedness, memory_needed, outputs_for
 from .learner import Learner

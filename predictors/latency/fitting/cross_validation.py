@@ -8,7 +8,7 @@ corrections are kept is decided on folds of the samples fitted on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,13 @@ from numpy.typing import NDArray
 from ..kernel_model import KernelModel
 from ..kernel_terms import Array
 from .measured_networks import MeasuredNetworks
-from .samples import QUIET_DISTURBANCE, Probe, Sample
+from .samples import Probe, Sample
 
 FOLDS = 8
 CORRECTION_MUST_REDUCE_ERROR_TO = 0.97
 """Error with corrections over that without, on folds left out, up to which corrections are kept."""
 BOUND_CONFIDENCE = 0.9
 """Probability with which the held-out error is below `held_out_bound`."""
-QUIET_LEVELS = ((0.03, 0.3), (0.5, 0.15))
-"""Disturbance of the machine, and the quantile of the errors at which the undisturbed time is taken to lie; in between
-linearly."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,7 @@ class Fit:
         held_out_error: mean absolute relative error of the same predictions.
         macs_only_error: the same error of a line in log MACs.
         corrected: whether the model has learned corrections.
-        quiet_factor: factor from a typical measured time to that of a quiet machine (`quiet_factor`).
-        typical: the times that the model predicts, medians on a quiet machine, over those that it was fitted on.
+        noise: root mean square of the samples' repeatability, the part of the log errors that is not the model's.
     """
 
     model: KernelModel
@@ -47,8 +43,7 @@ class Fit:
     held_out_error: float
     macs_only_error: float
     corrected: bool
-    quiet_factor: float
-    typical: float
+    noise: float
 
 
 def fit_samples(
@@ -68,29 +63,27 @@ def fit_samples(
     predicted, line = held_out_ms(data, folds, choose=True)
     model, corrected = _fit_with_choice(data, everything, folds)
     log_errors = np.log(data.times_ms / predicted)
-    factor = quiet_factor(log_errors, data.disturbances)
-    if factor < 1:
-        log_errors = log_errors - np.median(log_errors)
-    # What is predicted is the median of a quiet machine's runs, a little above their undisturbed time.
-    typical = factor * (1 + float(np.minimum(data.disturbances, QUIET_DISTURBANCE).mean()))
-    model = replace(model, overhead_ms=typical * model.overhead_ms, scale=typical * model.scale)
     return Fit(
         model=model,
         log_errors=log_errors,
         held_out_error=float(np.mean(np.abs(predicted / data.times_ms - 1))),
         macs_only_error=float(np.mean(np.abs(line / data.times_ms - 1))),
         corrected=corrected,
-        quiet_factor=factor,
-        typical=typical,
+        noise=float(np.sqrt(np.mean(data.repeatabilities**2))),
     )
+
+
+def fit_errors(samples: Sequence[Sample], fusion: str, block: int, probes: Sequence[Probe] = ()) -> Array:
+    """(samples,) log of measured over predicted, each by a quick fit (without corrections) on the other folds."""
+    data = MeasuredNetworks.of(samples, fusion, block, probes)
+    return np.log(data.times_ms / held_out_ms(data, FOLDS, choose=False)[0])
 
 
 def held_out_bound(samples: Sequence[Sample], fusion: str, block: int, probes: Sequence[Probe] = ()) -> float:
     """The mean relative error on held-out samples that is not exceeded with `BOUND_CONFIDENCE` (Student's t)."""
     from scipy.stats import t
 
-    data = MeasuredNetworks.of(samples, fusion, block, probes)
-    errors = np.abs(held_out_ms(data, FOLDS, choose=False)[0] / data.times_ms - 1)
+    errors = np.abs(np.expm1(-fit_errors(samples, fusion, block, probes)))
     n = len(errors)
     return float(errors.mean() + t.ppf(BOUND_CONFIDENCE, n - 1) * errors.std(ddof=1) / np.sqrt(n))
 
@@ -114,24 +107,6 @@ def held_out_ms(data: MeasuredNetworks, folds: int, *, choose: bool) -> tuple[Ar
         slope = np.polyfit(np.log(macs[train]), np.log(data.times_ms[train]), 1)
         line[test] = np.exp(np.polyval(slope, np.log(macs[test])))
     return predicted, line
-
-
-def quiet_factor(log_errors: Array, disturbances: Array) -> float:
-    """The factor from a typical measured time to that of a quiet machine, at most 1.
-
-    Other work on the machine only ever lengthens a measurement (its caches and memory are shared even where its cores
-    are not). On a quiet machine the errors about the model are its own, and their middle is right; the more disturbed
-    the measurements, the closer to their lower edge the undisturbed time lies.
-
-    Args:
-        log_errors: (samples,) log of measured over predicted.
-        disturbances: (samples,) as in `Sample`.
-    """
-    disturbance = float(np.median(disturbances))
-    level = float(np.interp(disturbance, QUIET_LEVELS[0], QUIET_LEVELS[1]))
-    if level >= 0.5:
-        return 1.0
-    return float(min(1.0, np.exp(np.quantile(log_errors, level))))
 
 
 def _fit_with_choice(data: MeasuredNetworks, train: NDArray[np.int64], folds: int) -> tuple[KernelModel, bool]:

@@ -67,8 +67,7 @@ def stack_with_known(
 
 
 def _stacked(fit: Fit, own: str, known: Mapping[str, LatencyPredictor], transfer: Transfer) -> StackedModel:
-    overhead_ms = fit.typical * transfer.overhead_ms
-    # The target's own model predicts typical times already.
+    overhead_ms = transfer.overhead_ms
     parts = [StackedPart(own, transfer.weights.get(own, 0.0), transfer.shares.get(own, 0.0), fit.model)]
     for name, weight in transfer.weights.items():
         if name == own:
@@ -76,7 +75,7 @@ def _stacked(fit: Fit, own: str, known: Mapping[str, LatencyPredictor], transfer
         model = known[name].model
         stacked = model if isinstance(model, StackedModel) else StackedModel.of(model)
         # A predictor gives the median of its errors about its model.
-        factor = fit.typical * weight * float(np.exp(known[name].errors.quantile(0.5)))
+        factor = weight * float(np.exp(known[name].errors.quantile(0.5)))
         overhead_ms += factor * stacked.overhead_ms
         share = transfer.shares[name]
         parts += [StackedPart(name, factor * part.weight, share * part.share, part.model) for part in stacked.parts]

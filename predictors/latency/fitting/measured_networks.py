@@ -19,8 +19,8 @@ from .kernel_times import fit_kernels
 from .samples import Probe, Sample, kernel_times_ms
 from .whole_graphs import fit_graphs, fit_scale
 
-QUIET_ERROR = 0.02
-"""Relative error of a time measured on a quiet machine; disturbances add to it."""
+LEAST_ERROR = 0.02
+"""Relative error that a network's time has for the model anyway; what looks do not repeat adds to it."""
 MIN_KERNEL_MS = 0.0003
 """Time that a kernel takes at least, once what the profiler adds has been taken off."""
 SLOWDOWN_ROUNDS = 2
@@ -47,7 +47,7 @@ class MeasuredNetworks:
         graphs: kernels of the n networks, then those of the probes.
         kernel_times: for each graph the measured times of its kernels, NaN where unknown; None without any.
         times_ms: (n,) of the networks.
-        disturbances: (n,) as in `Sample`.
+        repeatabilities: (n,) as in `Sample`.
     """
 
     fusion: str
@@ -55,7 +55,7 @@ class MeasuredNetworks:
     graphs: list[Kernels]
     kernel_times: list[Array] | None
     times_ms: Array
-    disturbances: Array
+    repeatabilities: Array
 
     @classmethod
     def of(cls, samples: Sequence[Sample], fusion: str, block: int, probes: Sequence[Probe]) -> Self:
@@ -67,13 +67,13 @@ class MeasuredNetworks:
             named = [sample.kernel_ms or {} for sample in samples] + [probe.kernel_ms for probe in probes]
             kernel_times = [kernel_times_ms(times, graph) for times, graph in zip(named, graphs, strict=True)]
         times = np.array([sample.latency_ms for sample in samples])
-        disturbances = np.array([sample.disturbance for sample in samples])
-        return cls(fusion, block, graphs, kernel_times, times, disturbances)
+        repeatabilities = np.array([sample.repeatability for sample in samples])
+        return cls(fusion, block, graphs, kernel_times, times, repeatabilities)
 
     def fit(self, train: NDArray[np.int64], *, corrected: bool) -> KernelModel:
         """A model of the networks `train` (indices) and of all probes, with learned corrections if `corrected`."""
         graphs, times = [self.graphs[i] for i in train], self.times_ms[train]
-        weights = 1 / (QUIET_ERROR**2 + np.minimum(self.disturbances[train], 1.0) ** 2)
+        weights = 1 / (LEAST_ERROR**2 + np.minimum(self.repeatabilities[train], 1.0) ** 2)
         weights /= weights.mean()
         if self.kernel_times is None:
             return fit_graphs(graphs, times, self.fusion, block=self.block, weights=weights)

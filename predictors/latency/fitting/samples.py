@@ -12,27 +12,40 @@ from ..fusion import fuse
 from ..kernel_terms import Array
 from ..kernels import Kernels
 from ..runtimes import runtime_of_fusion
+from ..undisturbed import Look, undisturbed
 
-QUIET_DISTURBANCE = 0.04
-"""Relative excess of the median over the undisturbed time, up to which a machine counts as quiet."""
 BLOCK_SIZE_SAMPLES = 6
 """Networks by whose kernels the blocked layout of a device is recognized."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A measured configuration: one measurement, or several merged into one.
+    """A measured configuration, from all looks at it.
 
     Attributes:
         config: what was measured.
         latency_ms: undisturbed time of a run.
-        disturbance: how far the median was above it, relative; 0 on a quiet machine.
+        repeatability: its relative standard error over looks.
         kernel_ms: times of kernels by "ROW:ROLE" (`Kernels.keys`), where the runtime reports them.
     """
 
     config: LowFormerConfig
     latency_ms: float
-    disturbance: float
+    repeatability: float
+    kernel_ms: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class ConfigLook:
+    """One look at a configuration.
+
+    Attributes:
+        config, kernel_ms: as in `Sample`.
+        look: how long it took, and how fast the machine was meanwhile.
+    """
+
+    config: LowFormerConfig
+    look: Look
     kernel_ms: Mapping[str, float] | None
 
 
@@ -49,25 +62,22 @@ class Probe:
     kernel_ms: Mapping[str, float]
 
 
-def merged(measurements: Sequence[Sample]) -> Sample:
-    """One sample from several measurements of a configuration.
+def merged(looks: Sequence[ConfigLook], reference_ms: float | None) -> Sample:
+    """One sample from the looks at a configuration; its kernels' times are put together as its own are.
 
-    It is the geometric mean of those on a quiet machine, whose errors go either way. Without any it is the shortest:
-    other work on the machine only lengthens a measurement.
+    `reference_ms` is the sentinel's undisturbed latency.
     """
-    quiet = [measurement for measurement in measurements if measurement.disturbance <= QUIET_DISTURBANCE]
-    if not quiet:
-        latency_ms = min(measurement.latency_ms for measurement in measurements)
-        tables = [measurement.kernel_ms for measurement in measurements if measurement.kernel_ms]
-        shortest = min(tables, key=lambda table: sum(table.values()), default=None)
-        disturbance = min(measurement.disturbance for measurement in measurements)
-        return Sample(measurements[0].config, latency_ms, disturbance, shortest)
-    latency_ms = float(np.exp(np.mean([np.log(measurement.latency_ms) for measurement in quiet])))
-    tables = [measurement.kernel_ms for measurement in quiet if measurement.kernel_ms]
+    found = undisturbed([each.look for each in looks], reference_ms)
+    known = [number for number, each in enumerate(looks) if each.kernel_ms]
+    tables = [looks[number].kernel_ms or {} for number in known]
     names = set(tables[0]).intersection(*tables) if tables else set()
-    kernel_ms = {name: float(np.exp(np.mean([np.log(table[name]) for table in tables]))) for name in sorted(names)}
-    disturbance = float(np.mean([measurement.disturbance for measurement in quiet]))
-    return Sample(quiet[0].config, latency_ms, disturbance, kernel_ms or None)
+
+    def mean_ms(name: str) -> float:
+        logs = np.log([table[name] for table in tables]) + np.log(found.factors[known])
+        return float(np.exp(np.average(logs, weights=found.weights[known])))
+
+    kernel_ms = {name: mean_ms(name) for name in sorted(names)}
+    return Sample(looks[0].config, found.latency_ms, found.repeatability, kernel_ms or None)
 
 
 def block_size(samples: Sequence[Sample], fusion: str = "onnxruntime") -> int:

@@ -6,8 +6,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lownas.evaluators.device import agent, latency_record
-from lownas.evaluators.device.agent import Timed
+from lownas.evaluators.device import latency_record
+from lownas.evaluators.device.agent import models, timing
+from lownas.evaluators.device.agent.timing import Timed
 from lownas.evaluators.device.latency_record import LatencyMeasurement
 from lownas.evaluators.device.measure import measure_for_calibration, measure_latency, measure_torch
 from lownas.evaluators.device.runtimes.onnxruntime import onnx_source
@@ -51,6 +52,7 @@ def test_record_round_trip():
     again = LatencyMeasurement.from_dict(json.loads(json.dumps(record.to_dict())))
     assert again.median_ms == pytest.approx(record.median_ms, rel=1e-3)
     assert again.target == str(CPU) and again.host == CPU.fingerprint()
+    assert again.began > 1.7e9 and (again.settings, again.readings) == (record.settings, record.readings)
     assert again.kernel_ms.keys() == record.kernel_ms.keys()
 
 
@@ -96,11 +98,11 @@ def test_time_limit_bounds_the_work():
 
 
 def test_noise_drift_and_busy_machine_are_said():
-    timed = Timed([1.0] * 10 + [1.5] * 10 + [2.0] * 10, [], 5, 1.5)
-    with pytest.warns(UserWarning, match="net.onnx: noisy"):
-        notes = latency_record._doubts(timed, "net.onnx")
-    assert [note.split(":")[0] for note in notes] == ["noisy", "drift", "busy machine"]
-    assert latency_record._doubts(Timed([1.0] * 30, [], 5, 0.0), "net.onnx") == ()
+    quiet = Timed([1.0] * 30, [], 5, 0.0, 0.0, {}, {}, [])
+    timed = quiet._replace(times_ms=[1.0] * 10 + [1.5] * 10 + [2.0] * 10, busy_cores=1.5, throttled=["gpu power cap"])
+    notes = latency_record._doubts(timed)
+    assert [note.split(":")[0] for note in notes] == ["noisy", "drift", "busy machine", "throttled"]
+    assert latency_record._doubts(quiet) == ()
     assert LatencyMeasurement(str(CPU), "x", (1.0,), notes=notes).noisy
 
 
@@ -129,7 +131,7 @@ def test_a_file_in_another_precision_is_said(tmp_path):
 
 def test_warm_up_ends_once_times_settle():
     times = iter([10.0, 8.0, 6.0, 5.0, 4.0, *[2.0] * 1000])
-    assert agent._warm_up(lambda: None, lambda run: next(times), limit_s=60.0) == 15
+    assert timing._warm_up(lambda: None, lambda run: next(times), limit_s=60.0) == 15
 
 
 def test_torch_module_is_measured():
@@ -191,7 +193,7 @@ def test_broken_files_end_in_one_line(tmp_path):
 
 def test_what_would_run_on_the_cpu_instead_is_not_measured(monkeypatch, tmp_path) -> None:
     """onnxruntime falls back to the CPU, and says so in a log at most, where a GPU's libraries are not there."""
-    real = agent.load_onnxruntime()
+    real = models.load_onnxruntime()
     write_onnx(PRESETS["cpubone_nano"], tmp_path / "a.onnx")
 
     class Without:
@@ -203,8 +205,8 @@ def test_what_would_run_on_the_cpu_instead_is_not_measured(monkeypatch, tmp_path
         def InferenceSession(self, model, options, providers):
             return real.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(agent, "load_onnxruntime", Without)
+    monkeypatch.setattr(models, "load_onnxruntime", Without)
     setting = {"what": "a network", "target": "cuda", "provider_options": {}, "batch": 1, "threads": 1}
-    job = agent.Job(**setting, provider="CUDAExecutionProvider", time_limit_s=1.0, min_runs=1, kernels=False)
+    job = models.Job(**setting, provider="CUDAExecutionProvider", time_limit_s=1.0, min_runs=1, kernels=False)
     with pytest.raises(ValueError, match="CUDAExecutionProvider does not start here"):
-        agent.time_model(str(tmp_path / "a.onnx"), job, print)
+        models.time_model(str(tmp_path / "a.onnx"), job, print)

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from lownas.evaluators.device import agent, remote
+from lownas.evaluators.device.agent import lock, serving
 from lownas.evaluators.device.measure import measure_latency
 from lownas.evaluators.device.remote import RemoteBox
 from lownas.nas import main
@@ -171,7 +172,7 @@ def test_config_and_file_are_measured_with_their_kernels(loopback, tmp_path):
 def test_from_the_command_line(loopback, tmp_path, capsys, monkeypatch):
     """A box is calibrated, then known by its full name too; a search measures there; another machine is refused."""
     file, profiles = str(loopback.target_file()), str(tmp_path / "profiles")
-    calibrate = ["calibrate", "--target", file, "--samples", "8", "--space", "tiny", "--profiles", profiles]
+    calibrate = ["calibrate", "--target", file, "--samples", "8", "--profiles", profiles]
     assert main(["predict", "--target", file, "--preset", "cpubone_nano", "--profiles", profiles]) == 2
     assert f"lownas calibrate --target {file}" in capsys.readouterr().err
     assert main([*calibrate, "--json"]) == 0
@@ -184,7 +185,8 @@ def test_from_the_command_line(loopback, tmp_path, capsys, monkeypatch):
 
     def run_search(settings, parts, *, resume):
         assert parts.about["target_file"] == file and settings.target == str(TARGET) and not resume
-        raise RuntimeError(f"measured {parts.measure(SMALL).target}")
+        assert 0 < parts.measuring.look_at_sentinel() < 2 * parts.measuring.known_ms
+        raise RuntimeError(f"measured {parts.measuring.look(SMALL).target}")
 
     monkeypatch.setattr("lownas.search.api.run_search", run_search)
     run = ["--profiles", profiles, "--run", str(tmp_path / "run")]
@@ -345,13 +347,12 @@ def test_home_folder_on_the_box_is_not_imported_from(stand_in, tmp_path):
 
 def test_agent_that_hears_nothing_gives_up(stand_in, monkeypatch, tmp_path):
     """A connection may break without either end being told."""
-    source = tmp_path / "agent.py"
-    source.write_text(Path(agent.__file__).read_text().replace("SILENCE_S = 60", "SILENCE_S = 1"))
-    monkeypatch.setattr(agent, "__file__", str(source))
-    monkeypatch.setattr(agent, "BEAT_S", 0.2)
+    impatient = agent.program().replace(b"SILENCE_S = 60", b"SILENCE_S = 1")
+    monkeypatch.setattr(agent, "program", lambda: impatient)
+    monkeypatch.setattr(serving, "BEAT_S", 0.2)
     with stand_in('eval "$command"') as box:
         assert box.measure_latency(SMALL, TARGET, time_limit_s=2.0, min_runs=10**6).runs > 10
-        monkeypatch.setattr(agent, "BEAT_S", 60.0)
+        monkeypatch.setattr(serving, "BEAT_S", 60.0)
         monkeypatch.setattr(remote, "LOSSES", 0)
         begin = time.monotonic()
         with pytest.raises(ConnectionError, match="lost the connection"):
@@ -368,7 +369,7 @@ def test_box_that_does_not_answer_in_time_is_not_asked_again(stand_in, monkeypat
 
 
 def test_answers_that_make_no_sense_are_refused(stand_in):
-    for line in (f"{agent.MARK} [", f'{agent.MARK} {{"cpu": 1}}', f"{agent.MARK} null"):
+    for line in (f"{serving.MARK} [", f'{serving.MARK} {{"cpu": 1}}', f"{serving.MARK} null"):
         with (
             stand_in(f"echo '{line}'; cat >/dev/null") as box,
             pytest.raises(ValueError, match="cannot be read"),
@@ -381,7 +382,7 @@ def test_measurement_that_makes_no_sense_is_refused(stand_in):
     about = {"cpu": "x", "gpu": "", "cores": 1, "providers": ["CPUExecutionProvider"], "versions": versions}
     timed = {"times_ms": ["1"], "cpu_times_ms": [], "warmup_runs": 0, "busy_cores": 0.0}
     for answer in ({}, {"timed": timed}, {"timed": timed, "nodes": None}, {"timed": timed, "nodes": [1]}):
-        body = f"echo '{agent.MARK} {json.dumps(about)}'; echo '{json.dumps(answer)}'; cat >/dev/null"
+        body = f"echo '{serving.MARK} {json.dumps(about)}'; echo '{json.dumps(answer)}'; cat >/dev/null"
         with stand_in(body) as box, pytest.raises(RuntimeError, match="cannot be read"):
             box.measure_latency(SMALL, TARGET)
 
@@ -391,7 +392,7 @@ def test_losses_are_bounded(stand_in, monkeypatch, tmp_path):
     about = json.dumps(
         {"cpu": "x", "gpu": "", "cores": 1, "providers": ["CPUExecutionProvider"], "versions": {"onnxruntime": "1"}}
     )
-    box = stand_in(f"echo >>{tmp_path}/runs; {READ}; echo '{agent.MARK} {about}'; echo gone >&2; exit 255")
+    box = stand_in(f"echo >>{tmp_path}/runs; {READ}; echo '{serving.MARK} {about}'; echo gone >&2; exit 255")
     with box, pytest.raises(ConnectionError, match=r"4 times .*gone"):
         box.measure_latency(SMALL, TARGET)
     assert len((tmp_path / "runs").read_text()) == remote.LOSSES + 1
@@ -402,7 +403,7 @@ def test_box_that_stays_away_is_waited_for_once(stand_in, monkeypatch, tmp_path)
     monkeypatch.setattr(remote, "RETRY_S", (0.0, 0.0))
     about = {"cpu": "x", "gpu": "", "cores": 1, "providers": ["CPUExecutionProvider"], "versions": {"onnxruntime": "1"}}
     count = f"echo >>{tmp_path}/runs"
-    with stand_in(f"{count}; {READ}; echo '{agent.MARK} {json.dumps(about)}'; exit 255") as box:
+    with stand_in(f"{count}; {READ}; echo '{serving.MARK} {json.dumps(about)}'; exit 255") as box:
         box.fingerprint(TARGET)
         stand_in(f"{count}; echo gone >&2; exit 255")
         for attempts in (1 + 3, 1 + 3 + 1):
@@ -417,7 +418,7 @@ def test_another_machine_under_the_same_name_is_refused(stand_in, monkeypatch, t
         {"cpu": "$$", "gpu": "", "cores": 1, "providers": ["CPUExecutionProvider"], "versions": {"onnxruntime": "1"}}
     )
     escaped = about.replace('"', '\\"')
-    box = stand_in(f'{READ}; echo "{agent.MARK} {escaped}"; exit 255')
+    box = stand_in(f'{READ}; echo "{serving.MARK} {escaped}"; exit 255')
     with box, pytest.raises(ConnectionError, match="not the machine that it was"):
         box.measure_latency(SMALL, TARGET)
 
@@ -433,28 +434,28 @@ def test_missing_client_is_said(monkeypatch):
 
 def test_one_measurement_at_a_time_on_this_machine(monkeypatch, tmp_path):
     said: list[str] = []
-    monkeypatch.setattr(agent, "LOCK", tmp_path / "lock")
-    monkeypatch.setattr(agent, "SAY_AFTER_S", 0.05)
+    monkeypatch.setattr(lock, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(lock, "SAY_AFTER_S", 0.05)
     held, release = threading.Event(), threading.Event()
 
     def hold():
-        with agent.alone(said.append):
+        with lock.alone(said.append):
             held.set()
             release.wait()
 
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
-    monkeypatch.setattr(agent, "WAIT_S", 1.0)
-    with pytest.raises(RuntimeError, match="waited 1 s for another measurement"), agent.alone(said.append):
+    monkeypatch.setattr(lock, "WAIT_S", 1.0)
+    with pytest.raises(RuntimeError, match="waited 1 s for another measurement"), lock.alone(said.append):
         pass
-    monkeypatch.setattr(agent, "WAIT_S", 60.0)
+    monkeypatch.setattr(lock, "WAIT_S", 60.0)
 
     def say(text):
         said.append(text)
         release.set()
 
-    with agent.alone(say) as folder:
+    with lock.alone(say) as folder:
         assert list(folder.iterdir()) == []
     other.join()
     assert not folder.exists()
@@ -462,26 +463,26 @@ def test_one_measurement_at_a_time_on_this_machine(monkeypatch, tmp_path):
 
 
 def test_no_measurement_beside_a_training(monkeypatch, tmp_path):
-    monkeypatch.setattr(agent, "LOCK", tmp_path / "lock")
-    monkeypatch.setattr(agent, "WAIT_S", 0.3)
-    with agent.training(), agent.training():  # several trainings go together
+    monkeypatch.setattr(lock, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(lock, "WAIT_S", 0.3)
+    with lock.training(), lock.training():  # several trainings go together
         begin = time.monotonic()
         with pytest.raises(RuntimeError, match="waited 0 s for trainings"):
-            agent.alone(lambda text: None).__enter__()
+            lock.alone(lambda text: None).__enter__()
         assert time.monotonic() - begin > 0.25
-    with agent.alone(lambda text: None):
+    with lock.alone(lambda text: None):
         pass
 
 
 def test_a_measurement_that_waits_comes_next_though_trainings_never_all_stop(monkeypatch, tmp_path):
     """Two trainings let measurements by at different times; without taking turns one of them would always work."""
-    monkeypatch.setattr(agent, "LOCK", tmp_path / "lock")
-    monkeypatch.setattr(agent, "WAIT_S", 20.0)
-    monkeypatch.setattr(agent, "TURN_S", 0.2)
+    monkeypatch.setattr(lock, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(lock, "WAIT_S", 20.0)
+    monkeypatch.setattr(lock, "TURN_S", 0.2)
     over, working = threading.Event(), []
 
     def train(number):
-        with agent.HoldingOff() as holding:
+        with lock.HoldingOff() as holding:
             while not over.is_set():
                 working.append(number)
                 time.sleep(0.03 * number)
@@ -493,7 +494,7 @@ def test_a_measurement_that_waits_comes_next_though_trainings_never_all_stop(mon
     try:
         time.sleep(0.1)
         begin = time.monotonic()
-        with agent.alone(print):
+        with lock.alone(print):
             waited, before = time.monotonic() - begin, len(working)
             time.sleep(0.3)
             assert len(working) == before  # nobody works beside it
@@ -507,24 +508,24 @@ def test_a_measurement_that_waits_comes_next_though_trainings_never_all_stop(mon
 
 
 def test_lock_is_for_every_user(monkeypatch, tmp_path):
-    lock = tmp_path / "lock"
-    monkeypatch.setattr(agent, "LOCK", lock)
-    with agent.alone(print):
-        assert lock.stat().st_mode & 0o777 == 0o666
+    file = tmp_path / "lock"
+    monkeypatch.setattr(lock, "LOCK", file)
+    with lock.alone(print):
+        assert file.stat().st_mode & 0o777 == 0o666
     (tmp_path / "other").write_text("precious")
-    lock.unlink()
-    lock.symlink_to(tmp_path / "other")
-    with pytest.raises(RuntimeError, match="cannot open the lock"), agent.alone(print):
+    file.unlink()
+    file.symlink_to(tmp_path / "other")
+    with pytest.raises(RuntimeError, match="cannot open the lock"), lock.alone(print):
         pass
     assert (tmp_path / "other").read_text() == "precious"
 
 
 def test_what_a_killed_measurement_left_is_removed(tmp_path):
-    with agent.alone(print) as folder:
+    with lock.alone(print) as folder:
         left = folder
     left.mkdir()
     (left / "optimized.onnx").write_bytes(b"x")
-    with agent.alone(print) as folder:
+    with lock.alone(print) as folder:
         assert folder == left and list(folder.iterdir()) == []
     assert left.parent.parent == tmp_path and left.parent.stat().st_mode & 0o777 == 0o700
 
@@ -538,13 +539,16 @@ def test_full_disk_is_said(monkeypatch):
 
 
 def test_agent_needs_little():
-    """Python 3.8, numpy and onnxruntime."""
-    tree = ast.parse(Path(agent.__file__).read_text(), feature_version=(3, 8))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {
-        name.split(".")[0]
-        for node in imports
-        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
-    }
-    assert names <= sys.stdlib_module_names | {"numpy", "onnxruntime"}
-    assert not any(isinstance(node, ast.ImportFrom) and node.level for node in imports)
+    """Python 3.8, numpy, onnxruntime, and those of its own modules that come before."""
+    for number, name in enumerate(agent.MODULES):
+        file = Path(agent.__file__).parent / f"{name}.py"
+        tree = ast.parse(file.read_text(), feature_version=(3, 8))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and node.module in agent.MODULES[:number], (name, node.module)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] in sys.stdlib_module_names, (name, node.module)
+            elif isinstance(node, ast.Import):
+                names = {alias.name.split(".")[0] for alias in node.names}
+                assert names <= sys.stdlib_module_names | {"numpy", "onnxruntime"}, (name, names)
+    assert {path.stem for path in Path(agent.__file__).parent.glob("*.py")} == {"__init__", *agent.MODULES}

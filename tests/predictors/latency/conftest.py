@@ -45,6 +45,7 @@ class Reading:
     kernel_ms: dict[str, float] | None
     host: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: {"device": "made up"})
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 class MadeUpDevice:

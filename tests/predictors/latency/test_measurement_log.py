@@ -2,16 +2,18 @@ import json
 
 from lownas.predictors import Target
 from lownas.predictors.latency.calibration import calibrate
-from lownas.predictors.latency.fitting.samples import Sample
+from lownas.predictors.latency.fitting.samples import ConfigLook
 from lownas.predictors.latency.measurement_log import MeasurementLog
 from lownas.predictors.latency.sampling import sentinel_config
+from lownas.predictors.latency.undisturbed import Look
 
 
 def test_measurements_are_json_lines(tmp_path, made_up_device):
     calibrate("cpu", made_up_device(), samples=8, profiles=tmp_path)
-    lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
+    lines = [json.loads(line) for line in next(tmp_path.glob("*.measurements.jsonl")).read_text().splitlines()]
     assert lines[0]["calibration"] == str(Target.parse("cpu"))
-    assert sum("config" in line for line in lines) == 16
+    looks = [line for line in lines if "config" in line]
+    assert len(looks) >= 16 and all(line["sentinel_ms"] > 0 for line in looks)
     assert lines[-1]["complete"]
 
 
@@ -20,21 +22,41 @@ def test_only_the_same_unfinished_calibration_is_resumed(tmp_path):
     file = tmp_path / "box.measurements.jsonl"
     log = MeasurementLog(file, {"calibration": "a", "seed": 0})
     log.add_sentinel(5.0)
-    log.add_measurement(Sample(config, 4.0, 0.01, {"0:op": 1.0}))
-    log.add_probe("gelu", {"0:op": 0.1})
+    log.add_look(ConfigLook(config, Look(4.0, 0.01, 5.1), {"0:op": 1.0}))
+    log.add_probe("gelu", {"0:op": 0.1}, 5.2)
     again = MeasurementLog(file, {"calibration": "a", "seed": 0})
-    assert (again.measurements, again.probes, again.sentinels_ms) == (log.measurements, log.probes, log.sentinels_ms)
-    assert again.count(config) == 1 and not again.disturbed
-    assert MeasurementLog(file, {"calibration": "a", "seed": 1}).measurements == {}
+    assert (again.looks, again.probes, again.sentinels_ms) == (log.looks, log.probes, log.sentinels_ms)
+    assert again.count(config) == 1
+    assert MeasurementLog(file, {"calibration": "a", "seed": 1}).looks == {}
     MeasurementLog(file, {"calibration": "a", "seed": 0}).complete(0.02)
-    assert MeasurementLog(file, {"calibration": "a", "seed": 0}).measurements == {}
+    assert MeasurementLog(file, {"calibration": "a", "seed": 0}).looks == {}
 
 
-def test_other_work_on_the_machine_shows(tmp_path):
-    log = MeasurementLog(tmp_path / "box.jsonl", {"calibration": "a"})
-    log.add_measurement(Sample(sentinel_config(), 4.0, 0.01, None))
-    for sentinel_ms in (5.0, 5.4):
-        log.add_sentinel(sentinel_ms)
-    assert not log.disturbed
-    log.add_sentinel(5.6)
-    assert log.disturbed
+def test_a_calibration_that_adds_keeps_what_was_measured_on_the_same_machine(tmp_path):
+    file = tmp_path / "box.jsonl"
+    header = {"calibration": "a", "fingerprint": {"cpu": "x"}, "settings": {"turbo": "on"}, "space": "default:1"}
+    log = MeasurementLog(file, header)
+    log.add_look(ConfigLook(sentinel_config(), Look(4.0), None))
+    log.complete(0.02)
+    more = {**header, "space": "tiny:2", "adds": True}
+    added = MeasurementLog(file, more)
+    assert added.looks == log.looks and added.spaces == ["default:1", "tiny:2"]
+    added.add_look(ConfigLook(sentinel_config(), Look(4.2), None))
+    assert MeasurementLog(file, more).count(sentinel_config()) == 2, "it resumes"
+    assert MeasurementLog(file, {**more, "settings": {"turbo": "off"}}).looks == {}
+    assert MeasurementLog(file, header).looks == {} and MeasurementLog(file, header).spaces == ["default:1"]
+
+
+def test_lines_of_former_versions_are_read(tmp_path):
+    file = tmp_path / "box.jsonl"
+    config = sentinel_config().to_dict()
+    lines = [
+        {"calibration": "a"},
+        {"sentinel_ms": 5.0},
+        {"config": config, "latency_ms": 4.0, "disturbance": 0.1, "kernel_ms": None},
+        {"probe": "gelu", "kernel_ms": {"0:op": 0.1}},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log = MeasurementLog(file, {"calibration": "a"})
+    assert [each.look for each in log.looks[sentinel_config().id]] == [Look(4.0, 0.1)]
+    assert log.reference_ms == 5.0 and log.probes == {"gelu": ({"0:op": 0.1}, None)}

@@ -1,15 +1,34 @@
 import pytest
 
-from lownas.predictors.latency.machine import cpu_name, library_version
-from lownas.predictors.latency.target import ALIASES, Target, profile_folders
+from lownas.predictors.latency import machine
+from lownas.predictors.latency import target as targets
+from lownas.predictors.latency.machine import cpu_name, library_version, physical_cores
+from lownas.predictors.latency.target import ALIASES, Target, full_names, profile_folders
 
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_aliases_name_one_target_each(alias):
     target = Target.parse(alias)
-    assert str(target) == ALIASES[alias]
+    assert str(target) == full_names()[alias]
     assert Target.parse(str(target)) == target
-    assert target.alias == alias
+    assert target.alias == (alias if physical_cores() > 1 or alias != "cpu:all-cores" else "cpu")
+
+
+def test_all_cores_are_those_of_this_machine(monkeypatch):
+    monkeypatch.setattr(targets, "physical_cores", lambda: 12)
+    assert str(Target.parse("cpu:all-cores")) == "cpu/onnxruntime/fp32/b1/t12"
+    assert Target.parse("cpu/torch/fp32/b8/tall").threads == 12
+    assert Target.parse("cpu/onnxruntime/fp32/b1/t12").alias == "cpu:all-cores"
+    assert Target.parse("cpu").threads == 1
+    with pytest.raises(ValueError, match="tall are all cores of this machine"):
+        Target.parse("rtx3090/tensorrt/fp16/b1/tall")
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    machine.physical_cores.cache_clear()
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert machine.physical_cores() == 1
+    machine.physical_cores.cache_clear()
 
 
 def test_full_names_parse():
@@ -42,7 +61,7 @@ def test_unknown_names_are_refused_with_what_is_known(name, says):
 
 def test_file_names_are_unique_and_flat():
     names = {Target.parse(alias).file_name for alias in ALIASES}
-    assert len(names) == len(ALIASES)
+    assert len(names) == len(set(full_names().values()))
     assert not any("/" in name for name in names)
 
 

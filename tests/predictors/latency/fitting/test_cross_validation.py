@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from lownas.predictors.latency.fitting.cross_validation import fit_samples, held_out_bound, quiet_factor
+from lownas.predictors.latency.fitting.cross_validation import fit_samples, held_out_bound
 from lownas.predictors.latency.fitting.samples import Probe, Sample
 from lownas.predictors.latency.fusion import fuse
 from lownas.predictors.latency.sampling import spread_sample
@@ -39,8 +40,8 @@ def test_probes_teach_kernels_that_the_samples_lack(tmp_path, made_up_device):
     assert alone.outside(kernels) and not taught.outside(kernels)
 
 
-def test_busy_machine_pulls_towards_the_quiet_time():
-    errors = np.random.default_rng(0).normal(0, 0.05, 40)
-    assert quiet_factor(errors, np.full(40, 0.01)) == 1.0
-    assert 0.93 < quiet_factor(errors, np.full(40, 1.0)) < 0.97
-    assert quiet_factor(errors + 0.2, np.full(40, 1.0)) == 1.0
+def test_noise_is_what_the_looks_do_not_repeat(made_up_device):
+    device = made_up_device()
+    configs = spread_sample(SearchSpace.load("default"), 12, seed=0)
+    samples = [Sample(c, (r := device(c, None)).undisturbed_ms, 0.03, r.kernel_ms) for c in configs]
+    assert fit_samples(samples, "onnxruntime", 8).noise == pytest.approx(0.03)

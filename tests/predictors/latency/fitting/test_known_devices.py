@@ -113,6 +113,7 @@ def test_a_calibration_says_on_what_it_leans(known, tmp_path):
         kernel_ms: None = None
         host: dict[str, str] = field(default_factory=dict)
         versions: dict[str, str] = field(default_factory=dict)
+        settings: dict[str, str] = field(default_factory=dict)
 
     def measure(config, target):
         ms = device.graph_ms(fuse(op_graph(config), device.fusion, device.block))

@@ -137,6 +137,7 @@ class Reading:
     kernel_ms: dict[str, float] | None
     host: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 def made_up_model() -> KernelModel:
