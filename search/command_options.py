@@ -64,7 +64,7 @@ TRAIN: Sequence[CommandOption] = (
     _JSON,
     *_MACHINES,
     CommandOption("workers", int, "Ray workers that train it together. [0: this process]", _MACHINE),
-    CommandOption("ray_address", str, "A Ray cluster that is there: auto, ray://HOST:PORT.", _MACHINE),
+    CommandOption("ray_address", str, "A Ray cluster that is there: auto on one of its nodes, or HOST:PORT.", _MACHINE),
     CommandOption("insecure", bool, "Accept a cluster without authentication.", _MACHINE),
 )
 

@@ -11,17 +11,22 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .node_versions import PARTS, check_nodes
 from .pool import RETRIES, describe_error
 
 OBJECT_STORE_BYTES = 512 * 1024**2  # what does not fit goes to disk
-PACKAGES = ("evaluators", "predictors", "search", "search_space")
+ROOT = Path(__file__).resolve().parents[2]  # of this package
+RAY_CLIENT = "ray://"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the environment of workers
+
+_logger = logging.getLogger("lownas.search")
 
 
 class RayCluster:
@@ -30,11 +35,12 @@ class RayCluster:
     Without an address Ray is started on this machine, on the loopback interface, with a token that only this process
     knows and without dashboard, and stopped by `close`.
 
-    With an address ("auto", "ray://HOST:PORT", "HOST:PORT") it is a cluster that others started. This package goes
-    there by itself; what it depends on must be installed there.
+    With an address it is a cluster that others started: "auto" or "HOST:PORT" from one of its nodes, "ray://HOST:PORT"
+    through Ray Client from elsewhere. This package goes there by itself; what it depends on must be installed there,
+    which is compared with what is here on all nodes (see `node_versions`).
 
     Where this process uses Ray already, its cluster is used, and goes on running after `close`; its workers must be
-    able to import this package.
+    able to import this package, the same as here.
 
     Attributes:
         ray: the module.
@@ -43,24 +49,34 @@ class RayCluster:
     Args:
         cpus: that a Ray which is started here has.
         env: environment variables of the workers.
+        log: is told what the nodes have installed; what differs and does no harm is a warning.
 
     Raises:
-        ValueError: an address that cannot be used.
+        ValueError: an address that cannot be used, or nodes with other versions than here.
     """
 
     def __init__(
-        self, cpus: int, address: str | None = None, *, insecure: bool = False, env: Mapping[str, str] = ONE_THREAD
+        self,
+        cpus: int,
+        address: str | None = None,
+        *,
+        insecure: bool = False,
+        env: Mapping[str, str] = ONE_THREAD,
+        log: logging.Logger = _logger,
     ) -> None:
         self.owned = not _in_use()
         if self.owned and address is not None:
             check_address(address, insecure=insecure)
         self._sigterm = signal.getsignal(signal.SIGTERM)
+        self._package: tempfile.TemporaryDirectory[str] | None = None
         with environment(_ray_variables(local=address is None)):
             import ray
 
             self.ray: Any = ray
             if self.owned:
                 self._start(cpus, address, env)
+        if address is not None or not self.owned:
+            self._check_nodes(f"--ray-address {address}" if self.owned else "the Ray cluster in use", log)
 
     def _start(self, cpus: int, address: str | None, env: Mapping[str, str]) -> None:
         """Starts Ray on this machine, or connects to the cluster at the address."""
@@ -78,13 +94,35 @@ class RayCluster:
                 **quiet,
             )
             return
+        if _meant(address).startswith(RAY_CLIENT):
+            warnings.warn(
+                f"--ray-address {_meant(address)}: Ray Client is hardly maintained any more; search on the head node "
+                "with --ray-address auto, or submit the command to the cluster (ray job submit)",
+                stacklevel=3,
+            )
         self._package = tempfile.TemporaryDirectory(prefix="lownas-")
         runtime_env["py_modules"] = [str(copy_package(Path(self._package.name)))]
         try:
             self.ray.init(address=address, runtime_env=runtime_env, **quiet)
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except (ConnectionError, RuntimeError, OSError, self.ray.exceptions.RayError) as error:
+            self.close()  # it may have connected before it saw what is wrong
             _handle_sigterm(self._sigterm)
-            raise ValueError(f"--ray-address {address}: no cluster answers there: {describe_error(error)}") from None
+            raise ValueError(f"--ray-address {address}: {_why_not(error)}") from None
+
+    def _check_nodes(self, shown: str, log: logging.Logger) -> None:
+        """Compares what the nodes have installed with what is here; Ray is left again where that does not fit."""
+        found = None
+        try:
+            found = check_nodes(self.ray, ROOT, others_only=not self.owned)
+        except ValueError as error:
+            raise ValueError(f"{shown}: {error}") from None
+        finally:
+            if found is None:
+                self.close()
+        alike, harmless = found
+        log.info("%s: %s", shown, alike)
+        if harmless:
+            warnings.warn(f"{shown}: {harmless}; what a training gives may depend on its node", stacklevel=3)
 
     def beside_driver(self, *, soft: bool = True) -> Any:
         """A scheduling strategy: on the driver's node, not on one that may be lost under it while others still work.
@@ -101,6 +139,21 @@ class RayCluster:
         if self.owned and self.ray.is_initialized():
             self.ray.shutdown()
             _handle_sigterm(self._sigterm)
+        if self._package is not None:
+            self._package.cleanup()
+
+
+def _why_not(error: Exception) -> str:
+    """Why a cluster cannot be connected to, in one line; what Ray raises has tracebacks in it."""
+    said = str(error.__cause__ or error)
+    if "AuthToken" in said or "AuthenticationError" in said:
+        return (
+            "the cluster asks for another token than is here: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token to its own"
+        )
+    if "Version mismatch" in said:
+        return describe_error(error.__cause__ or error)
+    return f"no cluster answers there: {describe_error(error)}"
 
 
 def _in_use() -> bool:
@@ -150,8 +203,9 @@ def _handle_sigterm(handler: Any) -> None:
 
 def check_address(address: str, *, insecure: bool) -> None:
     """Raises ValueError for a remote cluster without token authentication, where anyone who reaches it can run code."""
-    meant = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address  # as Ray takes it
-    if meant in ("auto", "local") or _is_loopback(meant.removeprefix("ray://").rpartition(":")[0].strip("[]") or meant):
+    meant = _meant(address)
+    host = meant.removeprefix(RAY_CLIENT).rpartition(":")[0].strip("[]") or meant
+    if meant in ("auto", "local") or _is_loopback(host):
         return
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     has_token = bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
@@ -160,6 +214,11 @@ def check_address(address: str, *, insecure: bool) -> None:
             f"--ray-address {meant}: without authentication anyone who reaches that cluster can run code there and "
             "here; start it with RAY_AUTH_MODE=token and set that and RAY_AUTH_TOKEN here too, or say --insecure"
         )
+
+
+def _meant(address: str) -> str:
+    """The address as Ray takes it."""
+    return (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address
 
 
 def _is_loopback(host: str) -> bool:
@@ -171,11 +230,9 @@ def _is_loopback(host: str) -> bool:
 
 def copy_package(folder: Path) -> Path:
     """This package as a folder `lownas` that a cluster can import, wherever it is installed from."""
-    root = Path(__file__).resolve().parents[2]
     copy = folder / "lownas"
-    parts = [path for path in root.iterdir() if path.is_dir() and path.name in PACKAGES]
-    for part in parts:
-        shutil.copytree(part, copy / part.name, ignore=shutil.ignore_patterns("__pycache__", "work"))
-    for file in root.glob("*.py"):
+    for part in PARTS:
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "work"))
+    for file in ROOT.glob("*.py"):
         shutil.copy2(file, copy / file.name)
     return copy

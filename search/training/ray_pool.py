@@ -28,7 +28,7 @@ class RayPool:
     each has `gpu_fraction` of one and no more train at once than that allows. What `share` gives goes to the object
     store once.
 
-    Raises ValueError for a fraction of what is not there, or an address that cannot be used.
+    Raises ValueError for a fraction of what is not there, an address that cannot be used, or nodes with other versions.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RayPool:
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers: at least 1, given {workers}")
-        self._cluster = RayCluster(workers, address, insecure=insecure)
+        self._cluster = RayCluster(workers, address, insecure=insecure, log=log)
         ray = self._cluster.ray
         self.size = workers
         self._ray, self._log = ray, log

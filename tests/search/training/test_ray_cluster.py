@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lownas.search.training.ray_cluster import check_address, copy_package
+from lownas.search.training.ray_cluster import RayCluster, check_address, copy_package
+
+
+def refuse(**_):
+    raise ConnectionError("refused")
 
 
 def test_a_remote_cluster_needs_authentication(monkeypatch, tmp_path) -> None:
@@ -37,3 +43,39 @@ def test_the_package_travels_whole(tmp_path: Path) -> None:
     code = f"import sys; sys.path[:] = {paths!r}; import lownas.search.training.proxy as e; print(e.__file__)"
     found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert found.stdout.startswith(str(tmp_path))
+
+
+def test_ray_client_is_warned_of_and_what_auto_stands_for_too(monkeypatch) -> None:
+    """Nothing listens there: the warning comes before the line that says so."""
+    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("lownas.search.training.ray_cluster.copy_package", lambda folder: folder)
+    ray = SimpleNamespace(init=refuse, is_initialized=lambda: False, exceptions=SimpleNamespace(RayError=Exception))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    for address, set_to in (("ray://localhost:10001", None), ("auto", "ray://localhost:10001")):
+        if set_to is not None:
+            monkeypatch.setenv("RAY_ADDRESS", set_to)
+        with (
+            pytest.warns(UserWarning, match=r"ray://localhost:10001: Ray Client is hardly maintained .* --ray-address"),
+            pytest.raises(ValueError, match="no cluster answers there: ConnectionError: refused"),
+        ):
+            RayCluster(1, address)
+    monkeypatch.delenv("RAY_ADDRESS")
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="no cluster answers there"):
+        warnings.simplefilter("error")
+        RayCluster(1, "127.0.0.1:6379")
+
+
+def test_another_version_of_ray_is_no_missing_cluster(monkeypatch) -> None:
+    """Ray itself compares its own version and Python's when it connects."""
+
+    def mismatch(**_):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.7\n")
+
+    monkeypatch.setattr("lownas.search.training.ray_cluster.copy_package", lambda folder: folder)
+    ray = SimpleNamespace(init=mismatch, is_initialized=lambda: False, exceptions=SimpleNamespace(RayError=Exception))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(
+        ValueError, match=r"^--ray-address 127\.0\.0\.1:6379: RuntimeError: Version mismatch: .*2\.59\.0"
+    ):
+        RayCluster(1, "127.0.0.1:6379")
