@@ -139,9 +139,6 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
         if training and not resume:
             with open_caller(settings, run.log):  # whether candidates can train there is better known at once
                 pass
-        if training and not resume:
-            with open_caller(settings, run.log):  # whether candidates can train there is better known at once
-                pass
         limits = Limits(settings, parts.also)
         latency = LatencyTracker(settings, run, parts.predictor, limits, parts.measuring)
         latency.check_budget(parts.space)

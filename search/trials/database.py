@@ -7,19 +7,24 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event, make_url
+from sqlalchemy import MetaData, Table, event, make_url, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 PASSWORD = "LOWNAS_STORAGE_PASSWORD"  # the environment variable with the database's password
 PATIENCE_S = 180.0  # how long a database may be locked, or its server away
+MOUNTS = Path("/proc/self/mounts")
+# File systems of other machines, as Linux calls them. What "fuse." stands before may be one, so it counts as one.
+NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "afs", "ceph", "gluster", "lustre", "gpfs", "beegfs", "virtiofs")
+BUSY_MS = 1000  # how long SQLite itself waits for a lock, in which no Ctrl-C is heard
 
 _logger = logging.getLogger("lownas.search")
 
@@ -55,8 +60,8 @@ def _with_password(url: str) -> str:
     return make_url(url).set(password=password).render_as_string(hide_password=False)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether waiting may help: a lock, or a connection that was lost or refused."""
+def _may_pass(error: Exception, *, network: bool = False) -> bool:
+    """Whether waiting may help: a lock, a connection that was lost or refused, a file whose server does not answer."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if not isinstance(cause, DBAPIError):
         return False
@@ -64,7 +69,8 @@ def _may_pass(error: Exception) -> bool:
     if "authentication" in said:
         return False
     if "sqlite3" in type(cause.orig).__module__:
-        return "locked" in said or "busy" in said
+        words = ("locked", "busy", "locking protocol", *(("disk i/o error",) if network else ()))
+        return any(word in said for word in words)
     return cause.connection_invalidated or any(
         word in said for word in ("connect", "terminat", "closed", "starting up", "shutting down", "recovery")
     )
@@ -97,30 +103,39 @@ class PatientStorage(BaseStorage):
 
     def __init__(self, url: str, log: logging.Logger = _logger) -> None:
         """`log` is told of waiting: a run's own log."""
-        self._shown, self._log = url, log
+        self._shown, self._log, self._gave_up = url, log, False
         sqlite = url.startswith("sqlite")
+        file = make_url(url).database if sqlite else None
+        self._network = file is not None and on_network(Path(file))
         # A connection that a restarted server has dropped is noticed before it is used.
         options: dict[str, Any] = {} if sqlite else {"pool_pre_ping": True}
         self.backend: RDBStorage = self.patiently(lambda: RDBStorage(_with_password(url), engine_kwargs=options))
         self.engine = self.backend.engine
         if self.engine.dialect.name == "sqlite":
-            event.listen(self.engine, "connect", _relax_sqlite)
+            event.listen(self.engine, "connect", _of_other_machines if self._network else _relax_sqlite)
             self.engine.dispose()  # so that every connection is made anew
 
     def patiently(self, action: Callable[[], Any], done: Callable[[], Any] | None = None) -> Any:
-        """Gives what `action` gives; before another try asks `done` whether it had come through after all."""
-        until, pause = time.monotonic() + PATIENCE_S, 0.1
+        """Gives what `action` gives; before another try asks `done` whether it had come through after all.
+
+        Once that took longer than `PATIENCE_S`, nothing is waited for any more until something works again.
+        """
+        until, pause = time.monotonic() + (0.0 if self._gave_up else PATIENCE_S), 0.1
         failed = False
         while True:
             try:
-                if failed and done is not None and (result := done()) is not None:
-                    return result
-                return action()
+                result = done() if failed and done is not None else None
+                if result is None:
+                    result = action()
+                self._gave_up = False
+                return result
             except (StorageInternalError, SQLAlchemyError) as error:
-                if not _may_pass(error) or time.monotonic() > until:
+                if not _may_pass(error, network=self._network) or time.monotonic() > until:
+                    self._gave_up = True
                     raise OSError(f"the study database {self._shown} failed: {_reason(error)}") from None
                 if not failed:
-                    self._log.warning("waiting for the study database %s: %s", self._shown, _reason(error))
+                    for log in {self._log, _logger}:  # a run's own is a file
+                        log.warning("waiting for the study database %s: %s", self._shown, _reason(error))
                 failed = True
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
@@ -151,10 +166,25 @@ class PatientStorage(BaseStorage):
         result: bool = self.patiently(change, done)
         return result
 
+    def change_states(self, study_id: int, states: Mapping[int, TrialState]) -> None:
+        """Changes the states of finished trials, by their numbers; of all or of none.
+
+        Optuna has no method for this, so it is written into its table. Values and attributes stay.
+        """
+
+        def change() -> None:
+            trials = Table("trials", MetaData(), autoload_with=self.engine)
+            with self.engine.begin() as connection:
+                for number, state in states.items():
+                    these = (trials.c.study_id == study_id) & (trials.c.number == number)
+                    connection.execute(update(trials).where(these).values(state=state.name))
+
+        self.patiently(change)
+
     @property
     def _doubtful(self) -> bool:
-        """Whether a commit may come through although its connection is lost: not with a file."""
-        return bool(self.engine.dialect.name != "sqlite")
+        """Whether a commit may come through although its connection is lost: not with a file of this machine."""
+        return bool(self._network or self.engine.dialect.name != "sqlite")
 
     create_new_study = _patient("create_new_study")
     delete_study = _patient("delete_study")
@@ -197,10 +227,35 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+def on_network(path: Path) -> bool:
+    """Whether a file is, or would be, on a file system of another machine; only Linux says so."""
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    parents = {str(parent) for parent in (path.resolve() / "file").parents}
+    kind, longest = "", 0
+    for line in lines:
+        _, where, mounted, *_ = line.split(" ")
+        # Blanks and backslashes are written as octal numbers. Of two at one place the later one is seen.
+        where = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), where)
+        if where in parents and len(where) >= longest:
+            kind, longest = mounted, len(where)
+    return kind.startswith(NETWORK)
+
+
 def _relax_sqlite(connection: Any, record: Any) -> None:
     """Lets readers not block the driver, and syncs no single write: results.jsonl is the truth, and it is synced.
 
     A trial took 0.86 s with SQLite's defaults and 0.20 s so (40 parameters, 2 cores, SSD).
     """
+    connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
     connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _of_other_machines(connection: Any, record: Any) -> None:
+    """As `_relax_sqlite`, with a rollback journal: a write-ahead log needs memory that all who open the file share."""
+    connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+    connection.execute("PRAGMA journal_mode=DELETE")
     connection.execute("PRAGMA synchronous=NORMAL")

@@ -1,6 +1,6 @@
 """The trials of a run as an ordinary Optuna study: for Optuna's tools, and for trials enqueued from outside.
 
-Everything is written by public methods of Optuna's studies, trials and storages; see `database.PatientStorage`.
+All but the states of `OptunaStudy.settle` is written by public methods of Optuna; see `database.PatientStorage`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class OptunaStudy:
             name: optuna.distributions.CategoricalDistribution(choices) for name, choices in space.parameters.items()
         }
         self._ids: dict[int, int] = {}  # the database's ids of trials by their numbers
-        self._constrained: set[int] = set()  # trials that have their constraints
+        self._within: dict[int, bool] = {}  # of trials that have their constraints, whether they keep them
         self._count = 0
 
     def trials(self) -> list[FrozenTrial]:
@@ -72,7 +72,7 @@ class OptunaStudy:
     def _note(self, trial: FrozenTrial) -> None:
         self._count = max(self._count, trial.number + 1)
         if "latency" in trial.constraints:
-            self._constrained.add(trial.number)
+            self._within[trial.number] = _keeps(trial.constraints)
 
     def __len__(self) -> int:
         """How many trials are known here, whatever their state."""
@@ -105,7 +105,7 @@ class OptunaStudy:
         self._ids[number] = trial_id
         self._count = max(self._count, number + 1)
         if constraints:
-            self._constrained.add(number)
+            self._within[number] = _keeps(constraints)
         return number, AskedTrial(params, dict(proposal.attrs), dict(constraints))
 
     def add_lost(self) -> None:
@@ -122,7 +122,7 @@ class OptunaStudy:
 
     def is_constrained(self, number: int) -> bool:
         """Whether the study knows by how much a trial exceeds its limits; not so of one enqueued from outside."""
-        return number in self._constrained
+        return number in self._within
 
     def constrain(self, number: int, constraints: Mapping[str, float]) -> AskedTrial:
         """Notes by how much a trial exceeds its limits; gives what the study knows of it then."""
@@ -130,7 +130,7 @@ class OptunaStudy:
         trial = optuna.Trial(self.study, trial_id)
         for name, excess in constraints.items():
             trial.set_constraint(name, excess)
-        self._constrained.add(number)
+        self._within[number] = _keeps(constraints)
         return asked_of(self._storage.get_trial(trial_id))
 
     def set_waiting(self, number: int) -> None:
@@ -138,7 +138,11 @@ class OptunaStudy:
         self._storage.set_trial_state_values(self._id(number), TrialState.WAITING)
 
     def finish(self, result: EvaluationResult, values: Sequence[float] | None) -> None:
-        """Tells the study what came of a trial; `values` are its objectives, if it is complete."""
+        """Tells the study what came of a trial; `values` are its objectives, if it is complete.
+
+        One that was trained although it exceeds a limit is PRUNED: Optuna's summaries of studies take the best value of
+        all that are COMPLETE, whatever their constraints. Its samplers learn from the constraints all the same.
+        """
         trial_id = self._id(result.trial)
         attrs = {"status": result.status, "config_id": result.config_id, "result": result.to_dict()}
         if result.reason:
@@ -146,12 +150,32 @@ class OptunaStudy:
         for name, value in attrs.items():
             self._storage.set_trial_user_attr(trial_id, name, value)
         # Last, as a finished trial cannot be changed: one that is cut off here is told again on resume.
-        self._storage.set_trial_state_values(trial_id, _STATES.get(result.status, TrialState.PRUNED), values)
+        state = _STATES.get(result.status, TrialState.PRUNED)
+        if state == TrialState.COMPLETE and not self._within.get(result.trial, True):
+            state = TrialState.PRUNED
+        self._storage.set_trial_state_values(trial_id, state, values)
+
+    def settle(self, fits: Mapping[int, bool]) -> None:
+        """Lets trained trials be COMPLETE if they keep the budget, as is known now, and PRUNED if not; by numbers."""
+        finished = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        changed = {}
+        for trial in finished:
+            if trial.number in fits and trial.values is not None:
+                complete = fits[trial.number] and _keeps(trial.constraints)
+                state = TrialState.COMPLETE if complete else TrialState.PRUNED
+                if state != trial.state:
+                    changed[trial.number] = state
+        if changed:
+            self._storage.change_states(self._study_id, changed)
 
     def _id(self, number: int) -> int:
         if number not in self._ids:
             self._ids[number] = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
         return self._ids[number]
+
+
+def _keeps(constraints: Mapping[str, float]) -> bool:
+    return all(excess <= 0.0 for excess in constraints.values())
 
 
 def asked_of(trial: FrozenTrial) -> AskedTrial:

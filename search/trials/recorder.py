@@ -120,6 +120,19 @@ class TrialRecorder:
             else:
                 self._study.set_waiting(number)
 
+    def settle(self, fits: Mapping[str, bool]) -> None:
+        """Tells the study which candidates, by their ids, keep the budget by what is known at the end of the search.
+
+        What is measured last may show that the best of those trained do not. A study that cannot be told is no harm.
+        """
+        trials = {
+            result.trial: fits[result.config_id] for result in self.history.complete() if result.config_id in fits
+        }
+        try:
+            self._study.settle(trials)
+        except OSError as error:
+            self._run.log.warning("the study does not know which candidates turned out to be too slow: %s", error)
+
     def _tell(self, result: EvaluationResult) -> None:
         excess = (result.quantile_ms - self._budget_ms) / self._budget_ms
         # One that was enqueued from outside or written again has no constraints yet.
