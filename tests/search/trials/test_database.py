@@ -11,13 +11,16 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
+from lownas.search.training.proxy import plan_proxy, train_candidate
 from lownas.search.trials import database
 from lownas.search.trials.database import check_storage, open_storage
 from lownas.search.trials.run_folder import RunFolder, read_results
@@ -29,38 +32,51 @@ def statuses(run: Path) -> Counter[str]:
     return Counter(result.status for result in read_results(run))
 
 
+def lock_for(run: Path, seconds: float, moments: list[float], free: threading.Event | None = None) -> threading.Thread:
+    """Locks a run's study against readers and writers from another connection; gives when there is something to lock.
+
+    `moments` are when it was locked and when it was free again: after some seconds, or once `free` is set.
+    """
+
+    def hold() -> None:
+        with closing(sqlite3.connect(run / "study.db", timeout=20)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            moments.append(time.monotonic())
+            (free or threading.Event()).wait(seconds)
+            connection.rollback()
+            moments.append(time.monotonic())
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    while not moments:
+        time.sleep(0.02)
+    return thread
+
+
+@pytest.mark.parametrize("network", [False, True])
 @pytest.mark.parametrize("locked_s", [2.0, pytest.param(30.0, marks=pytest.mark.slow)])
 def test_a_database_that_is_locked_for_a_while_and_read_meanwhile(
-    run_search, evaluate, tmp_path, locked_s: float
+    run_search, evaluate, tmp_path, monkeypatch, caplog, locked_s: float, network: bool
 ) -> None:
-    """Another process's write lock, while a third one reads as Optuna's dashboard does."""
+    """Another process's lock, while a third one reads as Optuna's dashboard does; also in the file for networks."""
+    monkeypatch.setattr(database, "on_network", lambda path: network)
     run = tmp_path / "run"
     locked: list[float] = []
     stop = threading.Event()
 
-    def lock() -> None:
-        with sqlite3.connect(run / "study.db", timeout=20) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            locked.append(time.monotonic())
-            time.sleep(locked_s)
-            connection.rollback()
-            locked.append(time.monotonic())
-
     def read() -> None:
         while not stop.is_set():
-            study = load_study(run)
-            assert len(study.get_trials()) <= 12
+            with suppress(StorageInternalError):  # a rollback journal lets nobody read what is locked
+                assert len(load_study(run).get_trials()) <= 12
             time.sleep(0.2)
 
     threads: list[threading.Thread] = []
 
     def evaluated(task):
         if task.trial == 3 and not threads:
-            threads.extend(threading.Thread(target=target) for target in (lock, read))
-            for thread in threads:
-                thread.start()
-            while not locked:
-                time.sleep(0.05)
+            threads.append(lock_for(run, locked_s, locked))
+            threads.append(threading.Thread(target=read))
+            threads[-1].start()
         return evaluate(task)
 
     outcome = run_search(evaluate=evaluated)
@@ -69,9 +85,65 @@ def test_a_database_that_is_locked_for_a_while_and_read_meanwhile(
         thread.join()
     assert locked[1] - locked[0] >= locked_s
     assert outcome.seconds > locked_s  # it really waited
+    assert "waiting for the study database" in caplog.text  # where the command line shows warnings
     assert statuses(run) == {"complete": 12}
     study = load_study(run)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
+    with closing(sqlite3.connect(run / "study.db")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete" if network else "wal",)
+
+
+@pytest.mark.slow
+def test_a_minute_without_the_study_in_the_middle_of_real_trainings(run_search, tmp_path, caplog) -> None:
+    """Two workers train on; what they bring is written once the study can be."""
+    run = tmp_path / "run"
+    locked: list[float] = []
+    threads: list[threading.Thread] = []
+
+    def progress(status) -> None:
+        if status.done >= 3 and not threads:
+            threads.append(lock_for(run, 60.0, locked))
+
+    changes = {"data": "digits", "workers": 2, "trials": 9, "repeats": 1, "proxy_epochs": 2}
+    outcome = run_search(evaluate=train_candidate, plan=plan_proxy, progress=progress, **changes)
+    for thread in threads:
+        thread.join()
+    assert locked[1] - locked[0] >= 60 and outcome.seconds > 60
+    assert sum("waiting for the study database" in record.message for record in caplog.records) == 1
+    results = read_results(run)
+    assert {result.status for result in results} <= {"complete", "pruned"} and len(results) == 10
+    study = load_study(run)
+    told = {"complete": "COMPLETE", "pruned": "PRUNED"}
+    assert [trial.state.name for trial in study.trials] == [told[result.status] for result in in_order(results)]
+    assert [trial.user_attrs["config_id"] for trial in study.trials] == [r.config_id for r in in_order(results)]
+
+
+def in_order(results):
+    return sorted(results, key=lambda result: result.trial)
+
+
+def test_a_lock_that_stays_ends_a_run_that_can_be_gone_on_with(run_search, evaluate, tmp_path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    whole = run_search(run=str(tmp_path / "whole"))
+    monkeypatch.setattr(database, "PATIENCE_S", 0.5)
+    locked: list[float] = []
+    threads: list[threading.Thread] = []
+    free = threading.Event()
+
+    def evaluated(task):
+        if task.trial == 3 and not threads:
+            threads.append(lock_for(run, 120.0, locked, free))
+        return evaluate(task)
+
+    with pytest.raises(OSError, match=r"^the study database .*study\.db failed: database is locked$"):
+        run_search(evaluate=evaluated)
+    assert len(locked) == 1  # still locked: it did not wait for it again and again
+    assert [result.trial for result in read_results(run)] == [0, 1, 2, 3]  # also the one that could not be told
+    free.set()
+    threads[0].join()
+    run_search(resume=True)
+    assert [r.to_dict() for r in read_results(run)] == [r.to_dict() for r in read_results(whole.run)]
+    assert [trial.state.name for trial in load_study(run).trials] == ["COMPLETE"] * 12
 
 
 def test_a_lock_that_stays_is_said_in_one_line(tmp_path, monkeypatch) -> None:
@@ -85,6 +157,47 @@ def test_a_lock_that_stays_is_said_in_one_line(tmp_path, monkeypatch) -> None:
         connection.rollback()
     study.set_user_attr("name", 2)
     assert study.user_attrs == {"name": 2}
+
+
+# --- file systems of other machines
+
+
+def test_which_files_are_on_another_machine(tmp_path, monkeypatch) -> None:
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr(database, "MOUNTS", mounts)
+    there = tmp_path / "with blank"
+    (there / "local").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(there)
+    escaped = str(there).replace(" ", "\\040")
+    mounts.write_text(
+        f"/dev/sda / ext4 rw 0 0\nserver:/export {escaped} nfs4 rw,hard 0 0\n"
+        f"/dev/sdb {escaped}/local ext4 rw 0 0\nme@host: {tmp_path}/ssh fuse.sshfs rw 0 0\n"
+    )
+    assert database.on_network(there / "study.db") and database.on_network(tmp_path / "link" / "run" / "study.db")
+    assert database.on_network(tmp_path / "ssh" / "study.db")
+    assert not database.on_network(there / "local" / "study.db") and not database.on_network(tmp_path / "study.db")
+    assert not database.on_network(tmp_path / "with blanks" / "study.db")
+    mounts.unlink()
+    assert not database.on_network(there / "study.db")
+
+
+def test_a_server_of_files_that_is_away_for_a_while_is_waited_for(tmp_path, monkeypatch) -> None:
+    """What SQLite says then is final for a disk of this machine."""
+    for network in (True, False):
+        monkeypatch.setattr(database, "on_network", lambda path, network=network: network)
+        known = open_storage(f"sqlite:///{tmp_path}/{network}.db")
+        failures = iter([1, 1])
+
+        def action(failures=failures) -> str:
+            if next(failures, None):
+                raise OperationalError("UPDATE", {}, sqlite3.OperationalError("disk I/O error"))
+            return "done"
+
+        if network:
+            assert known.patiently(action) == "done"
+        else:
+            with pytest.raises(OSError, match="failed: disk I/O error"):
+                known.patiently(action)
 
 
 # --- disks
