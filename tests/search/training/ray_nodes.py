@@ -21,9 +21,10 @@ class RayNodes:
     Attributes:
         environment: of who connects from the head node.
         address: HOST:PORT of the head node.
+        dashboard: where it takes jobs, if there is a dashboard.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, dashboard: bool = False) -> None:
         # Short, as sockets lie in there; and nobody else's, so that "auto" means this cluster.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         unset = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")
@@ -36,9 +37,9 @@ class RayNodes:
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
-        with socket.socket() as free:
-            free.bind((self._host(0), 0))
-            self.address = f"{self._host(0)}:{free.getsockname()[1]}"
+        host = self._host(0)
+        self.address = f"{host}:{_free_port(host)}"
+        self.dashboard = f"http://{host}:{_free_port(host)}" if dashboard else None
         self._started: list[subprocess.Popen[bytes]] = []
 
     @staticmethod
@@ -52,7 +53,9 @@ class RayNodes:
     def start(self, *options: str, **variables: str) -> str:
         """Starts another node, the first one as the head; gives its address once it is there."""
         host = self._host(len(self._started))
-        head = ["--head", "--port", self.address.partition(":")[2], "--include-dashboard", "false"]
+        head = ["--head", "--port", self.address.partition(":")[2], "--include-dashboard", str(bool(self.dashboard))]
+        if self.dashboard is not None:
+            head += ["--dashboard-host", host, "--dashboard-port", self.dashboard.rpartition(":")[2]]
         command = [
             *(sys.executable, "-c", RAY, "start", "--block", "--node-ip-address", host, "--num-cpus", "1"),
             *("--min-worker-port", "0", "--max-worker-port", "0", "--object-store-memory", "80000000"),
@@ -86,3 +89,9 @@ class RayNodes:
                 process.kill()
                 process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])

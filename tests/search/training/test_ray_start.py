@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from .ray_nodes import RayNodes
+from .ray_nodes import RAY, RayNodes
 
 pytestmark = pytest.mark.slow
 SEARCH = ("-m", "lownas.nas", "--target", "rtx3090", "--latency-budget", "1ms", "--space", "tiny", "--data", "digits")
@@ -84,3 +84,20 @@ def test_a_node_with_another_torch_is_one_line_and_nothing_is_lost(nodes: RayNod
     line = done.stderr.splitlines()[-1]
     assert f"--ray-address auto: what is installed on its nodes does not fit: torch is 2.9.1 on {host}, but" in line
     assert not run.exists()
+
+
+def test_a_search_that_is_submitted_as_a_job(tmp_path: Path) -> None:
+    """What takes jobs is Ray's dashboard, which needs more than Ray (`ray[default]`)."""
+    for name in ("aiohttp_cors", "opencensus", "opentelemetry.exporter.prometheus"):
+        pytest.importorskip(name)
+    run = tmp_path / "run"
+    with RayNodes(dashboard=True) as nodes:
+        for _ in range(2):
+            nodes.start()
+        assert nodes.dashboard is not None
+        submit = ("job", "submit", "--address", nodes.dashboard, "--", sys.executable, *SEARCH, *SMALL)
+        done = nodes.run(sys.executable, "-c", RAY, *submit, "--ray-address", "auto", "--run", str(run))
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    results = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert [result["status"] for result in results] == ["complete"] * 6
+    assert "--ray-address auto: 2 nodes with python" in (run / "log.txt").read_text()
