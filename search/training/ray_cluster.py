@@ -27,6 +27,7 @@ RAY_CLIENT = "ray://"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the environment of workers
 
 _logger = logging.getLogger("lownas.search")
+_said: set[str] = set()  # warnings that this process has given
 
 
 class RayCluster:
@@ -95,10 +96,9 @@ class RayCluster:
             )
             return
         if _meant(address).startswith(RAY_CLIENT):
-            warnings.warn(
+            _warn_once(
                 f"--ray-address {_meant(address)}: Ray Client is hardly maintained any more; search on the head node "
-                "with --ray-address auto, or submit the command to the cluster (ray job submit)",
-                stacklevel=3,
+                "with --ray-address auto, or submit the command to the cluster (ray job submit)"
             )
         self._package = tempfile.TemporaryDirectory(prefix="lownas-")
         runtime_env["py_modules"] = [str(copy_package(Path(self._package.name)))]
@@ -122,7 +122,7 @@ class RayCluster:
         alike, harmless = found
         log.info("%s: %s", shown, alike)
         if harmless:
-            warnings.warn(f"{shown}: {harmless}; what a training gives may depend on its node", stacklevel=3)
+            _warn_once(f"{shown}: {harmless}; what a training gives may depend on its node")
 
     def beside_driver(self, *, soft: bool = True) -> Any:
         """A scheduling strategy: on the driver's node, not on one that may be lost under it while others still work.
@@ -141,6 +141,13 @@ class RayCluster:
             _handle_sigterm(self._sigterm)
         if self._package is not None:
             self._package.cleanup()
+
+
+def _warn_once(text: str) -> None:
+    """Warns as `RayCluster` begins; a search connects to its cluster several times."""
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(text, stacklevel=4)
 
 
 def _why_not(error: Exception) -> str:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lownas.search.training import ray_cluster
 from lownas.search.training.ray_cluster import RayCluster, check_address, copy_package
 
 
@@ -49,21 +50,24 @@ def test_ray_client_is_warned_of_and_what_auto_stands_for_too(monkeypatch) -> No
     """Nothing listens there: the warning comes before the line that says so."""
     for name in ("RAY_AUTH_MODE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray_cluster, "_said", set())
     monkeypatch.setattr("lownas.search.training.ray_cluster.copy_package", lambda folder: folder)
     ray = SimpleNamespace(init=refuse, is_initialized=lambda: False, exceptions=SimpleNamespace(RayError=Exception))
     monkeypatch.setitem(sys.modules, "ray", ray)
     for address, set_to in (("ray://localhost:10001", None), ("auto", "ray://localhost:10001")):
         if set_to is not None:
             monkeypatch.setenv("RAY_ADDRESS", set_to)
+        ray_cluster._said.clear()
         with (
             pytest.warns(UserWarning, match=r"ray://localhost:10001: Ray Client is hardly maintained .* --ray-address"),
             pytest.raises(ValueError, match="no cluster answers there: ConnectionError: refused"),
         ):
             RayCluster(1, address)
     monkeypatch.delenv("RAY_ADDRESS")
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="no cluster answers there"):
-        warnings.simplefilter("error")
-        RayCluster(1, "127.0.0.1:6379")
+    for address in ("ray://localhost:10001", "127.0.0.1:6379"):  # it was said before; there is nothing to say
+        with warnings.catch_warnings(), pytest.raises(ValueError, match="no cluster answers there"):
+            warnings.simplefilter("error")
+            RayCluster(1, address)
 
 
 def test_another_version_of_ray_is_no_missing_cluster(monkeypatch) -> None:
