@@ -66,7 +66,7 @@ def test_a_database_that_is_locked_for_a_while_and_read_meanwhile(
 
     def read() -> None:
         while not stop.is_set():
-            with suppress(StorageInternalError):  # a rollback journal lets nobody read what is locked
+            with suppress(StorageInternalError, OperationalError):  # a rollback journal lets nobody read what is locked
                 assert len(load_study(run).get_trials()) <= 12
             time.sleep(0.2)
 
