@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 PASSWORD = "LOWNAS_STORAGE_PASSWORD"  # the environment variable with the database's password
 PATIENCE_S = 180.0  # how long a database may be locked, or its server away
 MOUNTS = Path("/proc/self/mounts")
-# File systems of other machines, as Linux calls them. What "fuse." stands before may be one, so it counts as one.
+# File systems of other machines, as Linux calls them. Any "fuse" or "fuse.NAME" may be one, so it counts as one.
 NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "afs", "ceph", "gluster", "lustre", "gpfs", "beegfs", "virtiofs")
 BUSY_MS = 1000  # how long SQLite itself waits for a lock, in which no Ctrl-C is heard
 
@@ -241,7 +241,7 @@ def on_network(path: Path) -> bool:
         where = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), where)
         if where in parents and len(where) >= longest:
             kind, longest = mounted, len(where)
-    return kind.startswith(NETWORK)
+    return f"{kind}.".startswith(NETWORK)
 
 
 def _relax_sqlite(connection: Any, record: Any) -> None:

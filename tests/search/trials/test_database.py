@@ -172,9 +172,11 @@ def test_which_files_are_on_another_machine(tmp_path, monkeypatch) -> None:
     mounts.write_text(
         f"/dev/sda / ext4 rw 0 0\nserver:/export {escaped} nfs4 rw,hard 0 0\n"
         f"/dev/sdb {escaped}/local ext4 rw 0 0\nme@host: {tmp_path}/ssh fuse.sshfs rw 0 0\n"
+        f"me {tmp_path}/fuse fuse rw 0 0\n/dev/sdc {tmp_path}/ntfs fuseblk rw 0 0\n"
     )
     assert database.on_network(there / "study.db") and database.on_network(tmp_path / "link" / "run" / "study.db")
-    assert database.on_network(tmp_path / "ssh" / "study.db")
+    assert database.on_network(tmp_path / "ssh" / "study.db") and database.on_network(tmp_path / "fuse" / "study.db")
+    assert not database.on_network(tmp_path / "ntfs" / "study.db")
     assert not database.on_network(there / "local" / "study.db") and not database.on_network(tmp_path / "study.db")
     assert not database.on_network(tmp_path / "with blanks" / "study.db")
     mounts.unlink()
