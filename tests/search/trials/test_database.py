@@ -17,6 +17,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
@@ -373,6 +374,10 @@ def test_a_study_in_postgresql_whose_server_is_restarted(run_search, evaluate, p
     study = optuna.load_study(study_name=name, storage=open_storage(url))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 12
     assert [trial.user_attrs["config_id"] for trial in study.trials] == [r.config_id for r in read_results(run)]
+    storage = open_storage(url)
+    for state in (TrialState.PRUNED, TrialState.COMPLETE):
+        storage.change_states(storage.get_study_id_from_name(name), {4: state})
+        assert [trial.state for trial in study.get_trials()].index(state) == (4 if state == TrialState.PRUNED else 0)
     # Resumed from the same database; and the password is nowhere.
     run_search(storage=url, resume=True, trials=9)
     assert statuses(run) == {"complete": 13}
