@@ -10,7 +10,7 @@ from typing import Any
 
 from .pool import describe_error
 
-ANSWER_S = 60.0  # a node that is at work all over may take seconds to start a process
+ANSWER_S = 120.0  # a node that is at work all over takes many seconds to start a process
 SHOWN = 4  # differences that one line names
 PARTS = ("evaluators", "predictors", "search", "search_space")  # the folders of this package that workers import
 
