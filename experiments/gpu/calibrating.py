@@ -64,18 +64,16 @@ def held_out(record: Record, sizes: Sizes) -> str:
         raise Skipped(f"the calibration has left no profile that can be used: {error}") from None
     rows = _predicted(predictor, sizes)
     record.note(target=str(target), networks=len(rows))
-    slowest = 0.0
     with open_meter(target) as meter, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # doubts of single looks; two looks show what they are worth
         for turn in range(LOOKS):
             for row in rows if turn % 2 == 0 else rows[::-1]:
-                before = record.left_s
-                if before < MARGIN_S + slowest:
+                if not record.has_time(MARGIN_S):
                     break
-                found = meter.measure(row["config"], meter.target, time_limit_s=sizes.look_s)
+                with record.timed():
+                    found = meter.measure(row["config"], meter.target, time_limit_s=sizes.look_s)
                 row["looks_ms"].append(found.undisturbed_ms)
                 row["medians_ms"].append(found.median_ms)
-                slowest = max(slowest, before - record.left_s)
                 record.note(rows=[_shown(each) for each in rows if each["looks_ms"]])
             if any(row["looks_ms"] for row in rows):
                 record.note(errors=errors(rows, target))

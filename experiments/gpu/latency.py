@@ -51,19 +51,15 @@ def _time_all(record: Record, sizes: Sizes, runtimes: tuple[str, ...]) -> str:
         for network in networks
         for runtime in runtimes
     ]
-    slowest = 0.0
     for number, (network, runtime, precision, many) in enumerate(settings):
-        if record.left_s < MARGIN_S + slowest:
-            record.note(
-                cut_short=f"{len(settings) - number} of {len(settings)} settings were left out for want of time"
-            )
+        if not record.has_time(MARGIN_S):
+            left_out = len(settings) - number
+            record.note(cut_short=f"{left_out} of {len(settings)} settings were left out for want of time")
             break
-        begin = time.monotonic()
-        batch = _largest_batch(network, sizes) if many else 1
-        row = {"network": network.name, "side": network.side, "runtime": runtime, "precision": precision}
-        record.add(row | _timed(network, sizes, runtime, precision, batch))
-        # Compiling varies more than timing does.
-        slowest = max(slowest, (time.monotonic() - begin) * (0.5 if runtime == "torch-compile" else 1))
+        with record.timed():
+            batch = _largest_batch(network, sizes) if many else 1
+            row = {"network": network.name, "side": network.side, "runtime": runtime, "precision": precision}
+            record.add(row | _timed(network, sizes, runtime, precision, batch))
     rows = record.document.get("rows", [])
     good = [each for each in rows if "error" not in each]
     return f"{len(good)} of {len(settings)} settings timed, {len(rows) - len(good)} failed{_best(good)}"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 DIGITS = 6  # significant ones that numbers keep
+PARTS = 5  # of a step, the last ones, that tell what the next one takes
 
 
 class Skipped(Exception):
@@ -29,6 +32,7 @@ class Record:
         self.folder = folder
         self._path = folder / f"{step}.json"
         self._begin, self._limit_s = time.monotonic(), limit_s
+        self._took_s: list[float] = []
         self.document: dict[str, Any] = {"step": step, "status": "running", "limit_s": limit_s, **about}
         self.note()
 
@@ -36,6 +40,18 @@ class Record:
     def left_s(self) -> float:
         """Seconds until the step is ended."""
         return self._limit_s - (time.monotonic() - self._begin)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Around one part of the step, by which it is planned whether there is time for another one."""
+        begin = time.monotonic()
+        yield
+        self._took_s.append(time.monotonic() - begin)
+
+    def has_time(self, margin_s: float) -> bool:
+        """Whether another part is likely to end before the step does: the last ones' median is what one takes."""
+        typical = statistics.median(self._took_s[-PARTS:]) if self._took_s else 0.0
+        return self.left_s >= margin_s + typical
 
     def note(self, **facts: Any) -> None:
         """Keeps facts under their names, in the place of former ones."""

@@ -62,7 +62,8 @@ export PYTHONPATH=$work/path:$work/site${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 PYTHONDONTWRITEBYTECODE=1
 export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton # nothing is compiled beforehand
 if [[ -n ${LOWNAS_GPU_STANDIN:-} ]]; then
-    export CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    mkdir "$work/tmp" # where measurements, which a rehearsal does not make, keep theirs
+    export TMPDIR=$work/tmp CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 fi
 export OUT LOWNAS_GPU_BEGAN=$EPOCHSECONDS
 cd "$work" || exit 2
@@ -86,7 +87,7 @@ for entry in $steps; do
     ((limit > left)) && limit=$left
     began=$SECONDS
     : >"$work/log"
-    LOWNAS_GPU_STEP_S=$limit timeout -k "$kill_after_s" "$limit" \
+    LOWNAS_GPU_STEP_ENDS=$((EPOCHSECONDS + limit)) timeout -k "$kill_after_s" "$limit" \
         "$python" -m lownas.experiments.gpu.steps "$step" 2>"$work/log" &
     child=$!
     wait "$child"

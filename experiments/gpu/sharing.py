@@ -17,7 +17,6 @@ from lownas.search.training.task import TrainingTask
 
 MARGIN_S = 5.0
 PATIENCE_S = 60.0  # for all processes to have made their first training
-SLOWER = 1.5  # times what the last kind took, which must be left before the next one begins
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,18 @@ def workers(record: Record, sizes: Sizes) -> str:
     kinds = {"processes": _in_processes} | ({"ray": _in_ray} if there("ray") else {})
     if "ray" not in kinds:
         record.note(remark="ray is not installed: workers are plain processes alone")
-    slowest = 0.0
     for kind, run in kinds.items():
         for count in sizes.workers:
-            if record.left_s < MARGIN_S + SLOWER * slowest:
+            if not record.has_time(MARGIN_S):
                 record.note(cut_short="not all numbers of workers were tried, for want of time")
                 break
-            began = time.monotonic()
             row: dict[str, Any] = {"kind": kind, "workers": count, "trainings_each": sizes.trainings_each}
-            try:
-                row |= _rates(run(count, sizes))
-            except (RuntimeError, ValueError, OSError) as error:
-                row["error"] = one_line(error)
-            slowest = max(slowest, time.monotonic() - began)
-            record.add(row | {"took_s": time.monotonic() - began})
+            with record.timed():
+                try:
+                    row |= _rates(run(count, sizes))
+                except (RuntimeError, ValueError, OSError) as error:
+                    row["error"] = one_line(error)
+            record.add(row)
     return _said(record.document.get("rows", []))
 
 

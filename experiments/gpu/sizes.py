@@ -29,7 +29,7 @@ class Sizes:
         samples, others: configurations it is calibrated on, and those that judge it.
         speeds: networks and sides of their images in pixels at which training steps are timed, each for `speed_s`.
         trained: the network that is trained; None for one of the tiny space.
-        seeds, proxy_epochs, final_epochs, train_images: of its trainings.
+        seeds, proxy_epochs, final_epochs, train_images, batch: of its trainings; `batch` where steps are timed, too.
         workers: how many train at once, each `trainings_each` times.
     """
 
@@ -52,6 +52,7 @@ class Sizes:
     proxy_epochs: int = 6
     final_epochs: int = 12
     train_images: int = 1088
+    batch: int = 64
     workers: tuple[int, ...] = (1, 2, 4)
     trainings_each: int = 4
 
@@ -92,7 +93,8 @@ REHEARSED = Sizes(
     seeds=(0,),
     proxy_epochs=1,
     final_epochs=1,
-    train_images=128,
+    train_images=64,
+    batch=16,
     workers=(1, 2),
     trainings_each=1,
 )

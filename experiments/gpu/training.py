@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lownas.search_space import LowFormerConfig
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-BATCH = 64
 STEPS = 8  # between two looks at the clock
 SPEED_IMAGES = 512
 MARGIN_S = 4.0  # before a step's limit in which no training begins
@@ -60,7 +59,7 @@ def proxy_settings(config: LowFormerConfig, sizes: Sizes) -> ProxySettings:
         epochs=sizes.proxy_epochs,
         train_images=sizes.train_images,
         validation_images=sizes.train_images,
-        batch_size=BATCH,
+        batch_size=sizes.batch,
         flip=False,
     )
 
@@ -88,7 +87,7 @@ def proxy(record: Record, sizes: Sizes) -> str:
     """How fast proxy trainings are in three precisions, and whether those with 16 bits cost accuracy."""
     sizes.check_device()
     augmented = "flips and shifts" if there("kornia") else "none: kornia is not installed"
-    record.note(batch=BATCH, augmentation_while_timed=augmented, fp16="without scaling the loss")
+    record.note(batch=sizes.batch, augmentation_while_timed=augmented, fp16="without scaling the loss")
     for name, side in sizes.speeds:
         for precision in PRECISIONS:
             if record.left_s < MARGIN_S + sizes.speed_s:
@@ -131,7 +130,7 @@ def _speed(name: str, side: int, precision: str, sizes: Sizes) -> dict[str, Any]
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (SPEED_IMAGES * 5 // 4, side, side, 3), dtype=np.uint8)
     found = load_data((images, np.arange(len(images)) % 10), side)
-    settings = ProxySettings(batch_size=BATCH, epochs=100_000, max_shift=1 / 16)
+    settings = ProxySettings(batch_size=sizes.batch, epochs=100_000, max_shift=1 / 16)
     task = learned()
     if sizes.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -145,7 +144,7 @@ def _speed(name: str, side: int, precision: str, sizes: Sizes) -> dict[str, Any]
         while time.perf_counter() - begin < sizes.speed_s:
             list(training.run(batches, augment, training.done + STEPS))
         seconds = time.perf_counter() - begin
-    row = {"images_per_second": (training.done - before) * BATCH / seconds, "steps": training.done - before}
+    row = {"images_per_second": (training.done - before) * sizes.batch / seconds, "steps": training.done - before}
     if sizes.device == "cuda":
         row["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return row
@@ -153,21 +152,19 @@ def _speed(name: str, side: int, precision: str, sizes: Sizes) -> dict[str, Any]
 
 def _by_seed(record: Record, sizes: Sizes, train: Callable[[str, int], dict[str, Any]]) -> None:
     """Trains in each precision with each seed, as far as the time goes, and keeps the differences of equal seeds."""
-    slowest = 0.0
     for seed in sizes.seeds:
         for precision in PRECISIONS:
-            if record.left_s < MARGIN_S + 1.3 * slowest:
+            if not record.has_time(MARGIN_S):
                 record.note(cut_short="not all seeds were trained, for want of time")
                 return
-            begin = time.monotonic()
             row: dict[str, Any] = {"precision": precision, "seed": seed}
-            try:
-                row |= train(precision, seed)
-            except (RuntimeError, ValueError) as error:
-                row["error"] = one_line(error)
+            with record.timed():
+                try:
+                    row |= train(precision, seed)
+                except (RuntimeError, ValueError) as error:
+                    row["error"] = one_line(error)
             record.add(row, to="trainings")
             record.note(against_fp32=differences(record.document["trainings"]))
-            slowest = max(slowest, time.monotonic() - begin)
 
 
 def differences(trainings: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -208,7 +205,7 @@ def final(record: Record, sizes: Sizes) -> str:
     config = sizes.trained_config()
     side = proxy_settings(config, sizes).proxy_resolution(config.resolution)
     config = config.replace(resolution=side)
-    plain = {"batch_size": BATCH, "flip": False, "max_shift": 0.0, "randaugment_layers": 0, "erasing": 0.0}
+    plain = {"batch_size": sizes.batch, "flip": False, "max_shift": 0.0, "randaugment_layers": 0, "erasing": 0.0}
     record.note(config=config.id, data=data(), side=side, epochs=sizes.final_epochs, recipe=plain)
 
     def train(precision: str, seed: int) -> dict[str, Any]:

@@ -181,6 +181,21 @@ def test_a_name_that_the_driver_does_not_know_costs_nothing_else(
     assert broken is not None and broken["error"] == "exit code 9: NVIDIA-SMI has failed"
 
 
+def test_one_slow_part_does_not_end_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    record = Record("step", tmp_path, 100, device="cuda")
+    assert record.has_time(3) and record.left_s == 100
+    for took_s in (60, 2, 2):
+        with record.timed():
+            now += took_s
+    assert record.has_time(33) and not record.has_time(34.5)
+    for _ in range(5):
+        with record.timed():
+            now += 5
+    assert not record.has_time(7) and record.has_time(6)
+
+
 class Crowded(nn.Module):
     """Takes so many images at once."""
 
