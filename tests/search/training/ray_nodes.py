@@ -27,16 +27,18 @@ class RayNodes:
     def __init__(self, *, dashboard: bool = False) -> None:
         # Short, as sockets lie in there; and nobody else's, so that "auto" means this cluster.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-        unset = ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")
+        unset = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in unset},
             "HOME": str(self.folder),
             "RAY_TMPDIR": str(self.folder),
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
+        token = self.folder / ".ray" / "auth_token"
+        token.parent.mkdir()
+        token.write_text(secrets.token_hex(32))
         host = self._host(0)
         self.address = f"{host}:{_free_port(host)}"
         self.dashboard = f"http://{host}:{_free_port(host)}" if dashboard else None

@@ -113,7 +113,9 @@ def test_nodes_that_do_not_fit_or_do_not_answer_are_refused(same) -> None:
     ):
         check_nodes(FakeRay({"a": same, "b": {**same, "torch": None}}), ROOT)
     ray = FakeRay({"a": same, "b": "late"})
-    with pytest.raises(ValueError, match=r"^not all nodes can be given work: 10\.0\.0\.1 does not answer within 120 s$"):
+    with pytest.raises(
+        ValueError, match=r"^not all nodes can be given work: 10\.0\.0\.1 does not answer within 120 s$"
+    ):
         check_nodes(ray, ROOT)
     assert ray.cancelled == 1
     broken = FakeRay.exceptions.RayError("no space left\non device")

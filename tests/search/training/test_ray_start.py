@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +97,11 @@ def test_a_search_that_is_submitted_as_a_job(tmp_path: Path) -> None:
             nodes.start()
         assert nodes.dashboard is not None
         submit = ("job", "submit", "--address", nodes.dashboard, "--", sys.executable, *SEARCH, *SMALL)
-        done = nodes.run(sys.executable, "-c", RAY, *submit, "--ray-address", "auto", "--run", str(run))
+        for _ in range(20):
+            done = nodes.run(sys.executable, "-c", RAY, *submit, "--ray-address", "auto", "--run", str(run))
+            if "No available agent" not in done.stderr:  # Ray takes jobs some seconds after it says that it runs
+                break
+            time.sleep(3)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     results = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert [result["status"] for result in results] == ["complete"] * 6
