@@ -125,7 +125,7 @@ def held_out(setting: str, samples: dict[str, Sample]) -> dict[str, object]:
         "interval_half_width": round(float((high - low) / 2), 4),
         "cross_validated_error": round(fit.held_out_error, 4),
         "folds": FOLDS,
-        "corrected": fit.corrected,
+        "form": fit.form,
         "overhead_ms": round(fit.model.overhead_ms, 4),
         "scale": round(fit.model.scale, 4),
         "repeatability": round(float(np.median([s.repeatability for s in (*train, *test)])), 4),

@@ -241,7 +241,7 @@ def _provenance(
         "held_out_error": round(fitted.held_out_error, 5),
         "macs_only_error": round(fit.macs_only_error, 5),
         "folds": min(FOLDS, len(samples)),
-        "corrected": fit.corrected,
+        "form": fit.form,
         "held_out_rms": round(fitted.rms, 5),
         "noise_rms": round(fit.noise, 5),
         "model_rms": round(float(np.sqrt(max(0.0, fitted.rms**2 - fit.noise**2))), 5),

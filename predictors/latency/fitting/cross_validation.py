@@ -1,13 +1,13 @@
 """Fits a latency model to samples and estimates, on samples left out, the errors that it makes on other networks.
 
 Where the runtime reports the times of single kernels, every kernel class is fitted to them, and the whole networks'
-times set overhead and scale; without, all classes are fitted to the whole networks' times at once. Whether the learned
-corrections are kept is decided on folds of the samples fitted on.
+times set overhead and scale; without, all classes are fitted to the whole networks' times at once. Which form of the
+first is taken (`measured_networks.FORMS`) is decided on folds of the samples fitted on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from ..kernel_model import KernelModel
 from ..kernel_terms import Array
-from .measured_networks import MeasuredNetworks
+from .measured_networks import FORMS, Form, MeasuredNetworks
 from .samples import Probe, Sample
 
 FOLDS = 8
-CORRECTION_MUST_REDUCE_ERROR_TO = 0.97
-"""Error with corrections over that without, on folds left out, up to which corrections are kept."""
+MUST_REDUCE_ERROR_TO: Mapping[Form, float] = {"corrected": 0.97, "refined": 0.7}
+"""Error of a form over that of kernels alone, on folds left out, up to which it is taken.
+
+Coefficients refined by whole networks suit those of the space; other networks keep more of what kernels say.
+"""
 BOUND_CONFIDENCE = 0.9
 """Probability with which the held-out error is below `held_out_bound`."""
 
@@ -34,7 +37,7 @@ class Fit:
         log_errors: (samples,) log of measured over predicted time, each by a model fitted without that sample.
         held_out_error: mean absolute relative error of the same predictions.
         macs_only_error: the same error of a line in log MACs.
-        corrected: whether the model has learned corrections.
+        form: in which form the model was fitted, one of `measured_networks.FORMS`.
         noise: root mean square of the samples' repeatability, the part of the log errors that is not the model's.
     """
 
@@ -42,7 +45,7 @@ class Fit:
     log_errors: Array
     held_out_error: float
     macs_only_error: float
-    corrected: bool
+    form: Form
     noise: float
 
 
@@ -61,20 +64,21 @@ def fit_samples(
     data = MeasuredNetworks.of(samples, fusion, block, probes)
     everything = np.arange(len(samples))
     predicted, line = held_out_ms(data, folds, choose=True)
-    model, corrected = _fit_with_choice(data, everything, folds)
+    form = _chosen_form(data, everything, folds)
+    model = data.fit(everything, form)
     log_errors = np.log(data.times_ms / predicted)
     return Fit(
         model=model,
         log_errors=log_errors,
         held_out_error=float(np.mean(np.abs(predicted / data.times_ms - 1))),
         macs_only_error=float(np.mean(np.abs(line / data.times_ms - 1))),
-        corrected=corrected,
+        form=form,
         noise=float(np.sqrt(np.mean(data.repeatabilities**2))),
     )
 
 
 def fit_errors(samples: Sequence[Sample], fusion: str, block: int, probes: Sequence[Probe] = ()) -> Array:
-    """(samples,) log of measured over predicted, each by a quick fit (without corrections) on the other folds."""
+    """(samples,) log of measured over predicted, each by a fit on the other folds, in a form chosen once for all."""
     data = MeasuredNetworks.of(samples, fusion, block, probes)
     return np.log(data.times_ms / held_out_ms(data, FOLDS, choose=False)[0])
 
@@ -94,33 +98,33 @@ def held_out_ms(data: MeasuredNetworks, folds: int, *, choose: bool) -> tuple[Ar
     Args:
         data: n networks.
         folds: how many.
-        choose: whether each fold decides for or against corrections; without, there are none.
+        choose: whether each fold decides for a form; without, all take that which is best on all networks.
     """
     n = len(data.times_ms)
     macs = np.array([float(graph.column("macs").sum()) for graph in data.graphs[:n]])
     everything = np.arange(n)
     predicted, line = np.empty(n), np.empty(n)
+    shared: Form = "kernels" if choose else _chosen_form(data, everything, folds)
     for k in range(min(folds, n)):
         train, test = everything[everything % folds != k], everything[everything % folds == k]
-        model = _fit_with_choice(data, train, folds)[0] if choose else data.fit(train, corrected=False)
+        model = data.fit(train, _chosen_form(data, train, folds) if choose else shared)
         predicted[test] = [model.graph_ms(data.graphs[i]) for i in test]
         slope = np.polyfit(np.log(macs[train]), np.log(data.times_ms[train]), 1)
         line[test] = np.exp(np.polyval(slope, np.log(macs[test])))
     return predicted, line
 
 
-def _fit_with_choice(data: MeasuredNetworks, train: NDArray[np.int64], folds: int) -> tuple[KernelModel, bool]:
-    """A model of the networks `train`, and whether it has corrections: if these help on folds of the networks."""
+def _chosen_form(data: MeasuredNetworks, train: NDArray[np.int64], folds: int) -> Form:
+    """The form of the model of the networks `train`: another than kernels alone if it helps on folds of them."""
     if data.kernel_times is None:
-        return data.fit(train, corrected=False), False
+        return "kernels"
     inner = max(2, folds // 2)
     part = np.arange(len(train)) % inner
-    errors = {False: 0.0, True: 0.0}
+    errors = dict.fromkeys(FORMS, 0.0)
     for k in range(inner):
         kept, left = train[part != k], train[part == k]
-        plain = data.fit(kept, corrected=False)
-        learned = data.fit(kept, corrected=True)
-        for corrected, model in ((False, plain), (True, learned)):
-            errors[corrected] += sum(abs(np.log(model.graph_ms(data.graphs[i]) / data.times_ms[i])) for i in left)
-    corrected = bool(errors[True] < CORRECTION_MUST_REDUCE_ERROR_TO * errors[False])
-    return data.fit(train, corrected=corrected), corrected
+        for form in FORMS:
+            model = data.fit(kept, form)
+            errors[form] += sum(abs(np.log(model.graph_ms(data.graphs[i]) / data.times_ms[i])) for i in left)
+    good = [form for form, least in MUST_REDUCE_ERROR_TO.items() if errors[form] < least * errors["kernels"]]
+    return min(good, key=errors.__getitem__, default="kernels")

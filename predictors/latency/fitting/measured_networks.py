@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,12 @@ from .whole_graphs import fit_graphs, fit_scale
 
 LEAST_ERROR = 0.02
 """Relative error that a network's time has for the model anyway; what looks do not repeat adds to it."""
+Form = Literal["kernels", "corrected", "refined"]
+FORMS: tuple[Form, ...] = get_args(Form)
+"""How a model is fitted: to the times of kernels; with learned corrections of these; or its coefficients are refined by
+the times of whole networks, which tell more where kernels take microseconds, as the profiler counts in these."""
+REFINED_PULL = 0.05
+"""Strength of the pull to the coefficients of kernels, where whole networks refine them (`fit_graphs`)."""
 MIN_KERNEL_MS = 0.0003
 """Time that a kernel takes at least, once what the profiler adds has been taken off."""
 SLOWDOWN_ROUNDS = 2
@@ -70,15 +76,28 @@ class MeasuredNetworks:
         repeatabilities = np.array([sample.repeatability for sample in samples])
         return cls(fusion, block, graphs, kernel_times, times, repeatabilities)
 
-    def fit(self, train: NDArray[np.int64], *, corrected: bool) -> KernelModel:
-        """A model of the networks `train` (indices) and of all probes, with learned corrections if `corrected`."""
+    def fit(self, train: NDArray[np.int64], form: Form = "kernels") -> KernelModel:
+        """A model of the networks `train` (indices) and of all probes, in one of the `FORMS`."""
         graphs, times = [self.graphs[i] for i in train], self.times_ms[train]
         weights = 1 / (LEAST_ERROR**2 + np.minimum(self.repeatabilities[train], 1.0) ** 2)
         weights /= weights.mean()
         if self.kernel_times is None:
             return fit_graphs(graphs, times, self.fusion, block=self.block, weights=weights)
-        model = self._fit_kernels(train, self.kernel_times, corrected=corrected)
-        return fit_scale(model, graphs, times, weights)
+        model = self._fit_kernels(train, self.kernel_times, corrected=form == "corrected")
+        scaled = fit_scale(model, graphs, times, weights)
+        if form != "refined":
+            return scaled
+        refined = fit_graphs(
+            graphs,
+            times,
+            self.fusion,
+            block=self.block,
+            sharpness=scaled.sharpness,
+            prior=scaled,
+            strength=REFINED_PULL,
+            weights=weights,
+        )
+        return replace(refined, counts=scaled.counts, low=scaled.low, high=scaled.high)  # what is known of the probes
 
     def _fit_kernels(self, train: NDArray[np.int64], kernel_times: list[Array], *, corrected: bool) -> KernelModel:
         """A model of the kernels' times, whose scale is still to be fitted."""
