@@ -50,6 +50,8 @@ def _measurable() -> dict[str, str]:
                 check_measurable(target)
             except ValueError as error:
                 measurable[alias] = str(error)
+            except ImportError as error:
+                measurable[alias] = f"a package is missing: {error}"
             else:
                 measurable[alias] = "can be measured here"
     return measurable

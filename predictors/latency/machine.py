@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -60,7 +62,16 @@ def gpu_name() -> str:
         for line in file.read_text(errors="replace").splitlines():
             if line.startswith("Model:"):
                 return line.partition(":")[2].strip()
-    return "none"
+    if shutil.which("nvidia-smi") is None:
+        return "none"
+    command = ["nvidia-smi", "-i", "0", "--query-gpu=name", "--format=csv,noheader"]  # containers may hide the files
+    try:
+        said = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False, text=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    return said.stdout.strip() if said.returncode == 0 and said.stdout.strip() else "none"
 
 
 @cache

@@ -11,14 +11,15 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 COMMAND_S = 5.0  # for tools of the system's makers, which may hang without their driver
 _ROOT = Path("/")
 _PI_THROTTLING = ("undervoltage", "clock capped", "throttled", "temperature limit")  # bits 0 to 3 of get_throttled
-_GPU_QUERY = ("clocks.sm", "temperature.gpu", "power.limit", "clocks_throttle_reasons.active")
+_GPU_QUERY = ("clocks.sm", "temperature.gpu", "power.limit")
+_GPU_REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # as newer and older drivers call them
 _GPU_THROTTLING = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -55,11 +56,10 @@ def machine_state(gpu: bool = False, root: Path = _ROOT) -> MachineState:
             settings["power mode"] = mode.group(1)
         throttled += pi_throttling(_said("vcgencmd", "get_throttled"))
         if gpu:
-            query = f"--query-gpu={','.join(_GPU_QUERY)}"
-            own, values, reasons = gpu_state(_said("nvidia-smi", "-i", "0", query, "--format=csv,noheader,nounits"))
+            own, values = gpu_state(_gpu_said(*_GPU_QUERY))
             settings.update(own)
             readings.update(values)
-            throttled += reasons
+            throttled += gpu_throttling(next(filter(None, map(_gpu_said, _GPU_REASONS)), ""))
     return MachineState(settings, readings, throttled)
 
 
@@ -167,21 +167,39 @@ def pi_throttling(said: str) -> list[str]:
     return [reason for bit, reason in enumerate(_PI_THROTTLING) if bits >> bit & 1]
 
 
-def gpu_state(said: str) -> tuple[Mapping[str, str], Mapping[str, float], Sequence[str]]:
-    """Settings, readings and what slows a GPU down, from one line of `nvidia-smi` (`_GPU_QUERY`)."""
+def gpu_state(said: str) -> tuple[Mapping[str, str], Mapping[str, float]]:
+    """Settings and readings of a GPU, from one line of `nvidia-smi` (`_GPU_QUERY`)."""
     fields = [field.strip() for field in said.strip().split("\n")[0].split(",")]
     if len(fields) != len(_GPU_QUERY):
-        return {}, {}, []
+        return {}, {}
     values = dict(zip(_GPU_QUERY, fields))  # noqa: B905  (Python 3.8 has no `strict`)
     readings = {}
     for name, query in (("gpu_clock_mhz", "clocks.sm"), ("gpu_temperature_c", "temperature.gpu")):
         if re.fullmatch(r"[\d.]+", values[query]):
             readings[name] = float(values[query])
     limit = values["power.limit"]
-    settings = {"gpu power limit": f"{float(limit):g} W"} if re.fullmatch(r"[\d.]+", limit) else {}
-    reasons = values["clocks_throttle_reasons.active"]
-    bits = int(reasons, 16) if re.fullmatch(r"0x[0-9a-fA-F]+", reasons) else 0
-    return settings, readings, [f"gpu {reason}" for bit, reason in _GPU_THROTTLING.items() if bits & bit]
+    return ({"gpu power limit": f"{float(limit):g} W"} if re.fullmatch(r"[\d.]+", limit) else {}), readings
+
+
+def gpu_throttling(said: str) -> list[str]:
+    """What slows a GPU down, from what `nvidia-smi` says of the reasons."""
+    found = re.match(r"\s*(0x[0-9a-fA-F]+)", said)
+    bits = int(found.group(1), 16) if found else 0
+    return [f"gpu {reason}" for bit, reason in _GPU_THROTTLING.items() if bits & bit]
+
+
+def nvidia_gpu() -> str:
+    """The model of the first NVIDIA GPU; empty without one."""
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in _text(file).splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return _gpu_said("name").strip()  # a container may hide the driver's files
+
+
+def _gpu_said(*fields: str) -> str:
+    query = f"--query-gpu={','.join(fields)}"
+    return _said("nvidia-smi", "-i", "0", query, "--format=csv,noheader,nounits")
 
 
 def _said(*command: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .machine_state import machine_state
+from .machine_state import machine_state, nvidia_gpu
 from .models import Job, load_onnxruntime, time_model
 
 MARK = "lownas-agent-1"
@@ -92,11 +92,7 @@ def _board() -> str:
 
 
 def _gpu_name() -> str:
-    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in file.read_text(errors="replace").splitlines():
-            if line.startswith("Model:"):
-                return line.partition(":")[2].strip()
-    return _board() or "none"
+    return nvidia_gpu() or _board() or "none"
 
 
 def _answer_to(job: dict[str, Any], model: bytes, say: Callable[[str], None]) -> dict[str, Any]:

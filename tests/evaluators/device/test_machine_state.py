@@ -10,6 +10,7 @@ from lownas.evaluators.device.agent.machine_state import (
     MachineState,
     cpu_quota,
     gpu_state,
+    gpu_throttling,
     machine_state,
     pi_throttling,
 )
@@ -97,12 +98,13 @@ def test_quota_of_a_container(machine, files, cores):
 def test_boards_and_gpus_say_what_slows_them_down():
     assert pi_throttling("throttled=0x50005\n") == ["undervoltage", "throttled"]
     assert pi_throttling("throttled=0x50000") == pi_throttling("") == []
-    settings, readings, reasons = gpu_state("1410, 67, 250.00, 0x0000000000000024\n")
+    settings, readings = gpu_state("1410, 67, 250.00\n")
     assert settings == {"gpu power limit": "250 W"}
     assert readings == {"gpu_clock_mhz": 1410.0, "gpu_temperature_c": 67.0}
-    assert reasons == ["gpu power cap", "gpu temperature"]
-    assert gpu_state("1410, [N/A], [N/A], [N/A]") == ({}, {"gpu_clock_mhz": 1410.0}, [])
-    assert gpu_state("") == gpu_state("No devices were found") == ({}, {}, [])
+    assert gpu_throttling("0x0000000000000024\n") == ["gpu power cap", "gpu temperature"]
+    assert gpu_throttling("0x0000000000000000\n") == gpu_throttling("") == gpu_throttling("[N/A]") == []
+    assert gpu_state("1410, [N/A], [N/A]") == ({}, {"gpu_clock_mhz": 1410.0})
+    assert gpu_state("") == gpu_state("No devices were found") == ({}, {})
 
 
 def test_power_mode_of_a_jetson(monkeypatch):
