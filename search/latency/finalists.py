@@ -142,9 +142,8 @@ def measured_front(
     for config, latency_ms in measurements.known():
         predictor.learn(config, latency_ms)
     predictor.load_factor = measurements.load_factor
-    names = {config.id for config in measured}
     result = tuple(_as_known(each, measurements, predictor, settings.confidence) for each in candidates)
-    within = [c for c in result if c.config.id in names and c.quantile_ms <= settings.latency_budget_ms]
+    within = [c for c in result if c.latency_source == "measured" and c.quantile_ms <= settings.latency_budget_ms]
     note = (
         f"{len(measured)} networks on the front were measured, {FINALIST_ROUNDS} looks at each; the others' latency is "
         "predicted."

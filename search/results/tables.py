@@ -35,7 +35,7 @@ def result_table(result: SearchResult) -> Table:
     if top1:
         table.add_column("90 %\ninterval", justify="right", no_wrap=True)
     table.add_column("published\ntop-1 %", justify="right")
-    table.add_column("undisturbed\nlatency ms", justify="right")
+    table.add_column("latency\nms", justify="right")
     table.add_column("90 %\ninterval", justify="right", no_wrap=True)
     table.add_column("params\nM", justify="right")
     table.add_column("MACs\nM", justify="right")
@@ -55,7 +55,7 @@ def result_table(result: SearchResult) -> Table:
             f"{row.params / 1e6:.1f}",
             f"{row.macs / 1e6:.0f}",
         )
-    legend = []
+    legend = ["latency: undisturbed"]
     if top1 and any(candidate.extrapolated for candidate in result.shown):
         legend.append("* far from what was published: the estimate is extrapolated")
     if any(candidate.latency_source == "measured" for candidate in result.shown):

@@ -15,6 +15,7 @@ from lownas import search_space
 from lownas.predictors.accuracy.prior import AccuracyPrior
 from lownas.search.api import replay, resume
 from lownas.search.api import search as search_by_name
+from lownas.search.latency.looks import Measuring
 from lownas.search.objectives.base import LOWER_QUANTILE
 from lownas.search.results.report import write_report
 from lownas.search.results.search_result import SearchResult
@@ -118,7 +119,7 @@ def test_a_published_model_that_nothing_beats_is_the_answer(predict, predictor) 
     assert outcome.answer is not None and outcome.answer.config == b1
     assert any("lowformer_b1 at 256 pixels" in note for note in outcome.notes)
     assert outcome.answer.published == "lowformer_b1" and outcome.answer.published_top1 == 80.26
-    assert any("With 90 % confidence it stays below" in note for note in outcome.notes)
+    assert any("With 90 % confidence its undisturbed latency stays below" in note for note in outcome.notes)
 
 
 def test_the_report_shows_intervals_and_published_accuracies(predict) -> None:
@@ -193,7 +194,7 @@ def test_where_the_device_is_at_hand_finalists_are_measured(predict, predictor) 
     def measure(config: LowFormerConfig) -> StubMeasurement:
         return StubMeasurement(slower * float(predictor.latency_ms([config])[0]))
 
-    outcome = predict(trials=8, changed={"measure": measure})
+    outcome = predict(trials=8, changed={"measuring": Measuring(measure)})
     assert outcome.answer is not None and outcome.answer.latency_source == "measured"
     assert outcome.answer.latency_ms <= 0.8 and outcome.counts == {"predicted": 8}
     assert all(slower * predictor.latency_ms([one.config])[0] < 0.85 for one in outcome.candidates), "found anew"

@@ -187,9 +187,9 @@ def test_the_trained_network_is_measured_where_the_device_is_at_hand(
     monkeypatch.setattr(after_search, "open_meter", open_meter)
     final = train_answer(result, replace(after, target=CPU)).final
     assert final is not None and measured == [result.run / "best.onnx"] * 5
-    assert final.latency_source == "measured" and final.low_ms < 0.315 < final.high_ms
-    assert final.latency_ms == pytest.approx(0.315, rel=0.01), "the slowest one may be a disturbance"
-    assert 0.315 < final.quantile_ms < 0.4 and final.within_budget
+    assert final.latency_source == "measured" and final.low_ms < 0.31 < final.high_ms
+    assert final.latency_ms == pytest.approx(0.31, rel=0.02), "the slowest one may be a disturbance"
+    assert 0.31 < final.quantile_ms < 0.4 and final.within_budget
     assert "within the budget of 0.4 ms" in final.lines[2]
 
 
