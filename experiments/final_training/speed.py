@@ -5,6 +5,8 @@
 The bare loop is what one writes by hand for a fixed-length run: resident images, AdamW, cross-entropy, clipping; it
 averages no weights, looks at no loss, writes no file. Both make the same steps on one thread, in turns; each turn is
 timed alone, and the medians over turns are compared. Augmentation is off in both, then flips and shifts are on in both.
+Both step by AdamW; then the trainer makes the orthogonalized steps that it chooses where they are cheap, which
+take longer and learn more, beside the same bare loop.
 """
 
 from __future__ import annotations
@@ -81,8 +83,9 @@ def main() -> None:
         data = (rng.integers(0, 256, (total, side, side, 3), dtype=np.uint8), np.arange(total) % 10)
         images = torch.from_numpy(data[0][:count]).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         labels = torch.from_numpy(data[1][:count])
-        for varied in (False, True):
+        for varied, orthogonal in ((False, False), (True, False), (True, True)):
             choices = {"batch_size": 64, "flip": varied, "max_shift": 1 / 16 if varied else 0.0}
+            choices |= {} if orthogonal else {"matrix_rate": 0.0}
             choices |= {"sides": [1.0], "crop": 1.0, "batch_norm_images": 64}
             recipe = TrainingRecipe.from_dict(choices)
             pairs = [
@@ -91,7 +94,8 @@ def main() -> None:
             ]
             loop, trainer = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
             ratios = [one / other for one, other in pairs]
-            row = {"network": name, "flips and shifts": varied, "images_per_second": round(count / trainer, 1)}
+            row = {"network": name, "flips and shifts": varied, "orthogonalized steps": orthogonal}
+            row |= {"images_per_second": round(count / trainer, 1)}
             row |= {"bare_images_per_second": round(count / loop, 1), "share": round(statistics.median(ratios), 3)}
             rows.append(row)
             print(row, flush=True)
