@@ -6,7 +6,7 @@ maximized; only what fits the budget ever becomes a trial.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -139,6 +139,7 @@ class FeasiblePool:
         budget_ms: the latency budget.
         confidence: a candidate fits if its latency is within the budget with this probability.
         found: what evolution found, by the predictor as it was then.
+        published: the published models scaled, by family, as far as the space has them.
         nothing_fits: whether measurements have shown that nothing is within the budget; then nothing is proposed.
     """
 
@@ -151,13 +152,14 @@ class FeasiblePool:
         confidence: float,
         evolve: Callable[[], FeasibleSet],
         found: FeasibleSet,
+        published: Mapping[str, Sequence[LowFormerConfig]] | None = None,
     ) -> None:
         """`predictor` knows latency alone, `use` what is held against the budget: limits count there too.
 
         `evolve` finds the candidates by these as they are when that is called.
         """
         self.space, self.budget_ms, self.confidence = space, budget_ms, confidence
-        self.found, self.nothing_fits = found, False
+        self.found, self.nothing_fits, self.published = found, False, published or {}
         self._predictor, self._use, self._evolve = predictor, use, evolve
 
     def renew(self) -> None:
@@ -166,6 +168,31 @@ class FeasiblePool:
             self.found = self._evolve()
         except NothingFits:
             self.nothing_fits = True
+
+    def scaled_to_budget(
+        self, score: Score, tried: Collection[str], chosen: Sequence[LowFormerConfig]
+    ) -> LowFormerConfig | None:
+        """The best published model scaled to use the budget, or most of it, of the families with the fewest chosen.
+
+        Args:
+            score: an estimate in points.
+            tried: ids of all candidates so far.
+            chosen: those that were chosen by this.
+        """
+        ids, best = {config.id for config in chosen}, None
+        for configs in self.published.values():
+            use = self.quantile_ms(configs)
+            left = np.array([config.id not in tried for config in configs])
+            fitting = np.flatnonzero(left & ~over_budget(use, self.budget_ms))
+            if not len(fitting):
+                continue
+            full = [configs[i] for i in fitting[use[fitting] >= min(FULL_USE * self.budget_ms, use[fitting].max())]]
+            scores = score(full)
+            place = int(np.argmax(scores))
+            rank = (-sum(config.id in ids for config in configs), float(scores[place]))
+            if best is None or rank > best[0]:
+                best = rank, full[place]
+        return None if best is None else best[1]
 
     def latency_ms(self, configs: Sequence[LowFormerConfig]) -> Floats:
         """(n,) predicted latency in ms (the median)."""

@@ -12,13 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from ..evaluators.data.sources import Data
 from ..evaluators.tasks import Task
 from ..predictors.accuracy.prior import AccuracyPrior
 from ..search_space.config import LowFormerConfig
-from ..search_space.presets import PRESETS
+from ..search_space.scaling import published_scaled
 from ..search_space.space import SearchSpace
 from .feasible_pool import (
     FeasiblePool,
@@ -268,8 +269,7 @@ def _pool(
     Where measurements of a resumed run say that nothing fits any more, what was trained is concluded all the same.
     """
 
-    sizes = [preset.replace(resolution=pixels) for preset in PRESETS.values() for pixels in space.choices.resolution]
-    published = [config for config in sizes if config in space]
+    published = published_scaled(space)
 
     def find(use: BudgetUse) -> FeasibleSet:
         return evolve(
@@ -280,7 +280,7 @@ def _pool(
             stream(settings.seed, "front"),
             confidence=settings.confidence,
             evaluations=settings.evaluations,
-            seeds=published,
+            seeds=chain(*published.values()),
             latency=use.latency,
         )
 
@@ -293,7 +293,7 @@ def _pool(
             raise
         fits, found = False, find(latency.uncorrected_use)
     budget_ms, confidence = settings.latency_budget_ms, settings.confidence
-    pool = FeasiblePool(space, latency.predictor, latency.budget_use, budget_ms, confidence, again, found)
+    pool = FeasiblePool(space, latency.predictor, latency.budget_use, budget_ms, confidence, again, found, published)
     pool.nothing_fits = not fits
     return pool
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -229,6 +230,34 @@ class SearchSpace:
             raise ValueError(
                 f"config {config.id} is outside space {self.name!r}: head {config.head!r}, not {self.choices.head!r}"
             )
+        wanted = self._wanted(config)
+        params: dict[str, Choice] = {}
+        for name, values in self.parameters.items():
+            value = values[0] if wanted[name] is None else wanted[name]
+            if value not in values:
+                raise ValueError(
+                    f"config {config.id} is outside space {self.name!r}: {name} = {value!r}, not in {list(values)}"
+                )
+            params[name] = value  # type: ignore[assignment]
+        if self.from_params(params) != config:
+            raise ValueError(
+                f"config {config.id} is outside space {self.name!r}: its stages differ in groups, kernel or upsampling"
+            )
+        if len(self._params) >= CACHED_PARAMETERS:
+            self._params.clear()
+        self._params[config.id] = params
+        return dict(params)
+
+    def nearest(self, config: LowFormerConfig) -> LowFormerConfig:
+        """Gives the configuration of this space that comes closest to `config`, which may lie outside of it.
+
+        Each parameter takes its nearest value, by logs; a name that the space lacks becomes the first of its names.
+        """
+        wanted = self._wanted(config)
+        return self.from_params({name: _nearest(values, wanted[name]) for name, values in self.parameters.items()})
+
+    def _wanted(self, config: LowFormerConfig) -> dict[str, Choice | None]:
+        """The value of each parameter that describes `config`, allowed or not; None for those without effect on it."""
         groups = config.stages[0].groups
         with_blocks = [
             (n, stage) for n, stage in enumerate(config.stages, start=1) if blocks_after_downsampler(n, stage)
@@ -247,22 +276,7 @@ class SearchSpace:
         }
         for number, stage in enumerate(config.stages, start=1):
             wanted |= self._stage_params(number, stage)
-        params: dict[str, Choice] = {}
-        for name, values in self.parameters.items():
-            value = values[0] if wanted[name] is None else wanted[name]
-            if value not in values:
-                raise ValueError(
-                    f"config {config.id} is outside space {self.name!r}: {name} = {value!r}, not in {list(values)}"
-                )
-            params[name] = value  # type: ignore[assignment]
-        if self.from_params(params) != config:
-            raise ValueError(
-                f"config {config.id} is outside space {self.name!r}: its stages differ in groups, kernel or upsampling"
-            )
-        if len(self._params) >= CACHED_PARAMETERS:
-            self._params.clear()
-        self._params[config.id] = params
-        return dict(params)
+        return wanted
 
     def _stage_params(self, number: int, stage: StageConfig) -> dict[str, Choice | None]:
         """Gives the parameters of one stage; None for those that have no effect."""
@@ -409,3 +423,19 @@ class SearchSpace:
             for name, values in self.parameters.items():
                 for value in values:
                     self.from_params({**base, "groups": groups, name: value})
+
+
+def _nearest(values: tuple[Choice, ...], wanted: Choice | None) -> Choice:
+    """The allowed value that comes closest to the one that is wanted; the first one if there is no way to tell."""
+    if wanted is None or wanted in values:
+        return values[0] if wanted is None else wanted
+    if isinstance(wanted, str):
+        if "x" not in wanted:
+            return next((value for value in values if value != "none"), values[0])
+        widths = [int(part) for part in wanted.split("x")]
+        return min(values, key=lambda value: _distance([int(part) for part in str(value).split("x")], widths))
+    return min(values, key=lambda value: _distance([float(value)], [float(wanted)]))
+
+
+def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(abs(math.log((a + 1) / (b + 1))) for a, b in zip(one, other, strict=True))

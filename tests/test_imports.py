@@ -36,7 +36,7 @@ LAYERS = {
         config
         graph.operators
         units  graph.torch_nodes  graph.onnx_file  presets  space  probes
-        blocks  graph.torch_tracer  graph.onnx_tensors
+        blocks  graph.torch_tracer  graph.onnx_tensors  scaling
         heads  graph.onnx_network
         graph.from_config  graph.onnx_patterns  graph.onnx_shapes
         model  graph.onnx_translation  graph.onnx_writer
@@ -51,11 +51,11 @@ LAYERS = {
         accuracy  latency.runtimes  latency.kernel_terms
         latency.target  latency.fusion  latency.kernel_model
         latency.stacked_model  latency.unit_costs  latency.sampling
-        latency.uncertainty  latency.undisturbed
+        latency.uncertainty  latency.undisturbed  latency.sizes
         latency.predictor  latency.sentinel_history
         latency.fitting
         latency.measurement_log
-        latency.measuring
+        latency.measuring  latency.profile_fit
         latency.calibration
         latency
         __init__

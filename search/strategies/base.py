@@ -47,11 +47,13 @@ class Opening:
     Attributes:
         explore: so many candidates span the sizes.
         exploit: so many are the best for the budget by the estimate before training.
+        scaled: so many are published models scaled to the budget, which what is found has to beat.
         second_seeds: whether second seeds are trained right after them, not at the end of the run.
     """
 
     explore: int = 0
     exploit: int = 0
+    scaled: int = 0
     second_seeds: bool = False
 
 

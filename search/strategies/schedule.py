@@ -52,7 +52,7 @@ class Schedule:
         if (control := self.next_control()) is not None:
             return Proposal(self.controls[control - FIRST_CONTROL], "control", training_seed(self.state.seed, control))
         opening = self.strategy.opening(self.state)
-        chosen = sum(count[role] for role in ("explore", "exploit", "child", "sampled", "enqueued"))
+        chosen = sum(count[role] for role in ("explore", "exploit", "scaled", "child", "sampled", "enqueued"))
         if count["explore"] < opening.explore:
             target = pool.found.size_target(count["explore"], opening.explore)
             return self._proposal(pool.found.nearest_in_size(target, self.state.history.tried), "explore", number)
@@ -60,6 +60,8 @@ class Schedule:
             history = self.state.history
             config = self.state.objective.goal.exploiting(pool, history.tried, history.proposed_for_budget())
             return self._proposal(config, "exploit", number)
+        if count["scaled"] < opening.scaled and (config := self._published_left()) is not None:
+            return self._proposal(config, "scaled", number)
         if opening.second_seeds:
             if (repeated := self.second_seed(number)) is not None:
                 return repeated
@@ -73,6 +75,11 @@ class Schedule:
             return None
         seed = training_seed(self.state.seed, number)
         return Proposal(suggestion.config, self.strategy.role, seed, suggestion.attrs)
+
+    def _published_left(self) -> LowFormerConfig | None:
+        """A published model scaled to the budget that was not tried, or None."""
+        history, objective = self.state.history, self.state.objective
+        return self.state.pool.scaled_to_budget(objective.before_training, history.tried, history.proposed("scaled"))
 
     def next_control(self) -> int | None:
         """The number of the control to train next, from `FIRST_CONTROL` on; None if all are trained or under way."""

@@ -19,6 +19,7 @@ from .base import Opening, SearchState, Strategy, Suggestion
 MOST_OF_A_RUNG = 40  # so many of each rung are considered for the best of all
 PARENTS = 8
 MUTANTS = 200
+SCALED, SCALED_SHARE = 3, 5  # published models scaled to the budget, at most; one trial in so many
 FOUND = 100  # of those that evolution found by the prior, drawn anew each time
 MIN_OBSERVATIONS = 2  # that a surrogate needs
 
@@ -40,12 +41,14 @@ class SurrogateStrategy(Strategy):
     def opening(self, state: SearchState) -> Opening:
         """A quarter of the candidates, at most 16: half of them span the sizes, half are the best by the prior.
 
-        Candidates that were enqueued from outside take their places.
+        Candidates that were enqueued from outside take their places. Published models scaled to the budget come on top:
+        they are what a user would take without a search.
         """
         first = initial(state.trials)
         enqueued = state.history.roles["enqueued"]
         explore = max(min(-(-first // 2) if first > 1 else 0, first - enqueued), 0)
-        return Opening(explore, max(first - enqueued - explore, 0))
+        scaled = min(SCALED, state.trials // SCALED_SHARE)
+        return Opening(explore, max(first - enqueued - explore, 0), scaled)
 
     def propose(self, state: SearchState, rng: np.random.Generator) -> Suggestion | None:
         config = self._promising(state, rng) or state.objective.goal.exploiting(

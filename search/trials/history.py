@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...search_space.config import LowFormerConfig
-from .records import EvaluationResult, Proposal, RungEntry
+from .records import EvaluationResult, Proposal, Role, RungEntry
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,14 @@ class History:
         """The results with that status, in the order of their trials' numbers."""
         return [result for result in self.results.values() if result.status == status]
 
-    def proposed_for_budget(self) -> list[LowFormerConfig]:
-        """The candidates that were to exploit the budget so far, finished or under way."""
-        roles = ("exploit", "child")
+    def proposed(self, *roles: Role) -> list[LowFormerConfig]:
+        """The candidates that were proposed in these roles so far, finished or under way."""
         done = [result.config for result in self.results.values() if result.role in roles]
         return done + [proposal.config for proposal in self.open.values() if proposal.role in roles]
+
+    def proposed_for_budget(self) -> list[LowFormerConfig]:
+        """The candidates that were to exploit the budget so far, finished or under way."""
+        return self.proposed("exploit", "scaled", "child")
 
     def configs(self) -> list[LowFormerConfig]:
         """The configurations of all trials that have a result or are open."""

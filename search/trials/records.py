@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ...search_space.config import LowFormerConfig, one_line
 
 Status = Literal["complete", "infeasible", "pruned", "failed", "predicted"]
-Role = Literal["explore", "exploit", "child", "sampled", "repeat", "enqueued", "control"]
+Role = Literal["explore", "exploit", "scaled", "child", "sampled", "repeat", "enqueued", "control"]
 LatencySource = Literal["measured", "predicted"]
 MeasurementRole = Literal["anchor", "leader", "finalist"]
 
@@ -139,9 +139,10 @@ class EvaluationResult(_Record):
             best predicted networks, and no trial).
         reason: why it is not complete, or from which trial its result was reused; else empty.
         role: why it was proposed: "explore" (one of those that span the sizes), "exploit" (the best for the budget
-            before anything is trained), "child" (by what was trained so far), "sampled" (by a sampler of Optuna),
-            "repeat" (a second seed of an earlier candidate), "enqueued" (from outside) or "control" (a published model,
-            trained to see how far such trainings agree with what was published).
+            before anything is trained), "scaled" (a published model scaled to the budget), "child" (by what was trained
+            so far), "sampled" (by a sampler of Optuna), "repeat" (a second seed of an earlier candidate), "enqueued"
+            (from outside) or "control" (a published model, trained to see how far such trainings agree with what was
+            published).
         config: the candidate.
         config_id: its `id`.
         seed: of its training.
