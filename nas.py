@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -325,7 +326,9 @@ def measure(
     config: Configs = None,
     preset: Presets = None,
     onnx: Onnx = None,
-    time_limit: Annotated[str, _option(help="Looks at one model are spread over this time.")] = "10s",
+    time_limit: Annotated[
+        str, _option(help="Looks at one model are spread over this time, up to 6 times it on a restless machine.")
+    ] = "10s",
     profiles: Profiles = None,
     as_json: Json = False,
 ) -> None:
@@ -340,7 +343,7 @@ def measure(
         raise ValueError("nothing to do: name models with --preset, --config or --onnx")
     with open_meter(full) as meter, meter.looks(profiles) as looks:
         try:
-            looks.take(dict(items), limit_s)
+            looks.take(dict(items), limit_s, partial(print, file=sys.stderr))
         finally:  # also of what was measured before an interrupt or a model that cannot run
             print_measured(full, looks, as_json=as_json)
 
@@ -451,7 +454,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
         if not text:  # the help was asked for
             return 0
-        return _fail(text, getattr(error, "exit_code", 2))
+        # Of a choice typer says what pydantic says of it.
+        return _fail(text.replace("Value error, ", ""), getattr(error, "exit_code", 2))
     except ValueError as error:
         return _fail(str(error), 2)
     except (OSError, RuntimeError, MemoryError) as error:

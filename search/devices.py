@@ -93,7 +93,7 @@ def measure(
     Args:
         network: a configuration, the name of a published model, an ONNX file or a config file.
         target: name of a target at hand ("cpu"), or its YAML file.
-        time_limit: looks at it are spread over this time.
+        time_limit: looks at it are spread over this time; up to 6 times it on a restless machine.
         profiles: folder of the user's own target profiles; what is known there of the machine's speed is used.
 
     Raises ValueError if the target cannot be measured, OSError if its machine cannot be reached.

@@ -15,12 +15,15 @@ def flips_and_shifts(recipe: Recipe, side: int) -> nn.Module:
 
     What a shift uncovers repeats the border.
     """
-    from kornia.augmentation import RandomCrop, RandomHorizontalFlip  # type: ignore[import-untyped, unused-ignore]
     from torch import nn
 
+    pixels = round(recipe.max_shift * side)
     steps: list[nn.Module] = []
-    if recipe.flip:
-        steps.append(RandomHorizontalFlip(p=0.5))
-    if pixels := round(recipe.max_shift * side):
-        steps.append(RandomCrop((side, side), padding=pixels, padding_mode="replicate"))
+    if recipe.flip or pixels:
+        from kornia.augmentation import RandomCrop, RandomHorizontalFlip  # type: ignore[import-untyped, unused-ignore]
+
+        if recipe.flip:
+            steps.append(RandomHorizontalFlip(p=0.5))
+        if pixels:
+            steps.append(RandomCrop((side, side), padding=pixels, padding_mode="replicate"))
     return nn.Sequential(*steps)

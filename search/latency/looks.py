@@ -29,6 +29,7 @@ LATENCY_NAMES: Mapping[str, str] = {
     "p99": "p99 latency under load",
 }
 FEWEST_LOOKS, LOOKS = 3, 8  # at a network, in `Looks.take`
+REPEATABLE, LONGEST = 0.02, 6  # repeatability that is enough, and how many times as long it is waited for
 LOOK_RUNS = 5  # timed runs of a look, where its time allows them
 QUIET = (0.02, 0.05)  # slowness of a machine at rest: on average, and at most
 _QUANTILES = {"p50": "median_ms", "p90": "p90_ms", "p99": "p99_ms"}
@@ -222,15 +223,21 @@ class Looks:
         """What the sentinel takes undisturbed, as far as it is known by now."""
         return sentinel_reference(self.sentinels_ms, self._measuring.known_ms)
 
-    def take(self, networks: Mapping[str, Any], time_limit_s: float) -> None:
+    def take(
+        self, networks: Mapping[str, Any], time_limit_s: float, say: Callable[[str], object] = lambda line: None
+    ) -> None:
         """Looks at networks, `time_limit_s` for each, at least `FEWEST_LOOKS` times.
+
+        On a restless machine it goes on, up to `LONGEST` times as long in all, with those whose repeatability is not
+        `REPEATABLE` yet: there will be calmer moments. `say` is told so.
 
         Raises what a look raises; the looks before are kept.
         """
-        begin, most_s = time.monotonic(), time_limit_s * len(networks)
-        passes = 0
-        while passes < FEWEST_LOOKS or time.monotonic() - begin < most_s * (1 - 0.5 / LOOKS):
-            for name, network in networks.items():
+        begin, passes, waiting = time.monotonic(), 0, False
+        planned_s = time_limit_s * len(networks) * (1 - 0.5 / LOOKS)
+        left = dict(networks)
+        while left:
+            for name, network in left.items():
                 limits = {"time_limit_s": time_limit_s / LOOKS / 1.5, "min_runs": LOOK_RUNS}
 
                 def look(network: Any = network, limits: Mapping[str, Any] = limits) -> Measurement:
@@ -238,7 +245,16 @@ class Looks:
 
                 taken = take_look(look, self._watch, name, round=passes, target=self._target)
                 self.rounds.setdefault(name, []).append(taken)
-            passes += 1
+            passes, elapsed_s = passes + 1, time.monotonic() - begin
+            if passes < FEWEST_LOOKS or elapsed_s < planned_s:
+                continue
+            if elapsed_s >= LONGEST * planned_s:
+                break
+            found = self.latencies()
+            left = {name: network for name, network in left.items() if found[name].repeatability > REPEATABLE}
+            if left and not waiting:
+                waiting = True
+                say(f"the machine is restless: looking on, for {LONGEST * planned_s - elapsed_s:.0f} s at most")
 
     def latencies(self) -> dict[str, MeasuredLatency]:
         """What the looks so far say of each network."""
