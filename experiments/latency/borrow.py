@@ -47,7 +47,9 @@ TRIES = 4
 def configs() -> dict[str, LowFormerConfig]:
     """By role: "spread:7" is the eighth calibration configuration, "random:3" the fourth test configuration."""
     space = SearchSpace.load("default")
-    roles = {f"spread:{i}": config for i, config in enumerate(spread_sample(space, CALIBRATION, 0, LIMIT_MACS))}
+    roles = {
+        f"spread:{i}": config for i, config in enumerate(spread_sample(space, CALIBRATION, 0, LIMIT_MACS, leaning=0))
+    }
     rng = np.random.default_rng(2026)
     taken = {config.id for config in (*roles.values(), *PRESETS.values())}
     while len(roles) < CALIBRATION + RANDOM:

@@ -44,7 +44,7 @@ BOOTSTRAPS = 2000
 def configs(calibration: int, random: int) -> dict[str, LowFormerConfig]:
     """By role: "spread:7" is the eighth calibration configuration, "random:3" the fourth test configuration."""
     space = SearchSpace.load("default")
-    roles = {f"spread:{i}": c for i, c in enumerate(spread_sample(space, calibration, 0, LIMIT_MACS))}
+    roles = {f"spread:{i}": c for i, c in enumerate(spread_sample(space, calibration, 0, LIMIT_MACS, leaning=0))}
     rng = np.random.default_rng(54321)
     known = {config.id for config in (*roles.values(), *PRESETS.values())}
     while len(roles) < calibration + random:

@@ -62,7 +62,7 @@ def configs(name: str) -> dict[str, LowFormerConfig]:
     roles = {
         f"spread{seed}:{i}": config
         for seed in SETS[name].seeds
-        for i, config in enumerate(spread_sample(space, CALIBRATION, seed, LIMIT_MACS))
+        for i, config in enumerate(spread_sample(space, CALIBRATION, seed, LIMIT_MACS, leaning=0))
     }
     rng = np.random.default_rng(SETS[name].random_seed)
     known = {config.id for config in (*roles.values(), *PRESETS.values())}

@@ -10,18 +10,13 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from ...search_space import OpGraph, SearchSpace
-from .fitting.cross_validation import FOLDS, Fit, fit_samples
-from .fitting.known_devices import StackedFit, profiles_of_others, stack_with_known
-from .fitting.samples import Probe, Sample
-from .kernel_model import KernelModel
-from .kernel_terms import Array
+from .fitting.cross_validation import FOLDS
 from .measurement_log import MeasurementLog
 from .measuring import (
     DEFAULT_SAMPLES,
@@ -34,15 +29,11 @@ from .measuring import (
     Progress,
 )
 from .predictor import LatencyPredictor
+from .profile_fit import FittedSpaces, fit_log, model_rms
 from .sampling import affordable_macs, sentinel_config, spread_sample
 from .sentinel_history import SentinelHistory
-from .stacked_model import StackedModel
 from .target import Target, user_profiles
-from .uncertainty import LogErrors
 from .undisturbed import SentinelWatch
-
-ADDED_SAMPLES = 20
-"""Configurations of a further space that a calibration adds to one before."""
 
 
 def calibrate(
@@ -69,8 +60,8 @@ def calibrate(
         look_at_sentinel: gives the undisturbed latency of `sampling.sentinel_config()` in ms, from a short look; by
             default `measure` does that.
         space: the space that configs are drawn from; the published models are never among them.
-        samples: configs to measure, at least `MIN_SAMPLES`; by default `DEFAULT_SAMPLES`, or with `until` at most
-            `MAX_SAMPLES`. Fewer are measured once `time_limit_s` has passed.
+        samples: configs to measure, at least `MIN_SAMPLES`; by default `DEFAULT_SAMPLES`, more where they are quick to
+            measure, or with `until` at most `MAX_SAMPLES`. Fewer are measured once `time_limit_s` has passed.
         until: stops as soon as the mean error on held-out configs is below this with 90 % confidence (0.03 is 3 %), as
             checked after every `CONFIGS_PER_CHECK` configs; the more checks, the lower is the confidence in the last.
         probes: small graphs of operators that the space lacks, so that other networks can be predicted too; measured
@@ -81,8 +72,8 @@ def calibrate(
         progress: called after every look.
         profiles: folder for the profile; default: the user's own.
         path: measurements file; default: beside the profile.
-        adds: the configs that were measured before, of other spaces, are kept and fitted on too; `samples` is
-            `ADDED_SAMPLES` by default then.
+        adds: the configs that were measured before, of other spaces, are kept and fitted on too; networks of each space
+            get a model of their own where that predicts them better.
 
     Warns of whatever was not measured for lack of time.
 
@@ -91,7 +82,7 @@ def calibrate(
             that are changed meanwhile.
     """
     target = Target.parse(target)
-    effort = Effort.of(ADDED_SAMPLES if adds and samples is None else samples, until, time_limit_s)
+    effort = Effort.of(samples, until, time_limit_s)
     if isinstance(space, str):
         space = SearchSpace.load(space)
     if probes is None:
@@ -112,19 +103,18 @@ def calibrate(
         measuring.report(f"resumed from {file}")
     # By the first look at the sentinel, so that a calibration that resumes draws the same sample.
     limit = affordable_macs(DEFAULT_TIME_LIMIT_S / DEFAULT_SAMPLES, log.sentinels_ms[0], sentinel)
-    chosen = spread_sample(space, effort.samples, seed, limit)
+    chosen = spread_sample(space, effort.samples + effort.more, seed, limit)
     unmeasured_probes = measuring.look_at_probes() if first.kernel_ms is not None else 0
     bound = measuring.look_at_configs(chosen)
     history.add(watch.sentinels_ms)
-    _warn_of_missing(unmeasured_probes, len(probes), measuring.done, len(chosen), bound, effort)
+    _warn_of_missing(unmeasured_probes, len(probes), measuring.done, min(effort.samples, len(chosen)), bound, effort)
     measuring.report("fitting")
-    fitted = _Fitted.of(measuring, target, profiles)
+    fitted = fit_log(log, target, probes, profiles)
     provenance = _provenance(target, space, seed, first, log, fitted, measuring)
-    errors = LogErrors.from_errors(fitted.log_errors)
-    predictor = LatencyPredictor(target, fitted.model, errors, provenance, dict(first.host))
+    predictor = fitted.predictor(target, provenance, first.host)
     predictor.save(profiles)
     log.complete(fitted.held_out_error)
-    measuring.report(f"held-out error {fitted.held_out_error:.1%} (MACs alone {fitted.fit.macs_only_error:.1%})")
+    measuring.report(f"held-out error {fitted.held_out_error:.1%} (MACs alone {fitted.macs_only_error:.1%})")
     return predictor
 
 
@@ -180,71 +170,31 @@ def _warn_of_missing(
         warnings.warn(f"{measured} of {chosen} configs were measured for want of time", stacklevel=3)
 
 
-@dataclass(frozen=True, eq=False)
-class _Fitted:
-    """What was fitted to the measurements of a calibration.
-
-    Attributes:
-        samples, probes: what was fitted on.
-        fit: the target's own model.
-        stacked: its model stacked with those of known targets, if that is better.
-    """
-
-    samples: list[Sample]
-    probes: list[Probe]
-    fit: Fit
-    stacked: StackedFit | None
-
-    @classmethod
-    def of(cls, measuring: Measuring, target: Target, profiles: str | Path | None) -> Self:
-        """Fits the target's own model, and stacks it with the profiles of other targets."""
-        samples, fusion, block, measured_probes = measuring.to_fit()
-        fit = fit_samples(samples, fusion, block, probes=measured_probes)
-        stacked = stack_with_known(fit, samples, str(target), profiles_of_others(target, profiles))
-        return cls(samples, measured_probes, fit, stacked)
-
-    @property
-    def model(self) -> KernelModel | StackedModel:
-        return self.fit.model if self.stacked is None else self.stacked.model
-
-    @property
-    def log_errors(self) -> Array:
-        return self.fit.log_errors if self.stacked is None else self.stacked.log_errors
-
-    @property
-    def rms(self) -> float:
-        return float(np.sqrt(np.mean(self.log_errors**2)))
-
-    @property
-    def held_out_error(self) -> float:
-        return self.fit.held_out_error if self.stacked is None else self.stacked.held_out_error
-
-
 def _provenance(
     target: Target,
     space: SearchSpace,
     seed: int,
     first: Measured,
     log: MeasurementLog,
-    fitted: _Fitted,
+    fitted: FittedSpaces,
     measuring: Measuring,
 ) -> dict[str, Any]:
     """What a profile says about its measurements and its fit."""
-    samples, fit = fitted.samples, fitted.fit
+    first_fit, samples = fitted.parts[0], [sample for part in fitted.parts for sample in part.samples]
     provenance: dict[str, Any] = {
         "source": f"measured on {'this machine' if target.is_local else target.device} with {target.runtime}",
         "samples": len(samples),
-        "probes": len(fitted.probes),
+        "probes": len(first_fit.probes),
         "space": space.name,
         "spaces": log.spaces,
         "seed": seed,
         "held_out_error": round(fitted.held_out_error, 5),
-        "macs_only_error": round(fit.macs_only_error, 5),
+        "macs_only_error": round(fitted.macs_only_error, 5),
         "folds": min(FOLDS, len(samples)),
-        "form": fit.form,
+        "form": first_fit.fit.form,
         "held_out_rms": round(fitted.rms, 5),
-        "noise_rms": round(fit.noise, 5),
-        "model_rms": round(float(np.sqrt(max(0.0, fitted.rms**2 - fit.noise**2))), 5),
+        "noise_rms": round(fitted.noise, 5),
+        "model_rms": round(model_rms(fitted.rms, fitted.noise), 5),
         "looks": sum(len(looks) for looks in log.looks.values()),
         "more_looks_would_help": not measuring.enough,
         "sentinel_ms": round(log.reference_ms or 0.0, 5),
@@ -256,9 +206,11 @@ def _provenance(
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(measuring.elapsed_s, 1),
     }
-    if fitted.stacked is not None:
-        shares = {part.name: part.share for part in fitted.stacked.model.parts}
-        provenance["borrowed"] = {"shares": shares, "held_out_error_without": round(fit.held_out_error, 5)}
+    if len(fitted.parts) > 1:
+        provenance["held_out_error_by_space"] = {part.space: round(part.held_out_error, 5) for part in fitted.parts}
+    if (stacked := first_fit.stacked) is not None:
+        shares = {part.name: part.share for part in stacked.model.parts}
+        provenance["borrowed"] = {"shares": shares, "held_out_error_without": round(first_fit.fit.held_out_error, 5)}
         others = [f"{name} ({share:.0%})" for name, share in shares.items() if name != str(target)]
         provenance["source"] += f", leaning on known devices: {', '.join(others)}"
     return provenance

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...search_space import LowFormerConfig, OpGraph
-from .fitting.samples import ConfigLook, Probe, Sample, merged
-from .undisturbed import Look, sentinel_reference, undisturbed
+from .fitting.samples import ConfigLook, Probe, Sample, block_size, merged
+from .target import Target
+from .undisturbed import Look, sentinel_reference, undisturbed, unevenness
 
 
 class MeasurementLog:
@@ -19,7 +20,8 @@ class MeasurementLog:
 
     If the file's last calibration has the same header and is not complete, its looks are taken over. Otherwise a new
     calibration begins at the end of the file. If its header says that it "adds", it has the looks of those before, as
-    far as they were on the same device and with the same settings of the machine.
+    far as they were on the same device and with the same settings of the machine. Without a header the file's last
+    calibration is only read.
 
     Attributes:
         file: the JSON Lines file.
@@ -30,14 +32,18 @@ class MeasurementLog:
         spaces: that the configurations were drawn from (`calibration.space_key`).
     """
 
-    def __init__(self, file: Path, header: dict[str, Any], known_ms: float | None = None) -> None:
+    def __init__(self, file: Path, header: dict[str, Any] | None = None, known_ms: float | None = None) -> None:
         self.file = file
         self.known_ms = known_ms
         self.looks: dict[str, list[ConfigLook]] = {}
         self.probes: dict[str, tuple[Mapping[str, float], float | None]] = {}
         self.sentinels_ms: list[float] = []
         self.spaces: list[str] = []
+        self._space, self._space_of = "", dict[str, str]()
         self._header: Mapping[str, Any] | None = None
+        if header is None:
+            self._read(file.read_text(encoding="utf-8"), {})
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         resuming = self._read(text, header)
@@ -82,7 +88,10 @@ class MeasurementLog:
 
     def samples(self) -> list[Sample]:
         """One sample per configuration, from all looks at it."""
-        return [merged(looks, self.reference_ms) for looks in self.looks.values()]
+        reference_ms = self.reference_ms
+        each = [undisturbed([one.look for one in looks], reference_ms) for looks in self.looks.values()]
+        uneven = max(1.0, unevenness(each))
+        return [merged(looks, reference_ms, uneven) for looks in self.looks.values()]
 
     def measured_probes(self, graphs: Mapping[str, OpGraph]) -> list[Probe]:
         """The probes that were measured, with their graphs by name, as fast as undisturbed."""
@@ -92,6 +101,15 @@ class MeasurementLog:
                 (factor,) = undisturbed([Look(1.0, 0.0, sentinel_ms)], self.reference_ms).factors.tolist()
                 found.append(Probe(graphs[name], {key: factor * ms for key, ms in kernel_ms.items()}))
         return found
+
+    def space_of(self, config: LowFormerConfig) -> str:
+        """The space that a configuration was drawn from, of those in `spaces`."""
+        return self._space_of[config.id]
+
+    def to_fit(self, target: Target, graphs: Mapping[str, OpGraph]) -> tuple[list[Sample], str, int, list[Probe]]:
+        """Samples, fusion, block and probes, as the fitting functions take them; `graphs` are the probes' by name."""
+        samples = self.samples()
+        return samples, target.fusion, block_size(samples, target.fusion), self.measured_probes(graphs)
 
     def _read(self, text: str, header: dict[str, Any]) -> bool:
         """Reads the file's last calibration. Returns whether it has this header and was not completed."""
@@ -121,13 +139,16 @@ class MeasurementLog:
 
     def _clear(self) -> None:
         self.looks, self.probes, self.sentinels_ms, self.spaces = {}, {}, [], []
+        self._space_of = {}
 
     def _begin(self, header: Mapping[str, Any]) -> None:
         self._header = header
-        if (space := header.get("space")) is not None and space not in self.spaces:
-            self.spaces.append(str(space))
+        self._space = str(header.get("space", ""))
+        if self._space and self._space not in self.spaces:
+            self.spaces.append(self._space)
 
     def _keep(self, look: ConfigLook) -> None:
+        self._space_of.setdefault(look.config.id, self._space)
         self.looks.setdefault(look.config.id, []).append(look)
 
     def _append(self, record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +13,15 @@ import numpy as np
 
 from ...search_space import LowFormerConfig, OpGraph
 from .fitting.cross_validation import fit_errors, held_out_bound
-from .fitting.samples import ConfigLook, Probe, Sample, block_size
+from .fitting.samples import ConfigLook
 from .measurement_log import MeasurementLog
 from .target import Target
 from .undisturbed import Look, SentinelWatch
 
-DEFAULT_SAMPLES = 40
+DEFAULT_SAMPLES, MOST_DEFAULT_SAMPLES = 40, 100
+"""Configurations, unless so many are asked for; and up to so many where networks are quick to measure."""
+MORE_AT_ONCE, MORE_SHARE = 10, 0.75
+"""Further configurations that are begun together, up to this share of the time limit."""
 DEFAULT_TIME_LIMIT_S = 195.0
 """With fitting and saving, a default calibration takes less than four minutes."""
 MIN_SAMPLES = 8
@@ -82,15 +86,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a calibration measures; `calibrate` explains the attributes."""
+    """How much a calibration measures; `calibrate` explains the attributes.
+
+    Attributes:
+        more: configurations that are measured beyond `samples` while there is time.
+    """
 
     samples: int
+    more: int
     until: float | None
     time_limit_s: float
 
     @classmethod
     def of(cls, samples: int | None, until: float | None, time_limit_s: float | None) -> Self:
         """The effort asked for, with defaults. Raises ValueError for an impossible one."""
+        more = MOST_DEFAULT_SAMPLES - DEFAULT_SAMPLES if samples is None and until is None else 0
         if samples is None:
             samples = DEFAULT_SAMPLES if until is None else MAX_SAMPLES
         if time_limit_s is None:
@@ -99,7 +109,7 @@ class Effort:
             raise ValueError(f"a calibration needs at least {MIN_SAMPLES} samples, given {samples}")
         if until is not None and not 0 < until < 1:
             raise ValueError(f"the held-out error to reach is between 0 and 100 %, given {until:.0%}")
-        return cls(samples, until, time_limit_s)
+        return cls(samples, more, until, time_limit_s)
 
 
 class Measuring:
@@ -143,7 +153,8 @@ class Measuring:
     def report(self, message: str) -> None:
         """Tells the caller of the calibration how it stands."""
         if self._progress:
-            self._progress(Progress(self.done, self._effort.samples, self.elapsed_s, message))
+            samples = max(self._effort.samples, len(self._chosen))
+            self._progress(Progress(self.done, samples, self.elapsed_s, message))
 
     def look_at_probes(self) -> int:
         """Looks at the probes that the log lacks, as far as time allows. Returns how many are left."""
@@ -167,30 +178,28 @@ class Measuring:
         Returns:
             The bound of the held-out error; infinite if none was asked for, or too few were measured to tell.
         """
-        self._chosen = configs
         until, bound = self._effort.until, np.inf
-        batch = self._effort.samples if until is None else CONFIGS_PER_CHECK
-        for start in range(0, len(configs), batch):
-            part = configs[start : start + batch]
+        sure = self._effort.samples if until is None else CONFIGS_PER_CHECK
+        starts = [0, *range(sure, len(configs), MORE_AT_ONCE if until is None else CONFIGS_PER_CHECK)]
+        for start, end in itertools.pairwise([*starts, len(configs)]):
+            more = start >= self._effort.samples
+            if more and self.elapsed_s >= MORE_SHARE * self._effort.time_limit_s:
+                break
+            self._chosen, part = configs[:end], configs[start:end]
             for times in range(1, LOOKS + 1):
                 self._look_up_to(part if times % 2 else part[::-1], times)
             if until is not None and self.done >= MIN_SAMPLES_TO_CHECK:
-                bound = held_out_bound(*self.to_fit())
+                bound = held_out_bound(*self._log.to_fit(self._target, self._probes))
                 self.report(f"held-out error below {bound:.1%}")
                 if bound <= until:
                     break
         self._look_where_it_helps()
         return bound
 
-    def to_fit(self) -> tuple[list[Sample], str, int, list[Probe]]:
-        """Samples, fusion, block and probes, as the fitting functions take them."""
-        samples, fusion = self._log.samples(), self._target.fusion
-        return samples, fusion, block_size(samples, fusion), self._log.measured_probes(self._probes)
-
     def _look_where_it_helps(self) -> None:
         """Looks again at configurations whose looks agree least, until noise is a small part of the held-out error."""
         while self.elapsed_s < self._effort.time_limit_s and len(self._log.looks) >= MIN_SAMPLES:
-            samples, fusion, block, probes = self.to_fit()
+            samples, fusion, block, probes = self._log.to_fit(self._target, self._probes)
             noise = np.array([sample.repeatability for sample in samples])
             total = float(np.mean(fit_errors(samples, fusion, block, probes) ** 2))
             if float(np.mean(noise**2)) <= max(NOISE_SHARE * total, LEAST_NOISE**2):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,18 +18,23 @@ from ...search_space.graph import OpGraph
 from ..model_files import read_model, write_model
 from .fusion import fuse, fuse_config
 from .kernel_model import KernelModel
+from .sizes import Sizes, log_sizes
 from .stacked_model import StackedModel
 from .target import Target, full_names, profile_folders, user_profiles
 from .uncertainty import LogErrors
 from .unit_costs import UnitCosts
 
-SCHEMA = 2
-"""Version of the profile files. Files of older versions are read, newer ones refused. 2: stacked models."""
+SCHEMA = 3
+"""Version of the profile files. Files of older versions are read, newer ones refused.
+
+2: stacked models. 3: models of their own for networks of further spaces.
+"""
 OUTSIDE_WIDENING = 3.0
 """Factor on log errors for networks with operators or shapes beyond those fitted on."""
 UNMODELLED_FACTOR = 10.0
 """Factor on the upper end of the interval for networks with operators of no known kind, known by their sizes alone."""
 
+Floats = NDArray[np.float64]
 Item = LowFormerConfig | OpGraph | str | Path
 
 
@@ -67,6 +72,8 @@ class LatencyPredictor:
         fingerprint: device model and runtime version that the profile belongs to; empty for devices elsewhere.
         allowed: names, as `KernelModel.outside` gives them, for which `errors` allows already (the priors of a profile
             from published measurements). They are still named, but widen no interval.
+        sizes: of the networks that the model was fitted on, where there are further models.
+        further: predictors of networks of other sizes on the same target, by models of their own.
     """
 
     def __init__(
@@ -77,7 +84,13 @@ class LatencyPredictor:
         provenance: dict[str, Any],
         fingerprint: dict[str, str] | None = None,
         allowed: Iterable[str] = (),
+        sizes: Sizes | None = None,
+        further: Sequence[LatencyPredictor] = (),
     ) -> None:
+        if further and not (sizes and all(each.sizes for each in further)):
+            raise ValueError("where there are models for networks of other sizes, all say of which")
+        self.sizes: Sizes | None = sizes
+        self.further: tuple[LatencyPredictor, ...] = tuple(further)
         self.target = target
         self.model = model
         self.errors = errors
@@ -127,6 +140,17 @@ class LatencyPredictor:
             errors = LogErrors.from_errors(data["uncertainty"]["log_errors"])
             provenance, fingerprint = dict(data["provenance"]), dict(data["fingerprint"])
             allowed = [str(name) for name in data["uncertainty"].get("allows_for", [])]
+            sizes = Sizes.from_dict(data["sizes"]) if "sizes" in data else None
+            further = [
+                cls(
+                    target,
+                    KernelModel.from_dict(each["model"]),
+                    LogErrors.from_errors(each["uncertainty"]["log_errors"]),
+                    provenance,
+                    sizes=Sizes.from_dict(each["sizes"]),
+                )
+                for each in data.get("further", [])
+            ]
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise ValueError(f"broken profile {path}: {what:.200}") from None
@@ -138,20 +162,28 @@ class LatencyPredictor:
             )
             command = _calibrate_command(target, None if path.parent == user_profiles() else path.parent)
             raise ValueError(f"the profile of {target} is another machine's ({differing}): make one with `{command}`")
-        return cls(target, model, errors, provenance, fingerprint, allowed)
+        return cls(target, model, errors, provenance, fingerprint, allowed, sizes, further)
 
     def save(self, profiles: str | Path | None = None) -> Path:
         """Writes the profile into folder `profiles` (default: the user's own) over an older one. Returns its path."""
         folder = Path(profiles) if profiles is not None else user_profiles()
         folder.mkdir(parents=True, exist_ok=True)
         allowed = {"allows_for": sorted(self.allowed)} if self.allowed else {}
-        content = {
+        content: dict[str, Any] = {
             "target": str(self.target),
             "fingerprint": self.fingerprint,
             "provenance": self.provenance,
             "model": self.model.to_dict(),
             "uncertainty": self.errors.to_dict() | allowed,
         }
+        if self.sizes is not None:
+            content["sizes"] = self.sizes.to_dict()
+        if self.further:
+            content["further"] = [
+                {"model": each.model.to_dict(), "uncertainty": each.errors.to_dict(), "sizes": each.sizes.to_dict()}
+                for each in self.further
+                if each.sizes is not None
+            ]
         path = folder / self.target.file_name
         write_model(path, content, SCHEMA)
         return path
@@ -170,24 +202,45 @@ class LatencyPredictor:
         """Predicts latencies with intervals, for configurations, operator graphs and ONNX files."""
         if isinstance(items, str | Path | LowFormerConfig | OpGraph):
             raise ValueError(f"predict takes several items, given one {type(items).__name__}: put it into a list")
+        checked = [self._checked(item) for item in items]
+        return [self._whose([item])[0]._predict(item, coverage) for item in checked]
+
+    def _predict(self, item: LowFormerConfig | OpGraph, coverage: float) -> LatencyPrediction:
+        """The prediction for one network by the model of this predictor itself."""
         low, high = self.errors.interval(coverage)
         center = float(self.errors.quantile(0.5))
-        result = []
-        for item in items:
-            item = self._checked(item)
-            physical, outside = self._item_ms(item)
-            upper_factor = UNMODELLED_FACTOR if "other" in outside else 1.0
-            widening = OUTSIDE_WIDENING if set(outside) - self.allowed else 1.0
-            result.append(
-                LatencyPrediction(
-                    latency_ms=physical * math.exp(center),
-                    low_ms=physical * math.exp(center + widening * (low - center)),
-                    high_ms=upper_factor * physical * math.exp(center + widening * (high - center)),
-                    coverage=coverage,
-                    source=self.source,
-                    outside=_named(outside, item),
-                )
-            )
+        physical, outside = self._item_ms(item)
+        upper_factor = UNMODELLED_FACTOR if "other" in outside else 1.0
+        widening = OUTSIDE_WIDENING if set(outside) - self.allowed else 1.0
+        return LatencyPrediction(
+            latency_ms=physical * math.exp(center),
+            low_ms=physical * math.exp(center + widening * (low - center)),
+            high_ms=upper_factor * physical * math.exp(center + widening * (high - center)),
+            coverage=coverage,
+            source=self.source,
+            outside=_named(outside, item),
+        )
+
+    def _whose(self, networks: Sequence[LowFormerConfig | OpGraph]) -> list[LatencyPredictor]:
+        """For each network the predictor whose model was fitted on networks of its size."""
+        if self.sizes is None or not self.further:
+            return [self] * len(networks)
+        all_of_them = (self, *self.further)
+        sizes = log_sizes(networks)
+        nearest = np.argmax([each.sizes.log_density(sizes) for each in all_of_them if each.sizes], axis=0)
+        return [all_of_them[place] for place in nearest.tolist()]
+
+    def _in_parts(
+        self, configs: Sequence[LowFormerConfig], predicted: Callable[[LatencyPredictor, Any], Floats]
+    ) -> Floats:
+        """(n,) what `predicted` gives for the configurations of each predictor."""
+        if not self.further:
+            return predicted(self, configs)
+        whose, result = self._whose(configs), np.empty(len(configs))
+        for predictor in (self, *self.further):
+            places = [place for place, owner in enumerate(whose) if owner is predictor]
+            if places:
+                result[places] = predicted(predictor, [configs[place] for place in places])
         return result
 
     def _checked(self, item: Item) -> LowFormerConfig | OpGraph:
@@ -220,10 +273,15 @@ class LatencyPredictor:
 
     def latency_ms(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.float64]:
         """(n,) predicted latencies (medians), tens of thousands a second: unit costs are kept between calls."""
-        return self._model_ms(configs)[0] * math.exp(float(self.errors.quantile(0.5)))
+        return self._in_parts(
+            configs, lambda own, some: own._model_ms(some)[0] * math.exp(float(own.errors.quantile(0.5)))
+        )
 
     def quantile_ms(self, configs: Sequence[LowFormerConfig], q: float) -> NDArray[np.float64]:
         """(n,) `q`-quantiles of the predictive distributions."""
+        return self._in_parts(configs, lambda own, some: own._quantile_ms(some, q))
+
+    def _quantile_ms(self, configs: Sequence[LowFormerConfig], q: float) -> Floats:
         physical, outside = self._model_ms(configs)
         center, error = float(self.errors.quantile(0.5)), float(self.errors.quantile(q))
         widening = np.where(outside, OUTSIDE_WIDENING, 1.0)
@@ -233,6 +291,9 @@ class LatencyPredictor:
         """(n,) probabilities that the measured latency is at most `budget_ms`."""
         if not budget_ms > 0:
             raise ValueError(f"a latency budget is positive, given {budget_ms} ms")
+        return self._in_parts(configs, lambda own, some: own._probability_within(budget_ms, some))
+
+    def _probability_within(self, budget_ms: float, configs: Sequence[LowFormerConfig]) -> Floats:
         physical, outside = self._model_ms(configs)
         center = float(self.errors.quantile(0.5))
         widening = np.where(outside, OUTSIDE_WIDENING, 1.0)

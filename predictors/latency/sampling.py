@@ -11,6 +11,11 @@ from .kernels import KERNEL_CLASSES
 
 POOL_SIZE = 1500
 """Random configurations among which the measured ones are chosen."""
+LEANING = 1.0
+"""How far all parameters of a configuration in the pool lean to small or large values together.
+
+A search goes to the corners of a space, where configurations drawn parameter by parameter hardly ever lie.
+"""
 CANDIDATES = 50
 """Configurations of the pool that are drawn for each choice (Mitchell's best-candidate sampling)."""
 RUNS_PER_MEASUREMENT = 60
@@ -35,14 +40,17 @@ def affordable_macs(measurement_s: float, sentinel_ms: float, sentinel: LowForme
     return float(2 ** np.round(np.log2(max(limit, 1.0))))
 
 
-def spread_sample(space: SearchSpace, samples: int, seed: int, limit_macs: float = np.inf) -> list[LowFormerConfig]:
+def spread_sample(
+    space: SearchSpace, samples: int, seed: int, limit_macs: float = np.inf, leaning: float = LEANING
+) -> list[LowFormerConfig]:
     """Configurations of `space` spread out over size, shapes and kernel classes; none of the published models.
 
     Best-candidate sampling (Mitchell 1991): each next configuration is the one of `CANDIDATES` random ones that is
     farthest from all chosen so far. Networks over `limit_macs` are left out as long as a third of the space remains.
+    Without `leaning` their parameters are drawn one by one.
     """
     rng = np.random.default_rng(seed)
-    configs = _pool(space, rng, limit_macs)
+    configs = _pool(space, rng, limit_macs, leaning)
     points = np.array([_description(config) for config in configs])
     spread = points.std(axis=0)
     points = (points - points.mean(axis=0)) / np.where(spread > 0, spread, 1)
@@ -59,14 +67,23 @@ def spread_sample(space: SearchSpace, samples: int, seed: int, limit_macs: float
     return [configs[index] for index in chosen]
 
 
-def _pool(space: SearchSpace, rng: np.random.Generator, limit_macs: float) -> list[LowFormerConfig]:
+def _pool(space: SearchSpace, rng: np.random.Generator, limit_macs: float, leaning: float) -> list[LowFormerConfig]:
     """Random configurations within the limit, without the published models."""
     published = {config.id for config in PRESETS.values()}
-    drawn = {config.id: config for config in (space.sample(rng) for _ in range(POOL_SIZE))}
+    drawn = {config.id: config for config in (_leaning(space, rng, leaning) for _ in range(POOL_SIZE))}
     configs = [config for name, config in drawn.items() if name not in published]
     macs = np.array([op_graph(config).macs for config in configs])
     limit = max(limit_macs, float(np.quantile(macs, 1 / 3)))
     return [config for config, count in zip(configs, macs, strict=True) if count <= limit]
+
+
+def _leaning(space: SearchSpace, rng: np.random.Generator, leaning: float) -> LowFormerConfig:
+    """A random configuration whose parameters, in the order of their values, lean to one side by a random exponent."""
+    if not leaning:
+        return space.sample(rng)
+    places = rng.random(len(space.parameters)) ** np.exp(rng.uniform(-leaning, leaning))
+    items = zip(space.parameters.items(), places, strict=True)
+    return space.from_params({name: values[int(place * len(values))] for (name, values), place in items})
 
 
 def _description(config: LowFormerConfig) -> Array:

@@ -64,6 +64,7 @@ class Undisturbed:
         slowness: how much slower than undisturbed the machine was during the looks, by the sentinel, relative; their
             mean.
         looks: how many.
+        scatter: sum of the squares of their errors, in expected variances.
         factors: (n,) by what each look is shortened.
         weights: (n,) how much each look counts.
     """
@@ -72,6 +73,7 @@ class Undisturbed:
     repeatability: float
     slowness: float
     looks: int
+    scatter: float
     factors: np.ndarray
     weights: np.ndarray
 
@@ -95,7 +97,7 @@ def slownesses(looks: Sequence[Look], reference_ms: float | None) -> np.ndarray:
     return np.log(np.maximum(ratios, 1.0))
 
 
-def undisturbed(looks: Sequence[Look], reference_ms: float | None) -> Undisturbed:
+def undisturbed(looks: Sequence[Look], reference_ms: float | None, uneven: float = 1.0) -> Undisturbed:
     """Puts looks at one network together.
 
     log look = log undisturbed + sensitivity * log slowness + error, by Bayesian least squares. Other work only ever
@@ -105,10 +107,12 @@ def undisturbed(looks: Sequence[Look], reference_ms: float | None) -> Undisturbe
     Args:
         looks: at least one.
         reference_ms: the sentinel's undisturbed latency (`sentinel_reference`).
+        uneven: variance of looks over the expected one, where other networks tell (`unevenness`).
     """
     slow = slownesses(looks, reference_ms)
     disturbances = np.minimum([look.disturbance for look in looks], 1.0)
     variances = LOOK_ERROR**2 + (SLOWNESS_ERROR * slow) ** 2 + (DISTURBANCE_ERROR * disturbances) ** 2
+    variances *= uneven
     logs = np.log([look.latency_ms for look in looks])
     design = np.stack([np.ones_like(slow), slow], axis=1)
     expected, spread = SENSITIVITY
@@ -126,9 +130,16 @@ def undisturbed(looks: Sequence[Look], reference_ms: float | None) -> Undisturbe
         repeatability=math.sqrt(scale * float(np.linalg.inv(precision)[0, 0])),
         slowness=float(np.expm1(slow.mean())),
         looks=len(looks),
+        scatter=scatter,
         factors=np.exp(-mean[1] * slow),
         weights=robust / variances,
     )
+
+
+def unevenness(found: Sequence[Undisturbed]) -> float:
+    """Variance of looks over the expected one, by the looks at several networks."""
+    freedom = sum(each.looks - 1 for each in found)
+    return (EXPECTED_LOOKS + sum(each.scatter for each in found)) / (EXPECTED_LOOKS + freedom)
 
 
 class SentinelWatch:

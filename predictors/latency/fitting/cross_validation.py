@@ -19,11 +19,13 @@ from .measured_networks import FORMS, Form, MeasuredNetworks
 from .samples import Probe, Sample
 
 FOLDS = 8
-MUST_REDUCE_ERROR_TO: Mapping[Form, float] = {"corrected": 0.97, "refined": 0.7}
+MUST_REDUCE_ERROR_TO: Mapping[Form, float] = {"corrected": 1.0, "refined": 0.7}
 """Error of a form over that of kernels alone, on folds left out, up to which it is taken.
 
 Coefficients refined by whole networks suit those of the space; other networks keep more of what kernels say.
 """
+MUST_REDUCE_ERROR_WITHIN_SPACE_TO = 0.97
+"""The same of a model that no other networks are predicted by."""
 BOUND_CONFIDENCE = 0.9
 """Probability with which the held-out error is below `held_out_bound`."""
 
@@ -50,7 +52,12 @@ class Fit:
 
 
 def fit_samples(
-    samples: Sequence[Sample], fusion: str, block: int, folds: int = FOLDS, probes: Sequence[Probe] = ()
+    samples: Sequence[Sample],
+    fusion: str,
+    block: int,
+    folds: int = FOLDS,
+    probes: Sequence[Probe] = (),
+    within_space: bool = False,
 ) -> Fit:
     """Fits a model to samples, and cross-validates it; the choice for or against corrections is nested in the folds.
 
@@ -60,8 +67,9 @@ def fit_samples(
         block: channels of the blocked layout on the device (`samples.block_size`).
         folds: into which the samples are parted.
         probes: measured small graphs; every fold is fitted on all of them.
+        within_space: whether only networks like the samples will be predicted.
     """
-    data = MeasuredNetworks.of(samples, fusion, block, probes)
+    data = MeasuredNetworks.of(samples, fusion, block, probes, within_space=within_space)
     everything = np.arange(len(samples))
     predicted, line = held_out_ms(data, folds, choose=True)
     form = _chosen_form(data, everything, folds)
@@ -126,5 +134,7 @@ def _chosen_form(data: MeasuredNetworks, train: NDArray[np.int64], folds: int) -
         for form in FORMS:
             model = data.fit(kept, form)
             errors[form] += sum(abs(np.log(model.graph_ms(data.graphs[i]) / data.times_ms[i])) for i in left)
-    good = [form for form, least in MUST_REDUCE_ERROR_TO.items() if errors[form] < least * errors["kernels"]]
+    least = dict.fromkeys(MUST_REDUCE_ERROR_TO, MUST_REDUCE_ERROR_WITHIN_SPACE_TO)
+    least = least if data.within_space else dict(MUST_REDUCE_ERROR_TO)
+    good = [form for form, share in least.items() if errors[form] < share * errors["kernels"]]
     return min(good, key=errors.__getitem__, default="kernels")

@@ -25,6 +25,8 @@ OUTLIER_SIGMAS = 3.0
 """Errors above so many standard deviations count less (Huber's weights)."""
 LOG_ERROR_SCALE = 0.1
 """Log error from which on `least_squares` counts errors less (soft L1)."""
+KERNEL_ERROR = 0.1
+"""Relative error of a kernel's time about the formula, against which the profiler's uncertainty is weighed."""
 PULL_TO_START = 1e-3
 """Weight that holds a log coefficient at its start where the kernels say nothing about it."""
 
@@ -67,6 +69,7 @@ def fit_kernels(
     slowdowns: Array | None = None,
     totals_ms: Array | None = None,
     prior_strength: float = PRIOR_KERNELS,
+    uncertainty_ms: float = 0.0,
 ) -> KernelModel:
     """Fits the coefficients of every kernel class to the times of single kernels.
 
@@ -77,6 +80,7 @@ def fit_kernels(
         slowdowns: (graphs,) factor by which the machine was slower than usual during each; 1 by default.
         totals_ms: (graphs,) times of which a kernel's share is its weight; by default the sum of the graph's kernels.
         prior_strength: weight of the pooled fit of the class's family, in kernels.
+        uncertainty_ms: what each time is uncertain by, however short it is: kernels that take less count less.
 
     Raises:
         ValueError: no kernel has a time.
@@ -94,7 +98,7 @@ def fit_kernels(
         raise ValueError("no kernel times to fit on")
     codes = everything.column("class")
     compute, memory = physical_terms(everything, block)
-    weights = np.sqrt(share / share.mean())
+    weights = np.sqrt(share / share.mean() / (1 + (uncertainty_ms / (KERNEL_ERROR * times)) ** 2))
     coefficients = np.zeros((len(KERNEL_CLASSES), len(COEFFICIENTS)))
     for family in KERNEL_FAMILIES:
         members = [KERNEL_CLASS[name] for name in family]

@@ -89,6 +89,7 @@ def profiles_of_others(target: Target, profiles: str | Path | None) -> dict[str,
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
             with suppress(ValueError):  # a broken profile is of no use here
                 predictor = LatencyPredictor.read(path, check_host=False)
+                predictor.further = ()  # its model of the first space alone is lent
                 if predictor.target != target:
                     found.setdefault(str(predictor.target), predictor)
     return found

@@ -17,7 +17,7 @@ from ..kernels import KERNEL_CLASS, Kernels
 from .corrections import fit_corrections
 from .kernel_times import fit_kernels
 from .samples import Probe, Sample, kernel_times_ms
-from .whole_graphs import fit_graphs, fit_scale
+from .whole_graphs import fit_graphs, fit_launches, fit_scale
 
 LEAST_ERROR = 0.02
 """Relative error that a network's time has for the model anyway; what looks do not repeat adds to it."""
@@ -27,6 +27,8 @@ FORMS: tuple[Form, ...] = get_args(Form)
 the times of whole networks, which tell more where kernels take microseconds, as the profiler counts in these."""
 REFINED_PULL = 0.05
 """Strength of the pull to the coefficients of kernels, where whole networks refine them (`fit_graphs`)."""
+PROFILED_UNCERTAINTY_MS = 0.0015
+"""What the time of a single kernel is uncertain by, as what the profiler adds is not the same for all."""
 MIN_KERNEL_MS = 0.0003
 """Time that a kernel takes at least, once what the profiler adds has been taken off."""
 SLOWDOWN_ROUNDS = 2
@@ -54,6 +56,7 @@ class MeasuredNetworks:
         kernel_times: for each graph the measured times of its kernels, NaN where unknown; None without any.
         times_ms: (n,) of the networks.
         repeatabilities: (n,) as in `Sample`.
+        within_space: whether only networks like these will be predicted.
     """
 
     fusion: str
@@ -62,9 +65,12 @@ class MeasuredNetworks:
     kernel_times: list[Array] | None
     times_ms: Array
     repeatabilities: Array
+    within_space: bool = False
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], fusion: str, block: int, probes: Sequence[Probe]) -> Self:
+    def of(
+        cls, samples: Sequence[Sample], fusion: str, block: int, probes: Sequence[Probe], *, within_space: bool = False
+    ) -> Self:
         """The arrays for samples and probes. Probes are left out if the samples have no kernel times."""
         graphs = [fuse(op_graph(sample.config), fusion, block) for sample in samples]
         kernel_times = None
@@ -74,7 +80,7 @@ class MeasuredNetworks:
             kernel_times = [kernel_times_ms(times, graph) for times, graph in zip(named, graphs, strict=True)]
         times = np.array([sample.latency_ms for sample in samples])
         repeatabilities = np.array([sample.repeatability for sample in samples])
-        return cls(fusion, block, graphs, kernel_times, times, repeatabilities)
+        return cls(fusion, block, graphs, kernel_times, times, repeatabilities, within_space)
 
     def fit(self, train: NDArray[np.int64], form: Form = "kernels") -> KernelModel:
         """A model of the networks `train` (indices) and of all probes, in one of the `FORMS`."""
@@ -84,7 +90,7 @@ class MeasuredNetworks:
         if self.kernel_times is None:
             return fit_graphs(graphs, times, self.fusion, block=self.block, weights=weights)
         model = self._fit_kernels(train, self.kernel_times, corrected=form == "corrected")
-        scaled = fit_scale(model, graphs, times, weights)
+        scaled = fit_launches(fit_scale(model, graphs, times, weights), graphs, times, weights)
         if form != "refined":
             return scaled
         refined = fit_graphs(
@@ -113,7 +119,15 @@ class MeasuredNetworks:
         slowdowns = np.ones(len(graphs))
         # Other work on the machine slows all kernels of a graph by one factor, which must not pass for their own time.
         for _ in range(SLOWDOWN_ROUNDS):
-            model = fit_kernels(graphs, times, self.fusion, block=self.block, slowdowns=slowdowns, totals_ms=totals)
+            model = fit_kernels(
+                graphs,
+                times,
+                self.fusion,
+                block=self.block,
+                slowdowns=slowdowns,
+                totals_ms=totals,
+                uncertainty_ms=PROFILED_UNCERTAINTY_MS,
+            )
             factors = [_common_factor(model, graph, t) for graph, t in zip(mine, times, strict=False)]
             slowdowns[:networks] = np.array(factors) / np.median(factors)
         return fit_corrections(model, graphs, times, slowdowns=slowdowns) if corrected else model

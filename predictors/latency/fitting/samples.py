@@ -62,12 +62,13 @@ class Probe:
     kernel_ms: Mapping[str, float]
 
 
-def merged(looks: Sequence[ConfigLook], reference_ms: float | None) -> Sample:
+def merged(looks: Sequence[ConfigLook], reference_ms: float | None, uneven: float = 1.0) -> Sample:
     """One sample from the looks at a configuration; its kernels' times are put together as its own are.
 
-    `reference_ms` is the sentinel's undisturbed latency.
+    `reference_ms` is the sentinel's undisturbed latency, `uneven` how uneven looks are on this machine
+    (`undisturbed.unevenness`).
     """
-    found = undisturbed([each.look for each in looks], reference_ms)
+    found = undisturbed([each.look for each in looks], reference_ms, uneven)
     known = [number for number, each in enumerate(looks) if each.kernel_ms]
     tables = [looks[number].kernel_ms or {} for number in known]
     names = set(tables[0]).intersection(*tables) if tables else set()

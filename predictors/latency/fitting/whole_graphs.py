@@ -26,7 +26,11 @@ TYPICAL_OVERHEAD_MS = 0.05
 """Standard deviation about 0 that the time of a graph beside its kernels is expected to have."""
 TYPICAL_ERROR = 0.03
 """Relative error of a graph, against which the expected overhead is weighed."""
-SCALE_REWEIGHTINGS = 20
+TYPICAL_LAUNCH_MS = 0.002
+"""Standard deviation of the launch of a class's kernels about what their own times tell, in ms."""
+TYPICAL_SCALE = 0.05
+"""Standard deviation of the scale, once that of all launches is known."""
+SCALE_REWEIGHTINGS, LAUNCH_REWEIGHTINGS = 20, 5
 """Rounds of least squares, between which the weights of outliers are lowered."""
 OUTLIER_MEDIANS = 2.0
 """Errors above so many median errors count less."""
@@ -216,3 +220,41 @@ def fit_scale(
     if solution[1] <= 0:
         raise ValueError("the measured times do not grow with the networks' work: measure again on a quiet machine")
     return replace(model, overhead_ms=float(solution[0]), scale=float(solution[1]))
+
+
+def fit_launches(
+    model: KernelModel, graphs: Sequence[Kernels], times_ms: Array, weights: Array | None = None
+) -> KernelModel:
+    """`model` with overhead, scale and the launch of each class corrected by whole-graph times.
+
+    A profiler counts in the times of single kernels, by microseconds that differ from class to class. Whole graphs
+    tell them, as far as they have many short kernels. Robust least squares of relative errors; no launch gets negative.
+
+    Args:
+        model: with a scale (`fit_scale`), and compute and memory added up.
+        graphs, times_ms: (graphs,) whole graphs and their times.
+        weights: (graphs,) of the errors; equal by default.
+    """
+    from scipy.optimize import nnls
+
+    counts = np.stack([np.bincount(graph.column("class"), minlength=len(KERNEL_CLASSES)) for graph in graphs])
+    classes = np.flatnonzero(counts.any(axis=0))
+    launches = model.coefficients[classes, 0]
+    sums = np.array([model.kernel_ms(graph).sum() for graph in graphs])
+    design = np.concatenate([np.ones((len(graphs), 1)), sums[:, None], counts[:, classes]], axis=1)
+    design = design / times_ms[:, None] / TYPICAL_ERROR
+    center = np.array([0.0, model.scale, *np.zeros(len(classes))])
+    spread = np.array([TYPICAL_OVERHEAD_MS, TYPICAL_SCALE, *np.full(len(classes), TYPICAL_LAUNCH_MS)])
+    least = np.array([0.0, model.scale / 2, *(-launches * model.scale)])
+    weights = np.ones(len(graphs)) if weights is None else weights / weights.mean()
+    trust, solution = weights.copy(), center
+    for _ in range(LAUNCH_REWEIGHTINGS):
+        root = np.sqrt(trust)
+        matrix = np.concatenate([design * root[:, None], np.diag(1 / spread)])
+        beyond, _ = nnls(matrix, np.append(root / TYPICAL_ERROR, center / spread) - matrix @ least)
+        solution = least + beyond
+        error = np.abs(TYPICAL_ERROR * (design @ solution) - 1)
+        trust = weights * np.minimum(1, OUTLIER_MEDIANS * (np.median(error) + 1e-4) / np.maximum(error, 1e-12))
+    coefficients = model.coefficients.copy()
+    coefficients[classes, 0] = np.maximum(launches + solution[2:] / solution[1], 0)
+    return replace(model, coefficients=coefficients, overhead_ms=float(solution[0]), scale=float(solution[1]))

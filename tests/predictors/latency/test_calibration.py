@@ -8,7 +8,7 @@ from lownas.predictors.latency.calibration import calibrate
 from lownas.predictors.latency.fusion import fuse
 from lownas.predictors.latency.sampling import sentinel_config
 from lownas.predictors.latency.stacked_model import StackedModel
-from lownas.search_space import PRESETS, OpGraph, op_graph
+from lownas.search_space import PRESETS, OpGraph, SearchSpace, op_graph
 
 
 def test_calibration_gives_a_profile_that_predicts_the_device(tmp_path, made_up_device):
@@ -199,3 +199,35 @@ def test_what_the_sentinel_took_before_is_known_the_next_time(tmp_path, made_up_
     second = calibrate("cpu", Slow(), samples=8, probes={}, profiles=tmp_path)
     assert np.abs(predictions(second) / predictions(first) - 1).mean() < 0.08, "most of 20 % is taken out"
     assert second.provenance["slowness"] == pytest.approx(0.2, abs=0.03)
+
+
+def test_networks_that_are_quick_to_measure_are_measured_in_greater_numbers(tmp_path, made_up_device):
+    predictor = calibrate("cpu", made_up_device(), space="tiny", probes={}, profiles=tmp_path)
+    assert 40 < predictor.provenance["samples"] <= 100
+    few = calibrate("cpu", made_up_device(), samples=12, probes={}, profiles=tmp_path)
+    assert few.provenance["samples"] == 12
+
+
+def test_a_space_whose_networks_behave_otherwise_gets_a_model_of_its_own(tmp_path, made_up_device):
+    """What stays in a cache is three times as fast."""
+
+    class Cached(made_up_device):
+        def __call__(self, network, target):
+            reading = super().__call__(network, target)
+            if isinstance(network, OpGraph) or network.resolution > 100:
+                return reading
+            kernels = {name: ms / 3 for name, ms in reading.kernel_ms.items()}
+            return replace(
+                reading, median_ms=reading.median_ms / 3, undisturbed_ms=reading.undisturbed_ms / 3, kernel_ms=kernels
+            )
+
+    default = calibrate("cpu", Cached(), samples=12, probes={}, profiles=tmp_path)
+    both = calibrate("cpu", Cached(), space="tiny", samples=12, probes={}, profiles=tmp_path, adds=True)
+    assert len(both.further) == 1 and set(both.provenance["held_out_error_by_space"]) == set(both.provenance["spaces"])
+    presets = list(PRESETS.values())
+    assert np.abs(both.latency_ms(presets) / default.latency_ms(presets) - 1).max() < 0.02, "nothing changes for others"
+    space, rng, device = SearchSpace.load("tiny"), np.random.default_rng(1), Cached()
+    configs = [space.sample(rng) for _ in range(20)]
+    truth = np.array([float(device.model.kernel_ms(fuse(op_graph(c), "onnxruntime", 8)).sum()) / 3 for c in configs])
+    loaded = LatencyPredictor.load("cpu", profiles=tmp_path)
+    assert np.abs(loaded.latency_ms(configs) / truth - 1).mean() < 0.08

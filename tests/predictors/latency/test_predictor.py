@@ -16,6 +16,7 @@ from lownas.predictors.latency.kernel_model import KernelModel
 from lownas.predictors.latency.kernel_terms import COEFFICIENTS
 from lownas.predictors.latency.kernels import KERNEL_CLASSES
 from lownas.predictors.latency.predictor import SCHEMA
+from lownas.predictors.latency.sizes import Sizes
 from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph.onnx_reader import op_graph_from_onnx
@@ -273,3 +274,26 @@ print(time.process_time())
         for _ in range(3)
     ]
     assert min(float(run.stdout) for run in runs) < 1.5
+
+
+def test_networks_of_other_sizes_have_a_model_of_their_own(predictor, tmp_path):
+    """The tiny ones take half as long as the model of the others says."""
+    rng = np.random.default_rng(5)
+    large, tiny = ([SearchSpace.load(name).sample(rng) for _ in range(20)] for name in ("default", "tiny"))
+    fast = replace(predictor.model, coefficients=0.5 * predictor.model.coefficients)
+    own = LatencyPredictor(predictor.target, fast, predictor.errors, predictor.provenance, sizes=Sizes.of(tiny))
+    arguments = (predictor.target, predictor.model, predictor.errors, predictor.provenance, predictor.fingerprint)
+    both = LatencyPredictor(*arguments, sizes=Sizes.of(large), further=[own])
+    both.save(tmp_path)
+    for each in (both, LatencyPredictor.load("cpu", profiles=tmp_path)):
+        mixed = [config for pair in zip(large, tiny, strict=True) for config in pair]
+        expected = np.stack([predictor.latency_ms(large), own.latency_ms(tiny)], axis=1).ravel()
+        assert np.allclose(each.latency_ms(mixed), expected, rtol=1e-5)
+        assert np.allclose([found.latency_ms for found in each.predict(mixed)], expected, rtol=1e-5)
+        assert np.allclose([found.latency_ms for found in each.predict(map(op_graph, mixed))], expected, rtol=1e-5)
+        budgets = each.quantile_ms(mixed, 0.9)
+        assert np.allclose(
+            [each.probability_within(b, [c])[0] for b, c in zip(budgets, mixed, strict=True)], 0.9, atol=0.01
+        )
+    with pytest.raises(ValueError, match="all say of which"):
+        LatencyPredictor(*arguments, further=[own])

@@ -15,3 +15,16 @@ def test_spread_sample_spreads():
     assert len({config.resolution for config in chosen}) >= 4
     limited = spread_sample(space, 20, seed=0, limit_macs=2e9)
     assert max(op_graph(config).macs for config in limited) <= 2e9
+
+
+def test_a_sample_reaches_into_the_corners_and_is_the_beginning_of_a_larger_one():
+    space = SearchSpace.load("tiny")
+    leaning, plain = (spread_sample(space, 30, seed=0, leaning=each) for each in (1.0, 0.0))
+
+    def span(configs):
+        macs = [op_graph(config).macs for config in configs]
+        return np.log(max(macs) / min(macs))
+
+    assert span(leaning) > span(plain) + 0.3
+    assert all(config in space for config in leaning)
+    assert spread_sample(space, 40, seed=0)[:30] == leaning

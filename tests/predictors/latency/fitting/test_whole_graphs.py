@@ -3,9 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lownas.predictors.latency.fitting.whole_graphs import fit_graphs, fit_scale
+from lownas.predictors.latency.fitting.whole_graphs import fit_graphs, fit_launches, fit_scale
+from lownas.predictors.latency.fusion import fuse
 from lownas.predictors.latency.kernel_model import KernelModel
-from lownas.predictors.latency.kernels import Kernels
+from lownas.predictors.latency.kernels import KERNEL_CLASS, Kernels
+from lownas.search_space import SearchSpace, op_graph
 
 BLOCK = 16
 
@@ -42,3 +44,16 @@ def test_scale_ignores_one_disturbed_measurement(graphs, true_model):
     totals[3] *= 2.5
     model = fit_scale(replace(truth, overhead_ms=0.0, scale=1.0), graphs, totals)
     assert model.scale == pytest.approx(1.02, rel=0.02)
+
+
+def test_whole_graphs_correct_what_a_profiler_adds_to_a_class(true_model):
+    """All matrix products of tiny networks were told twenty microseconds too long."""
+    truth, space, rng = true_model(), SearchSpace.load("tiny"), np.random.default_rng(0)
+    graphs = [fuse(op_graph(space.sample(rng)), "onnxruntime", BLOCK) for _ in range(50)]
+    totals = np.array([truth.graph_ms(graph) for graph in graphs])
+    told = truth.coefficients.copy()
+    told[KERNEL_CLASS["matmul"], 0] += 0.02
+    wrong = fit_scale(replace(truth, coefficients=told), graphs[:40], totals[:40])
+    model = fit_launches(wrong, graphs[:40], totals[:40])
+    assert errors(model, truth, graphs[40:]).mean() < 0.6 * errors(wrong, truth, graphs[40:]).mean()
+    assert (model.coefficients >= 0).all()
