@@ -25,6 +25,8 @@ Networks differ: some have their weights in a cache that others take from them. 
 """
 LOOK_ERROR = 0.015
 """Relative standard error of one look on a quiet machine: sessions lie differently in memory."""
+DRIFT_ERROR = 0.01
+"""Relative standard error that no number of looks within a few minutes takes away: it is common to all networks."""
 SLOWNESS_ERROR = 0.2
 """Share of the machine's slowness that the sentinel's looks do not tell, as a standard deviation."""
 DISTURBANCE_ERROR = 0.1

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
 
 from ...predictors.latency.undisturbed import (
+    DRIFT_ERROR,
     EXPECTED_LOOKS,
     Look,
     SentinelWatch,
@@ -79,7 +80,7 @@ class MeasuredLatency:
 
     Attributes:
         undisturbed_ms: the latency while nothing slows the machine down.
-        repeatability: its relative standard error over looks.
+        repeatability: its relative standard error, over looks and from one quarter of an hour to the next.
         low_ms, high_ms: its 90 % interval by that (Student's t).
         under_load: median, p90 and p99 in ms beside whatever else ran, by "p50", "p90" and "p99": medians over looks.
         budget_ms: the latency that is held against a budget, at the confidence asked for.
@@ -156,12 +157,13 @@ def measured_latency(
     """
     found = undisturbed([_look(measured) for measured in rounds], reference_ms)
     freedom = EXPECTED_LOOKS + found.looks - 1
-    wide = float(np.exp(stdtrit(freedom, _INTERVAL) * found.repeatability))
+    repeatability = float(np.hypot(found.repeatability, DRIFT_ERROR))
+    wide = float(np.exp(stdtrit(freedom, _INTERVAL) * repeatability))
     under_load = {name: [getattr(m, field) or m.median_ms for m in rounds] for name, field in _QUANTILES.items()}
-    sure = float(np.exp(stdtrit(freedom, confidence) * found.repeatability))
+    sure = float(np.exp(stdtrit(freedom, confidence) * repeatability))
     return MeasuredLatency(
         undisturbed_ms=found.latency_ms,
-        repeatability=found.repeatability,
+        repeatability=repeatability,
         low_ms=found.latency_ms / wide,
         high_ms=found.latency_ms * wide,
         under_load={name: float(np.median(values)) for name, values in under_load.items()},
