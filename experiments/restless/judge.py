@@ -2,6 +2,7 @@
 
     python experiments/restless/judge.py measure --models FOLDER --work WORK      # 100 minutes, on two cores
     python experiments/restless/judge.py report --models FOLDER                   # writes judge.json, some minutes
+    python experiments/restless/judge.py repeat --work WORK                       # judge-repeat.json, 20 minutes
 
 `FOLDER` holds timm's networks as ONNX files (`../latency/cpu_timm.py export`, those it calls unseen). Five blocks of
 20 minutes each begin with a default calibration; the load of `load.py` runs in the first, third and fifth. Then come,
@@ -52,6 +53,7 @@ LOADED = (0, 2, 4)
 ADDS_TINY, TINY_ALONE = (1, 2), (3,)
 MEASURED = ("lowformer_b1", "cpubone_nano")
 MEASURE_EVERY_S = 120.0
+REPEATS, REPEAT_S, TURN_S = 10, 120, 300
 BUDGETS_MS = [42.7, 56, 32.5, 6.38, 126, 3.71, 8.37, 11, 96.3, 24.8]
 BUDGETS_MS += [37.3, 73.4, 7.31, 14.4, 84.1, 2.83, 3.24, 4.86, 16.5, 18.9]
 SEARCHES = {0: 7, 2: 7, 4: 6}
@@ -225,6 +227,34 @@ class Day:
         wall = [round(float(value), 5) for value in np.quantile(timed.times_ms, QUANTILES)]
         row = {"runs": len(timed.times_ms), "busy": round(timed.busy_cores, 3)}
         self.add("look", network=name, undisturbed_ms=round(undisturbed, 5), wall_ms=wall, **row)
+
+
+def repeat(work: Path) -> dict[str, Any]:
+    """Ten measurements of each network over twenty minutes, with load for five minutes, without for five, and again."""
+    day, started = Day(work, work), []
+    for number in range(REPEATS):
+        begin = time.monotonic()
+        day.block = number * REPEAT_S // TURN_S % 2  # as in the blocks, the load runs in 0 and not in 1
+        if day.block in LOADED and not started:
+            started = load.start(TURN_S)
+        elif day.block not in LOADED:
+            for process in started:
+                process.terminate()
+            started = []
+        for name in MEASURED:
+            text = day.command("measure", "--preset", name, "--profiles", str(work / "profiles"), "--json")
+            for line in text.splitlines():
+                found = json.loads(line)
+                found["looks"] = len(found["looks"])
+                day.add("measure", **found)
+        time.sleep(max(0.0, begin + REPEAT_S - time.monotonic()))
+    rows = [json.loads(line) for line in day.rows.read_text().splitlines()]
+    result: dict[str, Any] = {"rows": rows}
+    for name in MEASURED:
+        values = [row["undisturbed_ms"] for row in rows if row.get("input") == name]
+        spread = float(np.std(values, ddof=1) / np.mean(values))
+        result[name] = {"measurements": len(values), "spread": round(spread, 4)}
+    return result
 
 
 # --- what it shows
@@ -405,13 +435,17 @@ def report(models: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("measure", "report"))
-    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("step", choices=("measure", "report", "repeat"))
+    parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--work", type=Path, default=Path("judge-work"))
     arguments = parser.parse_args()
     if arguments.step == "measure":
         arguments.work.mkdir(parents=True)
         Day(arguments.models, arguments.work.resolve()).run()
+        return
+    if arguments.step == "repeat":
+        arguments.work.mkdir(parents=True)
+        HERE.joinpath("judge-repeat.json").write_text(json.dumps(repeat(arguments.work.resolve()), indent=1) + "\n")
         return
     result = report(arguments.models)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
