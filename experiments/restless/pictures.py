@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -53,6 +54,7 @@ def search(work: Path, number: int) -> None:
     options = ("--target", "cpu", "--latency-budget", f"{BUDGET_MS:g}ms", "--space", "tiny", "--seed", str(number))
     folders = ("--data", f"imagefolder:{work / 'pictures'}", "--profiles", str(work / "profiles"))
     run = work / f"run-{number}"
+    shutil.rmtree(run, ignore_errors=True)  # of a search that was interrupted
     begin = time.monotonic()
     subprocess.run([sys.executable, "-m", "lownas.nas", *options, *folders, "--run", str(run)], check=True)
     (work / f"seconds-{number}").write_text(f"{time.monotonic() - begin:.0f}")
