@@ -427,8 +427,10 @@ class SearchSpace:
 
 def _nearest(values: tuple[Choice, ...], wanted: Choice | None) -> Choice:
     """The allowed value that comes closest to the one that is wanted; the first one if there is no way to tell."""
-    if wanted is None or wanted in values:
-        return values[0] if wanted is None else wanted
+    if wanted is None:
+        return values[0]
+    if wanted in values:
+        return wanted
     if isinstance(wanted, str):
         if "x" not in wanted:
             return next((value for value in values if value != "none"), values[0])

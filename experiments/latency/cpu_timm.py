@@ -259,7 +259,9 @@ def compare(models: Path, rows: list[dict]) -> dict[str, Any]:
 
     from lownas.predictors import LatencyPredictor, Target
     from lownas.predictors.latency.fitting.cross_validation import fit_samples
+    from lownas.predictors.latency.fitting.measured_networks import FORMS, MeasuredNetworks
     from lownas.predictors.latency.fitting.samples import block_size
+    from lownas.predictors.latency.fusion import fuse
     from lownas.predictors.latency.uncertainty import LogErrors
     from lownas.search_space import op_graph, op_graph_from_onnx
 
@@ -278,20 +280,20 @@ def compare(models: Path, rows: list[dict]) -> dict[str, Any]:
     line = np.polyfit(
         np.log([op_graph(sample.config).macs for sample in samples]), np.log([s.latency_ms for s in samples]), 1
     )
-    table = []
+    table, graphs = [], {}
     for entry in [*DEVELOPMENT, *TEST]:
         mine = measurements.get(f"model:{entry.name}")
         if not mine:
             continue
-        graph = op_graph_from_onnx(models / entry.file)
+        graph = graphs[entry.name] = op_graph_from_onnx(models / entry.file)
         (found,), (without,) = full.predict([graph]), bare.predict([graph])
-        measured = float(np.median([row["median_ms"] for row in mine]))
+        measured = float(np.median([row["undisturbed_ms"] for row in mine]))
         table.append(
             {
                 "model": entry.name,
                 "set": "development" if entry in DEVELOPMENT else "test",
                 "measured_ms": round(measured, 4),
-                "measured_spread": round(max(row["median_ms"] for row in mine) / measured - 1, 4),
+                "measured_spread": round(max(row["undisturbed_ms"] for row in mine) / measured - 1, 4),
                 "predicted_ms": round(found.latency_ms, 4),
                 "low_ms": round(found.low_ms, 4),
                 "high_ms": round(found.high_ms, 4),
@@ -310,6 +312,13 @@ def compare(models: Path, rows: list[dict]) -> dict[str, Any]:
     }
     for name in ("development", "test"):
         result[name] = _summary([row for row in table if row["set"] == name])
+    data = MeasuredNetworks.of(samples, "onnxruntime", block, probes)
+    result["by_form"] = {}
+    for form in FORMS:
+        model = data.fit(np.arange(len(samples)), form)
+        predicted = [model.graph_ms(fuse(graph, "onnxruntime", block)) for graph in graphs.values()]
+        errors = np.array(predicted) / np.array([row["measured_ms"] for row in table]) - 1
+        result["by_form"][form] = _figures(errors.tolist(), np.array([row["measured_ms"] for row in table]))
     return result | {"table": table}
 
 

@@ -1,4 +1,4 @@
-"""Calibrations, measurements and searches on a restless machine, judged by looks that are spread over two hours.
+"""Calibrations, measurements and searches on a restless machine, judged by looks that are spread over 100 minutes.
 
     python experiments/restless/judge.py measure --models FOLDER --work WORK      # 100 minutes, on two cores
     python experiments/restless/judge.py report --models FOLDER                   # writes judge.json, some minutes
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +185,14 @@ class Day:
     def measure(self) -> None:
         """`lownas measure`, with what is known of the sentinel from the first calibration on."""
         self.measured_at = time.monotonic()
-        names = [part for name in MEASURED for part in ("--preset", name)]
-        text = self.command("measure", *names, "--profiles", str(self.work / "profiles-0"), "--json")
-        for line in text.splitlines():
+        self.measured(MEASURED, self.work / "profiles-0")
+
+    def measured(self, presets: Sequence[str], profiles: Path) -> None:
+        """`lownas measure` of some published models; a row for each."""
+        names = [part for name in presets for part in ("--preset", name)]
+        for line in self.command("measure", *names, "--profiles", str(profiles), "--json").splitlines():
             found = json.loads(line)
-            for each in found if isinstance(found, list) else [found]:
-                kept = {key: value for key, value in each.items() if key != "looks"}
-                self.add("measure", **kept)
+            self.add("measure", **found | {"looks": len(found["looks"])})
 
     def search(self) -> None:
         number, budget = self.searches, BUDGETS_MS[self.searches]
@@ -242,11 +243,7 @@ def repeat(work: Path) -> dict[str, Any]:
                 process.terminate()
             started = []
         for name in MEASURED:
-            text = day.command("measure", "--preset", name, "--profiles", str(work / "profiles"), "--json")
-            for line in text.splitlines():
-                found = json.loads(line)
-                found["looks"] = len(found["looks"])
-                day.add("measure", **found)
+            day.measured([name], work / "profiles")
         time.sleep(max(0.0, begin + REPEAT_S - time.monotonic()))
     rows = [json.loads(line) for line in day.rows.read_text().splitlines()]
     result: dict[str, Any] = {"rows": rows}
@@ -437,7 +434,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("measure", "report", "repeat"))
     parser.add_argument("--models", type=Path, default=Path("models"))
-    parser.add_argument("--work", type=Path, default=Path("judge-work"))
+    parser.add_argument("--work", type=Path, default=HERE / "work" / "judge")
     arguments = parser.parse_args()
     if arguments.step == "measure":
         arguments.work.mkdir(parents=True)
