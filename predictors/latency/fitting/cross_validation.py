@@ -22,8 +22,8 @@ FOLDS = 8
 MUST_REDUCE_ERROR_TO: Mapping[Form, float] = {"corrected": 1.0, "refined": 0.7}
 """Error of a form over that of kernels alone, on folds left out, up to which it is taken.
 
-Networks of other kinds are predicted alike with corrections and without (`by_form` in experiments/latency/cpu_timm.json);
-coefficients refined by whole networks suit those of the space alone.
+Networks of other kinds are predicted alike with corrections and without (`by_form` in experiments/latency's
+cpu_timm.json). Coefficients refined by whole networks suit those of the space alone.
 """
 MUST_REDUCE_ERROR_WITHIN_SPACE_TO = 0.97
 """The same of a model that no other networks are predicted by."""
