@@ -3,8 +3,8 @@
 They have squeeze-excitation, large depthwise kernels, grouped and unaligned convolutions, LayerNorm on maps and tokens,
 attention over many tokens, pooling, gates, concatenations and slices. Once the times of these kernels are known, the
 latency of networks far from the LowFormer space can be predicted too. Each probe is one or two blocks as published
-networks have them, takes a few milliseconds at most, and ends in a global mean, so that all its kernels but the last
-one stand inside the network.
+networks have them (`DEEP` ones have more), takes a few milliseconds, and ends in a global mean, so that all its kernels
+but the last one stand inside the network.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from __future__ import annotations
 from .graph.operators import GRAPH_INPUT, GraphBuilder, OpGraph
 
 Shape = tuple[int, int, int]
+DEEP = 14_400_000
+"""Weights of the probes "deep" (58 MB): beyond the caches, so that they are read from memory in every run."""
+CHAINS = tuple(2**n for n in (19, 20, 21, 22, 23))
+"""Weights of the probes "chain" (2 to 32 MB), which show how many of them the caches keep."""
 
 
 def probe_graphs() -> dict[str, OpGraph]:
@@ -24,6 +28,7 @@ def probe_graphs() -> dict[str, OpGraph]:
         (80, 14, 5, 1, "silu", "sigmoid", 20),
         (112, 14, 5, 2, "hardswish", "hardsigmoid", 168),
         (192, 7, 3, 1, "silu", "sigmoid", 48),
+        (101, 7, 3, 1, "silu", "sigmoid", 51),
     ):
         probes[f"gated{width}"] = _inverted(width, size, kernel, stride, 6 if width > 16 else 1, act, gate, reduced)
     for width, size, kernel, stride, act in (
@@ -33,6 +38,7 @@ def probe_graphs() -> dict[str, OpGraph]:
         (27, 56, 3, 1, "silu"),
         (50, 28, 3, 2, "silu"),
         (90, 14, 5, 1, "relu"),
+        (8, 56, 3, 2, "relu"),
     ):
         probes[f"inverted{width}"] = _inverted(width, size, kernel, stride, 4, act, None, 0)
     for width, size, kernel in ((40, 56, 7), (80, 28, 7), (160, 14, 7), (320, 7, 7), (64, 28, 9), (192, 14, 11)):
@@ -47,7 +53,13 @@ def probe_graphs() -> dict[str, OpGraph]:
         (128, 4, 14, False),
         (96, 3, 20, True),
     ):
-        probes[f"attention{width}"] = _transformer(width, heads, size, "gelu" if norm_first else "hardswish")
+        probes[f"attention{width}"] = _transformer(width, heads, size, "gelu" if norm_first else "hardswish", 1)
+    probes["deep384"] = _transformer(384, 6, 7, "gelu", DEEP // (12 * 384**2))
+    probes["deep512"] = _deep(512, 7)
+    for weights in CHAINS:
+        probes[f"chain{weights >> 18}"] = _chain(512, weights)
+    for width, size in ((24, 56), (96, 28)):
+        probes[f"permuted{width}"] = _permuted(width, size)
     for width, size, groups in ((32, 56, 4), (64, 28, 8), (96, 28, 6), (128, 14, 8), (160, 14, 20), (384, 14, 16)):
         probes[f"grouped{width}x{groups}"] = _bottleneck(width, size, groups)
     for width, size in ((64, 56), (128, 28), (256, 14)):
@@ -154,8 +166,8 @@ def _map_norm(width: int, size: int) -> OpGraph:
     return _end(build, row, shape)
 
 
-def _transformer(width: int, heads: int, size: int, act: str) -> OpGraph:
-    """Patch embedding, a block of a vision transformer, and a convolution of the tokens as a map again."""
+def _transformer(width: int, heads: int, size: int, act: str, blocks: int) -> OpGraph:
+    """Patch embedding, blocks of a vision transformer, and a convolution of the tokens as a map again."""
     build = GraphBuilder()
     tokens, map_shape = size * size, (width, size, size)
     shape = (width, tokens, 1)
@@ -163,21 +175,53 @@ def _transformer(width: int, heads: int, size: int, act: str) -> OpGraph:
     row, _ = build.conv(GRAPH_INPUT, map_shape, width, bias=True)
     row = build.pointwise("layer_norm", [row], shape, params=2 * width)
     first = build.add_op("add", [row], shape_in=shape, shape_out=shape, weights=width * tokens, params=width * tokens)
+    for _ in range(blocks):
+        row = build.pointwise("layer_norm", [first], shape, params=2 * width)
+        qkv = build.linear(row, width, 3 * width, bias=True, tokens=tokens)
+        scores = build.matmul(qkv, qkv, heads, tokens, head, tokens)
+        weights = build.pointwise("softmax", [scores], (heads, tokens, tokens))
+        row = build.matmul(weights, qkv, heads, tokens, tokens, head)
+        row = build.linear(row, width, width, bias=True, tokens=tokens)
+        first = build.pointwise("add", [row, first], shape)
+        row = build.pointwise("layer_norm", [first], shape, params=2 * width)
+        row = build.linear(row, width, 4 * width, bias=True, tokens=tokens)
+        row = _act(build, act, row, (4 * width, tokens, 1))
+        row = build.linear(row, 4 * width, width, bias=True, tokens=tokens)
+        first = build.pointwise("add", [row, first], shape)
     row = build.pointwise("layer_norm", [first], shape, params=2 * width)
-    qkv = build.linear(row, width, 3 * width, bias=True, tokens=tokens)
-    scores = build.matmul(qkv, qkv, heads, tokens, head, tokens)
-    weights = build.pointwise("softmax", [scores], (heads, tokens, tokens))
-    row = build.matmul(weights, qkv, heads, tokens, tokens, head)
-    row = build.linear(row, width, width, bias=True, tokens=tokens)
-    first = build.pointwise("add", [row, first], shape)
-    row = build.pointwise("layer_norm", [first], shape, params=2 * width)
-    row = build.linear(row, width, 4 * width, bias=True, tokens=tokens)
-    row = _act(build, act, row, (4 * width, tokens, 1))
-    row = build.linear(row, 4 * width, width, bias=True, tokens=tokens)
-    row = build.pointwise("add", [row, first], shape)
-    row = build.pointwise("layer_norm", [row], shape, params=2 * width)
     row, _ = build.conv(row, map_shape, width, bias=True)
     return _end(build, row, map_shape)
+
+
+def _deep(width: int, size: int) -> OpGraph:
+    """Convolutions with many weights on a small map: blocks of a dense one and four pointwise ones."""
+    build = GraphBuilder()
+    row, shape = build.conv(GRAPH_INPUT, (width, size, size), width)
+    for _ in range(DEEP // (13 * width**2)):
+        for kernel in (3, 1, 1, 1, 1):
+            row, shape = build.conv(row, shape, width, kernel, norm=True)
+            row = _act(build, "relu", row, shape)
+    return _end(build, row, shape)
+
+
+def _chain(width: int, weights: int) -> OpGraph:
+    """Linear layers of a vector, one after the other, with so many weights in all."""
+    build = GraphBuilder()
+    row, shape = build.conv(GRAPH_INPUT, (width, 7, 7), width)
+    row = build.add_op("global_pool", [row], shape_in=shape, shape_out=(width, 1, 1))
+    for _ in range(weights // width**2):
+        row = build.linear(row, width, width, bias=True)
+    return build.build()
+
+
+def _permuted(width: int, size: int) -> OpGraph:
+    """2x2 pixels moved into the channels by a permutation, as windows and patches are."""
+    build = GraphBuilder()
+    row, shape = build.conv(GRAPH_INPUT, (width, size, size), width)
+    apart = (4 * width, size // 2, size // 2)
+    row = build.add_op("permute", [row], shape_in=shape, shape_out=apart)
+    row, shape = build.conv(row, apart, width, bias=True)
+    return _end(build, row, shape)
 
 
 def _bottleneck(width: int, size: int, groups: int) -> OpGraph:

@@ -2,7 +2,7 @@
 
     python experiments/restless/pictures.py --work WORK       # ten searches, about 90 minutes on two cores, resumable
 
-6,000 of Fashion-MNIST's training pictures lie in folders, 600 a class. Ten searches with all defaults (`lownas --target
+2,000 of Fashion-MNIST's training pictures lie in folders, 200 a class. Ten searches with all defaults (`lownas --target
 cpu --latency-budget 1ms --space tiny --data imagefolder:PICTURES`) run one after the other beside the load of
 `load.py`; the first one calibrates. Then all answers are looked at in rounds, on and off load; the latency of each is
 the lower decile of the medians of its looks. Results go to pictures.json.
@@ -32,7 +32,7 @@ from lownas.search.results.files import run_config
 
 RESULTS = Path(__file__).with_name("pictures.json")
 TARGET = Target.parse("cpu")
-SEARCHES, BUDGET_MS, PER_CLASS = 10, 1.0, 600
+SEARCHES, BUDGET_MS, PER_CLASS = 10, 1.0, 200
 ROUNDS, LOOK_S, TRUTH_QUANTILE = 30, 0.4, 0.1
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernel_terms import COEFFICIENTS, SHAPE_FEATURES, Array, physical_ms, physical_terms, shape_features
+from .kernel_terms import COEFFICIENTS, SHAPE_FEATURES, Array, cold_share, physical_ms, physical_terms, shape_features
 from .kernels import KERNEL_CLASS, KERNEL_CLASSES, Kernels
 
 Flags = NDArray[np.bool_]
@@ -97,6 +97,7 @@ class KernelModel:
         counts: (len(KERNEL_CLASSES),) kernels of each class that were fitted on.
         low, high: (len(KERNEL_CLASSES), len(SHAPE_FEATURES)) range of the shape features that were fitted on.
         tile, pads, cache: as in `kernel_terms.physical_terms`.
+        kept: elements of weights that the caches keep from one run to the next (`kernel_terms.cold_share`); 0 for all.
     """
 
     fusion: str
@@ -112,11 +113,20 @@ class KernelModel:
     tile: int = 0
     pads: Mapping[str, int] = field(default_factory=dict)
     cache: int = 0
+    kept: int = 0
 
-    def kernel_ms(self, kernels: Kernels) -> Array:
-        """(K,) time of each kernel, before the graph's `scale`."""
+    def kernel_ms(self, kernels: Kernels, cold: Array | float | None = None) -> Array:
+        """(K,) time of each kernel, before the graph's `scale`.
+
+        Args:
+            kernels: those of a graph.
+            cold: share of the weights that is read from memory, of all kernels or (K,) of each; by default as is usual
+                for a graph of these kernels.
+        """
         codes = kernels.column("class")
-        terms = physical_terms(kernels, self.block, self.tile, self.pads, self.cache)
+        if cold is None:
+            cold = float(cold_share(kernels.column("weights").sum(), self.kept))
+        terms = physical_terms(kernels, self.block, self.tile, self.pads, self.cache, cold)
         times = physical_ms(*terms, self.coefficients[codes], self.sharpness)
         if self.corrections:
             features = shape_features(kernels)
@@ -162,6 +172,7 @@ class KernelModel:
             "tile": self.tile,
             "pads": dict(self.pads),
             "cache": self.cache,
+            "kept": self.kept,
             "sharpness": self.sharpness,
             "overhead_ms": _digits(self.overhead_ms),
             "scale": _digits(self.scale),
@@ -215,6 +226,7 @@ class KernelModel:
             tile=int(data.get("tile", 0)),
             pads={str(name): int(pad) for name, pad in data.get("pads", {}).items()},
             cache=int(data.get("cache", 0)),
+            kept=int(data.get("kept", 0)),
         )
         model._check()
         return model

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .kernels import KERNEL_CLASS, KERNEL_COLUMN, Kernels
 
@@ -27,13 +27,18 @@ COMPUTE_TERMS: tuple[str, ...] = (
     "tail",
     "macs_per_output",
     "macs_per_pixel",
+    "rows",
 )
-MEMORY_TERMS: tuple[str, ...] = ("inputs", "outputs", "weights", "spilled")
+MEMORY_TERMS: tuple[str, ...] = ("inputs", "outputs", "weights", "spilled", "cold")
 COEFFICIENTS: tuple[str, ...] = ("launch", *COMPUTE_TERMS, *MEMORY_TERMS)
 """Coefficients of a kernel class: launch in ms, the others in ms per million."""
 
 SHAPE_FEATURES: tuple[str, ...] = ("work", "cin", "cout", "pixels", "window", "stride", "tail")
 
+_ROW_LENGTH = {"softmax": "wout", "layer_norm": "cout"}
+"""Classes that go through rows, each of which takes a while, and the column that has their length."""
+SPILLING = 1.5
+"""Exponent in `cold_share`."""
 _TERM_UNIT = 1e6
 """Multiply-accumulates or elements per unit of the terms."""
 
@@ -42,8 +47,28 @@ _BLOCKED_CLASSES = frozenset(
 )
 
 
+def cold_share(weights: ArrayLike, kept: int) -> Array:
+    """The share of networks' weights that has left the caches before the next run, and is read from memory again.
+
+    Nothing up to what the caches keep, then 1 - (kept / weights)^1.5: measured on chains of layers of growing number
+    (experiments/restless/caches.py).
+
+    Args:
+        weights: (...) elements of all constants of each network.
+        kept: elements that the caches keep; 0 if weights are taken to cost the same wherever they are.
+    """
+    if not kept:
+        return np.zeros(np.shape(weights))
+    return 1 - np.minimum(kept / np.maximum(np.asarray(weights, dtype=np.float64), 1), 1) ** SPILLING
+
+
 def physical_terms(
-    kernels: Kernels, block: int = 0, tile: int = 0, pads: Mapping[str, int] | None = None, cache: int = 0
+    kernels: Kernels,
+    block: int = 0,
+    tile: int = 0,
+    pads: Mapping[str, int] | None = None,
+    cache: int = 0,
+    cold: Array | float = 0.0,
 ) -> tuple[Array, Array]:
     """The work of each kernel: (K, len(COMPUTE_TERMS)) and (K, len(MEMORY_TERMS)), in millions.
 
@@ -55,6 +80,7 @@ def physical_terms(
         pads: by class, the number that channels per group are padded to a multiple of, in and out.
         cache: elements that the caches of a CPU of several cores hold; 0 for none. With it "spilled" is what a kernel
             reads and writes beyond them, and "macs_per_pixel" what a small map cannot spread over the cores.
+        cold: (K,) or one for all, the `cold_share` of each kernel's network.
     """
     table = kernels.table.astype(np.float64)
     column = {name: table[:, index] for name, index in KERNEL_COLUMN.items()}
@@ -73,11 +99,16 @@ def physical_terms(
     columns = np.maximum(column["wout"], 1)
     tail = column["tail"] * column["outputs"]
     none = np.zeros_like(macs)
+    rows = none.copy()
+    for name, length in _ROW_LENGTH.items():
+        mine = kernels.column("class") == KERNEL_CLASS[name]
+        rows[mine] = (column["outputs"] / np.maximum(column[length], 1))[mine]
     contraction = macs / np.maximum(column["outputs"], tile) if tile else none
     per_pixel = macs / np.maximum(column["hout"] * column["wout"], 1) if cache else none
     spilled = np.maximum(column["inputs"] + column["outputs"] - cache, 0) if cache else none
-    compute = np.stack([macs, macs / cin, macs / cout, macs / columns, tail, contraction, per_pixel], axis=1)
-    memory = np.stack([column["inputs"], column["outputs"], column["weights"], spilled], axis=1)
+    compute = np.stack([macs, macs / cin, macs / cout, macs / columns, tail, contraction, per_pixel, rows], axis=1)
+    from_memory = column["weights"] * cold
+    memory = np.stack([column["inputs"], column["outputs"], column["weights"], spilled, from_memory], axis=1)
     return compute / _TERM_UNIT, memory / _TERM_UNIT
 
 

@@ -47,6 +47,9 @@ KERNEL_CLASSES: tuple[str, ...] = (
     "conv_depthwise_7",
     "conv_depthwise_large",
     "cast",  # from fp32 to fp16 or back
+    # Told apart for onnxruntime:
+    "permute",  # element by element, where "transpose" and "move" go by rows or columns
+    "reduce_across",  # sums of elements that lie apart, where those of "reduce" lie side by side
 )
 KERNEL_CLASS: dict[str, int] = {name: code for code, name in enumerate(KERNEL_CLASSES)}
 
@@ -95,6 +98,7 @@ CLASS_OF_KIND = {
     "concat": "move",
     "pad": "move",
     "move": "move",
+    "permute": "move",
     "other": "other",
 } | {name: "activation" for name in ACTIVATIONS - {"gelu"}}
 
@@ -111,7 +115,7 @@ class Kernels:
             cin to groups: as in `OpGraph`, of the first operator.
             macs: multiply-accumulates.
             inputs, outputs, weights: elements read as activations, written, and read as constants.
-            tail: pointwise operators merged into the kernel.
+            tail: pointwise operators merged into the kernel that take time.
     """
 
     table: NDArray[np.int64]
@@ -194,10 +198,16 @@ class Fuser:
         self.kernel_of[row] = len(self.rows) - 1
         return len(self.rows) - 1
 
-    def merge(self, row: int, kernel: int) -> None:
-        """Makes pointwise operator `row` part of `kernel`, which then reads the operator's other inputs as well."""
+    def merge(self, row: int, kernel: int, tail: int = 1) -> None:
+        """Makes pointwise operator `row` part of `kernel`, which then reads the operator's other inputs as well.
+
+        Args:
+            row: the operator.
+            kernel: the kernel's row.
+            tail: what it adds to the kernel's column of that name; 0 if it takes no time worth counting.
+        """
         op, into = self.ops[row], self.rows[kernel]
-        into[TAIL] += 1
+        into[TAIL] += tail
         into[INPUTS] += max(0, op[COLUMN["inputs"]] - op[COLUMN["outputs"]])
         into[WEIGHTS] += op[COLUMN["weights"]]
         self.kernel_of[row] = kernel

@@ -46,8 +46,9 @@ def spread_sample(
     """Configurations of `space` spread out over size, shapes and kernel classes; none of the published models.
 
     Best-candidate sampling (Mitchell 1991): each next configuration is the one of `CANDIDATES` random ones that is
-    farthest from all chosen so far. Networks over `limit_macs` are left out as long as a third of the space remains.
-    Without `leaning` their parameters are drawn one by one.
+    farthest from all chosen so far. The first are the usual one, and those with the most weights and the most work: a
+    search goes there too, and a model that ends before them is wrong there. Networks over `limit_macs` are left out as
+    long as a third of the space remains. Without `leaning` parameters are drawn one by one, and no extremes come first.
     """
     rng = np.random.default_rng(seed)
     configs = _pool(space, rng, limit_macs, leaning)
@@ -56,7 +57,10 @@ def spread_sample(
     points = (points - points.mean(axis=0)) / np.where(spread > 0, spread, 1)
     samples = min(samples, len(configs))
     chosen = [int(np.argmin((points**2).sum(axis=1)))]
-    distance = ((points - points[chosen[0]]) ** 2).sum(axis=1)
+    if leaning:
+        sizes = np.array([(op_graph(config).params, op_graph(config).macs) for config in configs])
+        chosen = list(dict.fromkeys([*chosen, *np.argmax(sizes, axis=0).tolist()]))[:samples]
+    distance = np.min([((points - points[place]) ** 2).sum(axis=1) for place in chosen], axis=0)
     while len(chosen) < samples:
         left = np.flatnonzero(distance > 0) if (distance > 0).any() else np.setdiff1d(np.arange(len(points)), chosen)
         candidates = rng.choice(left, size=min(CANDIDATES, len(left)), replace=False)

@@ -14,6 +14,7 @@ from ...search_space.units import Unit
 from ..costs import garbage_collector_paused
 from .fusion import fuse_unit
 from .kernel_model import KernelModel
+from .kernel_terms import cold_share
 from .kernels import KERNEL_CLASSES, PLAIN, Kernels
 
 
@@ -31,6 +32,8 @@ class UnitCosts:
         # By layout of the input: unit -> (its place in the arrays below, layout of its output).
         self._known: defaultdict[int, dict[Unit, tuple[int, int]]] = defaultdict(dict)
         self._ms = np.empty(0)
+        self._cold_ms = np.empty(0)  # what is added where all weights are read from memory
+        self._weights = np.empty(0)
         self._outside = np.empty(0, dtype=np.bool_)
         self._new: list[Kernels] = []
 
@@ -55,6 +58,9 @@ class UnitCosts:
                     rows.append(row)
         self._cost_new()
         sums = np.add.reduceat(self._ms[rows], starts)
+        if self.model.kept:
+            share = cold_share(np.add.reduceat(self._weights[rows], starts), self.model.kept)
+            sums += share * np.add.reduceat(self._cold_ms[rows], starts)
         outside = np.logical_or.reduceat(self._outside[rows], starts)
         return self.model.overhead_ms + self.model.scale * sums, outside
 
@@ -78,6 +84,12 @@ class UnitCosts:
         allowed = np.array([name in self.allowed for name in KERNEL_CLASSES])
         allowed_shape = np.array([f"{name} (shape)" in self.allowed for name in KERNEL_CLASSES])
         flagged = (unseen & ~allowed[codes]) | (shape & ~allowed_shape[codes])
-        times = np.bincount(owner, self.model.kernel_ms(kernels), minlength=len(new))
-        self._ms = np.append(self._ms, times)
+
+        def summed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.bincount(owner, values, minlength=len(new))
+
+        warm_ms = self.model.kernel_ms(kernels, 0.0)
+        self._ms = np.append(self._ms, summed(warm_ms))
+        self._cold_ms = np.append(self._cold_ms, summed(self.model.kernel_ms(kernels, 1.0) - warm_ms))
+        self._weights = np.append(self._weights, summed(kernels.column("weights")))
         self._outside = np.append(self._outside, np.bincount(owner, flagged, minlength=len(new)) > 0)

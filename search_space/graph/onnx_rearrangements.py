@@ -1,6 +1,7 @@
 """ONNX operators that only rearrange data: which of them cost something, and which belong to an operator beside them.
 
-Slices, splits and other rearrangements that copy data are operators "move". Reshapes, the transposes of an attention,
+Slices, splits and other rearrangements that copy data are operators "move", or "permute" where they go element by
+element. Reshapes, the transposes of an attention,
 those between maps and tokens, and padding that a convolution takes over are none.
 """
 
@@ -27,6 +28,8 @@ def view(t: Translation, node: Node) -> int:
         _split_to_sequence(t, node)
     elif node.op == "SequenceAt" and len(node.inputs) > 1:
         _take_from_sequence(t, node)
+    elif node.op == "Transpose" and _permutes(t, node):
+        return t.plain("permute", node)
     elif node.op == "Transpose" and _moves(t, node):
         return t.plain("move", node)
     return t.rows[t.active(node)[0]]
@@ -78,6 +81,20 @@ def _moves(t: Translation, node: Node) -> bool:
     unturned = sorted(order)
     swaps = {tuple(unturned[1:] + unturned[:1]), tuple(unturned[-1:] + unturned[:-1])}
     return bool(order) and order != unturned and tuple(order) not in swaps
+
+
+def _permutes(t: Translation, node: Node) -> bool:
+    """Tells whether a transpose moves single elements: more than one dimension changes place, the last one among them.
+
+    Wherever else it stands, such a transpose is an operator of its own: it takes ten times as long per element.
+    """
+    shape = t.network.tensors.shape(t.active(node)[0])
+    perm = node.integers("perm", list(range(len(shape)))[::-1])
+    if sorted(perm) != list(range(len(shape))) or perm[-1:] == [len(perm) - 1]:
+        return False
+    moved_alone = any([a for a in perm if a != axis] == sorted(set(perm) - {axis}) for axis in perm)
+    order = [axis for axis in perm if shape[axis] != 1]
+    return not moved_alone and order != sorted(order)
 
 
 def _slices_channels(t: Translation, node: Node) -> bool:

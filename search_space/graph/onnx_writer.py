@@ -30,15 +30,21 @@ NORM_EPSILON = 1e-5
 RANDOM_NUMBERS = 1 << 16
 """Random weights repeat after so many numbers."""
 
+_OF_MAPS = frozenset(
+    ("conv", "conv_transpose", "max_pool", "avg_pool", "resize", "crop", "group_norm", "batch_norm", "permute")
+)
+"""Operators that read and write maps, whatever comes before them."""
+
 Weights = Sequence[Sequence[NDArray[np.float32]]]
 """For each operator of a graph its constants: weight and bias, or a norm's scale and bias."""
 
 
 def random_weights(graph: OpGraph, seed: int = 0) -> list[list[NDArray[np.float32]]]:
     """Draws constants of the right shapes that keep activations in the range of a trained network's."""
-    pool = np.random.default_rng(seed).standard_normal(RANDOM_NUMBERS, dtype=np.float32)
+    numbers = np.random.default_rng(seed).standard_normal(RANDOM_NUMBERS, dtype=np.float32)
     result: list[list[NDArray[np.float32]]] = []
-    for op in graph.table.tolist():
+    for row, op in enumerate(graph.table.tolist()):
+        pool = np.roll(numbers, row)  # runtimes keep equal constants once, and then read them from their caches
         kind = KINDS[op[COLUMN["kind"]]]
         cin, cout, groups = op[COLUMN["cin"]], op[COLUMN["cout"]], op[COLUMN["groups"]]
         kernel = (op[COLUMN["kh"]], op[COLUMN["kw"]])
@@ -213,6 +219,8 @@ class _Writer:
             return self.slice(inputs[0], [0, 0], [op["hout"], op["wout"]], [2, 3], name)
         if kind == "move":
             return self.slice(inputs[0], [0], [op["cout"]], [1], name)
+        if kind == "permute":
+            return self.space_to_depth(op, inputs[0], name)
         if kind in _SIMPLE:
             return self.node(_SIMPLE[kind], [*inputs, *constants], name)[0]
         raise ValueError(f"write_onnx does not write {kind!r}")
@@ -228,7 +236,7 @@ class _Writer:
             return MAP if self.is_gate(sources[0]) else VECTOR
         if kind == "reduce":
             return MAP if before == MAP else VECTOR
-        if kind in ("conv", "conv_transpose", "max_pool", "avg_pool", "resize", "crop", "group_norm", "batch_norm"):
+        if kind in _OF_MAPS:
             return MAP
         if kind == "matmul":
             return MAP if KINDS[self.graph.table[sources[1], 0]] == "conv" else TOKENS
@@ -277,6 +285,15 @@ class _Writer:
         if bias:
             out = self.node("Add", [*out, self.constant(f"{name}.1", bias[0])], name)
         return out[0]
+
+    def space_to_depth(self, op: dict[str, int], source: str, name: str) -> str:
+        """Writes a permutation of a map as one that puts 2x2 pixels into the channels, by a transpose."""
+        channels, height, width = op["cin"], op["hout"], op["wout"]
+        apart = self.constant(f"{name}.apart", np.array([0, channels, height, 2, width, 2], np.int64))
+        joined = self.constant(f"{name}.joined", np.array([0, 4 * channels, height, width], np.int64))
+        x = self.node("Reshape", [source, apart], f"{name}_apart")[0]
+        x = self.node("Transpose", [x], name, perm=[0, 1, 3, 5, 2, 4])[0]
+        return self.node("Reshape", [x, joined], f"{name}_joined")[0]
 
     def group_norm(self, row: int, op: dict[str, int], source: str, name: str) -> str:
         """Writes a GroupNorm of one group as InstanceNormalization of a flat view, then scale and bias per channel."""

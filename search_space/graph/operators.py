@@ -45,6 +45,7 @@ KINDS: tuple[str, ...] = (
     "pad",
     "move",
     "other",
+    "permute",
 )
 KIND: dict[str, int] = {name: code for code, name in enumerate(KINDS)}
 

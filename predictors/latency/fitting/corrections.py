@@ -10,7 +10,7 @@ import numpy as np
 from ..kernel_model import Correction, KernelModel, gaussian_kernel
 from ..kernel_terms import Array, shape_features
 from ..kernels import Kernels
-from .kernel_times import LEAST_COEFFICIENT
+from .kernel_times import LEAST_COEFFICIENT, cold_shares
 
 MIN_SHAPES = 20
 """Different shapes of a class below which it gets no correction."""
@@ -53,7 +53,8 @@ def fit_corrections(
     everything = Kernels(np.concatenate([graph.table for graph in graphs]))
     times = np.concatenate(times_ms) / np.repeat(slow, [len(graph) for graph in graphs])
     bare = replace(model, corrections={})
-    ratio = np.log(times / np.maximum(bare.kernel_ms(everything), LEAST_COEFFICIENT))
+    expected = bare.kernel_ms(everything, cold_shares(graphs, model.kept))
+    ratio = np.log(times / np.maximum(expected, LEAST_COEFFICIENT))
     codes = everything.column("class")
     features = shape_features(everything)
     corrections = {}

@@ -8,7 +8,7 @@ first is taken (`measured_networks.FORMS`) is decided on folds of the samples fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ cpu_timm.json). Coefficients refined by whole networks suit those of the space a
 """
 MUST_REDUCE_ERROR_WITHIN_SPACE_TO = 0.97
 """The same of a model that no other networks are predicted by."""
+KEPT_WEIGHTS: tuple[int, ...] = tuple(2**n for n in range(19, 25))
+"""Elements of weights that caches may keep: 2 to 64 MB in fp32."""
+CACHES_MUST_REDUCE_ERROR_TO = 0.97
+"""Error of a model with caches over that of one without, on folds left out, up to which it is taken."""
 BOUND_CONFIDENCE = 0.9
 """Probability with which the held-out error is below `held_out_bound`."""
 
@@ -70,7 +74,7 @@ def fit_samples(
         probes: measured small graphs; every fold is fitted on all of them.
         within_space: whether only networks like the samples will be predicted.
     """
-    data = MeasuredNetworks.of(samples, fusion, block, probes, within_space=within_space)
+    data = _with_caches(MeasuredNetworks.of(samples, fusion, block, probes, within_space=within_space), folds)
     everything = np.arange(len(samples))
     predicted, line = held_out_ms(data, folds, choose=True)
     form = _chosen_form(data, everything, folds)
@@ -88,7 +92,7 @@ def fit_samples(
 
 def fit_errors(samples: Sequence[Sample], fusion: str, block: int, probes: Sequence[Probe] = ()) -> Array:
     """(samples,) log of measured over predicted, each by a fit on the other folds, in a form chosen once for all."""
-    data = MeasuredNetworks.of(samples, fusion, block, probes)
+    data = _with_caches(MeasuredNetworks.of(samples, fusion, block, probes), FOLDS)
     return np.log(data.times_ms / held_out_ms(data, FOLDS, choose=False)[0])
 
 
@@ -99,6 +103,33 @@ def held_out_bound(samples: Sequence[Sample], fusion: str, block: int, probes: S
     errors = np.abs(np.expm1(-fit_errors(samples, fusion, block, probes)))
     n = len(errors)
     return float(errors.mean() + t.ppf(BOUND_CONFIDENCE, n - 1) * errors.std(ddof=1) / np.sqrt(n))
+
+
+def _with_caches(data: MeasuredNetworks, folds: int) -> MeasuredNetworks:
+    """`data` with the size of the caches that explains networks held out and probes best, if any does.
+
+    The errors of probes are those of a fit to them and all networks.
+    """
+    if data.kernel_times is None:
+        return data
+    everything = np.arange(len(data.times_ms))
+    errors = {}
+    for kept in (0, *KEPT_WEIGHTS):
+        of_size = replace(data, kept=kept)
+        predicted = _predicted_ms(of_size, everything, max(2, folds // 2), "kernels")
+        in_probes = of_size.probe_errors(of_size.fit(everything))
+        errors[kept] = float(np.abs(np.log(predicted / data.times_ms)).sum() + np.abs(in_probes).sum())
+    best = min(errors, key=errors.__getitem__)
+    return replace(data, kept=best if errors[best] < CACHES_MUST_REDUCE_ERROR_TO * errors[0] else 0)
+
+
+def _predicted_ms(data: MeasuredNetworks, networks: NDArray[np.int64], folds: int, form: Form) -> Array:
+    """(n,) times of `networks` by models in `form`, each fitted on the other folds of them."""
+    part, predicted = np.arange(len(networks)) % folds, np.empty(len(networks))
+    for k in range(min(folds, len(networks))):
+        model = data.fit(networks[part != k], form)
+        predicted[part == k] = [model.graph_ms(data.graphs[i]) for i in networks[part == k]]
+    return predicted
 
 
 def held_out_ms(data: MeasuredNetworks, folds: int, *, choose: bool) -> tuple[Array, Array]:
@@ -127,14 +158,10 @@ def _chosen_form(data: MeasuredNetworks, train: NDArray[np.int64], folds: int) -
     """The form of the model of the networks `train`: another than kernels alone if it helps on folds of them."""
     if data.kernel_times is None:
         return "kernels"
-    inner = max(2, folds // 2)
-    part = np.arange(len(train)) % inner
-    errors = dict.fromkeys(FORMS, 0.0)
-    for k in range(inner):
-        kept, left = train[part != k], train[part == k]
-        for form in FORMS:
-            model = data.fit(kept, form)
-            errors[form] += sum(abs(np.log(model.graph_ms(data.graphs[i]) / data.times_ms[i])) for i in left)
+    errors = {}
+    for form in FORMS:
+        predicted = _predicted_ms(data, train, max(2, folds // 2), form)
+        errors[form] = float(np.abs(np.log(predicted / data.times_ms[train])).sum())
     good = [
         form
         for form, share in MUST_REDUCE_ERROR_TO.items()

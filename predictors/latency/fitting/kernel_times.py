@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernel_model import KernelModel
-from ..kernel_terms import COEFFICIENTS, SHAPE_FEATURES, Array, physical_ms, physical_terms, shape_features
+from ..kernel_terms import COEFFICIENTS, SHAPE_FEATURES, Array, cold_share, physical_ms, physical_terms, shape_features
 from ..kernels import KERNEL_CLASS, KERNEL_CLASSES, Kernels
 
 PRIOR_KERNELS = 4.0
@@ -70,6 +70,7 @@ def fit_kernels(
     totals_ms: Array | None = None,
     prior_strength: float = PRIOR_KERNELS,
     uncertainty_ms: float = 0.0,
+    kept: int = 0,
 ) -> KernelModel:
     """Fits the coefficients of every kernel class to the times of single kernels.
 
@@ -81,6 +82,7 @@ def fit_kernels(
         totals_ms: (graphs,) times of which a kernel's share is its weight; by default the sum of the graph's kernels.
         prior_strength: weight of the pooled fit of the class's family, in kernels.
         uncertainty_ms: what each time is uncertain by, however short it is: kernels that take less count less.
+        kept: as in `KernelModel`.
 
     Raises:
         ValueError: no kernel has a time.
@@ -97,7 +99,7 @@ def fit_kernels(
     if not len(times):
         raise ValueError("no kernel times to fit on")
     codes = everything.column("class")
-    compute, memory = physical_terms(everything, block)
+    compute, memory = physical_terms(everything, block, cold=cold_shares(graphs, kept)[known])
     weights = np.sqrt(share / share.mean() / (1 + (uncertainty_ms / (KERNEL_ERROR * times)) ** 2))
     coefficients = np.zeros((len(KERNEL_CLASSES), len(COEFFICIENTS)))
     for family in KERNEL_FAMILIES:
@@ -114,8 +116,14 @@ def fit_kernels(
                 if mine.any()
                 else pooled
             )
-    model = KernelModel(fusion=fusion, block=block, coefficients=coefficients, sharpness=sharpness)
+    model = KernelModel(fusion=fusion, block=block, coefficients=coefficients, sharpness=sharpness, kept=kept)
     return with_ranges(model, graphs)
+
+
+def cold_shares(graphs: Sequence[Kernels], kept: int) -> Array:
+    """For each kernel of all graphs in a row, the `cold_share` of its graph."""
+    weights = [graph.column("weights").sum() for graph in graphs]
+    return np.repeat(cold_share(weights, kept), [len(graph) for graph in graphs])
 
 
 def fit_class(

@@ -57,6 +57,7 @@ class MeasuredNetworks:
         times_ms: (n,) of the networks.
         repeatabilities: (n,) as in `Sample`.
         within_space: whether only networks like these will be predicted.
+        kept: as in `KernelModel`.
     """
 
     fusion: str
@@ -66,6 +67,7 @@ class MeasuredNetworks:
     times_ms: Array
     repeatabilities: Array
     within_space: bool = False
+    kept: int = 0
 
     @classmethod
     def of(
@@ -102,8 +104,15 @@ class MeasuredNetworks:
             prior=scaled,
             strength=REFINED_PULL,
             weights=weights,
+            kept=self.kept,
         )
         return replace(refined, counts=scaled.counts, low=scaled.low, high=scaled.high)  # what is known of the probes
+
+    def probe_errors(self, model: KernelModel) -> Array:
+        """(probes,) log of modelled over measured time of all kernels of each probe."""
+        found = zip(self.graphs[len(self.times_ms) :], (self.kernel_times or [])[len(self.times_ms) :], strict=True)
+        sums = [(model.kernel_ms(graph)[np.isfinite(times)].sum(), np.nansum(times)) for graph, times in found]
+        return np.array([np.log(modelled / measured) for modelled, measured in sums if modelled > 0 and measured > 0])
 
     def _fit_kernels(self, train: NDArray[np.int64], kernel_times: list[Array], *, corrected: bool) -> KernelModel:
         """A model of the kernels' times, whose scale is still to be fitted."""
@@ -127,6 +136,7 @@ class MeasuredNetworks:
                 slowdowns=slowdowns,
                 totals_ms=totals,
                 uncertainty_ms=PROFILED_UNCERTAINTY_MS,
+                kept=self.kept,
             )
             factors = [_common_factor(model, graph, t) for graph, t in zip(mine, times, strict=False)]
             slowdowns[:networks] = np.array(factors) / np.median(factors)

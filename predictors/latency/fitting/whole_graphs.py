@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..kernel_model import KernelModel
 from ..kernel_terms import COEFFICIENTS, COMPUTE_TERMS, Array, physical_terms
 from ..kernels import KERNEL_CLASS, KERNEL_CLASSES, Kernels
-from .kernel_times import KERNEL_FAMILIES, LEAST_COEFFICIENT, with_ranges
+from .kernel_times import KERNEL_FAMILIES, LEAST_COEFFICIENT, cold_shares, with_ranges
 
 PULL_TO_PRIOR = 0.03
 """Residual, in log units, that it costs a coefficient to leave its prior by a factor of e."""
@@ -46,6 +46,7 @@ def fit_graphs(
     prior: KernelModel | None = None,
     strength: float = PULL_TO_PRIOR,
     weights: Array | None = None,
+    kept: int = 0,
 ) -> KernelModel:
     """Fits all coefficients at once to whole-graph times, for runtimes that report no kernel times.
 
@@ -59,11 +60,12 @@ def fit_graphs(
         prior: a model of a related target.
         strength: of the prior: the residual, in log units, that leaving it by a factor of e costs.
         weights: (graphs,) of the errors; equal by default.
+        kept: as in `KernelModel`.
     """
     from scipy.optimize import least_squares
 
     times_ms = np.asarray(times_ms, dtype=np.float64)
-    problem = _GraphTimes(graphs, times_ms, block, sharpness)
+    problem = _GraphTimes(graphs, times_ms, block, sharpness, kept)
     start = problem.coefficients_by_family() if prior is None else prior.coefficients
     start = np.maximum(start, LEAST_COEFFICIENT)
     begin = np.append(np.log(start[problem.free]), np.log(max(1e-3, 0.02 * float(times_ms.min()))))
@@ -85,6 +87,7 @@ def fit_graphs(
         coefficients=coefficients,
         sharpness=sharpness,
         overhead_ms=float(np.exp(solved.x[-1])),
+        kept=kept,
     )
     return with_ranges(model, graphs)
 
@@ -96,7 +99,7 @@ class _GraphTimes:
         free: (classes, terms) of the F coefficients that the graphs depend on, as indices of an array of coefficients.
     """
 
-    def __init__(self, graphs: Sequence[Kernels], times_ms: Array, block: int, sharpness: float) -> None:
+    def __init__(self, graphs: Sequence[Kernels], times_ms: Array, block: int, sharpness: float, kept: int) -> None:
         from scipy.sparse import csr_matrix
 
         self._times_ms = times_ms
@@ -104,7 +107,7 @@ class _GraphTimes:
         table = Kernels(np.concatenate([graph.table for graph in graphs]))
         kernels = len(table)
         self._codes = table.column("class")
-        self._compute, self._memory = physical_terms(table, block)
+        self._compute, self._memory = physical_terms(table, block, cold=cold_shares(graphs, kept))
         self._terms = np.concatenate([np.ones((kernels, 1)), self._compute, self._memory], axis=1)
         self._graph_of = np.repeat(np.arange(len(graphs)), [len(graph) for graph in graphs])
         self._sums = csr_matrix((np.ones(kernels), (self._graph_of, np.arange(kernels))), shape=(len(graphs), kernels))

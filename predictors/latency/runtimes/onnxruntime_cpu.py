@@ -28,6 +28,8 @@ transposition gives maps and tokens alike. The end of a unit has one of the firs
 
 _MERGED_INTO_BLOCKED = frozenset({"hardswish", "relu", "sigmoid", "hardsigmoid", "tanh"})
 _MERGED_INTO_UNBLOCKED = frozenset({"relu", "sigmoid", "hardsigmoid", "tanh"})
+_FREE = frozenset({"relu"})
+"""Activations that take no time worth counting where they are merged: a maximum with 0."""
 _CPU_CLASSES = CLASS_OF_KIND | {
     "silu": "silu",
     "sigmoid": "sigmoid",
@@ -132,8 +134,10 @@ class CpuFuser(Fuser):
             self.need(self.sources[row][0], CHANNELS_LAST, row)
             self.emit(row, kind)
             return CHANNELS_LAST
-        if kind in ("matmul", "softmax"):
+        if kind in ("matmul", "softmax", "permute"):
             return self.settled(row, kind)
+        if kind == "reduce":
+            return self.reduce(row, op)
         if kind == "concat":
             aligned = not op[COLUMN["weights"]] and all(
                 self.is_blocked(s) and s != GRAPH_INPUT and self.ops[s][COLUMN["cout"]] % self.block == 0
@@ -142,7 +146,7 @@ class CpuFuser(Fuser):
             return self.follow(row, "move") if aligned else self.tokens_or_plain(row, "move")
         if kind == "move":
             return self.move(row, op)
-        if kind in ("reduce", "other", "layer_norm"):
+        if kind in ("other", "layer_norm"):
             return self.tokens_or_plain(row, CLASS_OF_KIND[kind])
         return self.plain(row, class_of(op))
 
@@ -200,6 +204,14 @@ class CpuFuser(Fuser):
                 self.need(source, PLAIN, row)
         self.emit(row, class_name)
         return EITHER
+
+    def reduce(self, row: int, op: list[int]) -> int:
+        """A sum or mean over channels or over pixels: across memory, unless it is over the last dimension."""
+        layout = self.tokens_or_plain(row, "reduce")
+        over_channels = op[COLUMN["cout"]] < op[COLUMN["cin"]]
+        if over_channels == (layout == PLAIN):
+            self.rows[self.kernel_of[row]][0] = KERNEL_CLASS["reduce_across"]
+        return layout
 
     def linear(self, row: int, op: list[int]) -> int:
         """A linear layer: on a vector, on the channels of tokens, or across tokens."""
@@ -260,7 +272,7 @@ class CpuFuser(Fuser):
         kernel = self.merges_into(source)
         blocked = self.is_blocked(source)
         if kernel is not None and kind in (_MERGED_INTO_BLOCKED if blocked else _MERGED_INTO_UNBLOCKED):
-            self.merge(row, kernel)
+            self.merge(row, kernel, tail=int(kind not in _FREE))
             return BLOCKED if blocked else PLAIN
         return self.follow(row, _CPU_CLASSES[kind])
 
