@@ -352,7 +352,9 @@ def _probes(measurements: dict[str, list[dict]]) -> list[Probe]:
 
     probes = []
     for name, graph in probe_graphs().items():
-        tables = [row["kernel_ms"] for row in measurements[f"probe:{name}"]]
+        tables = [row["kernel_ms"] for row in measurements.get(f"probe:{name}", [])]
+        if not tables:  # a probe that was made later
+            continue
         times = {key: float(np.exp(np.mean(np.log([t[key] for t in tables])))) for key in tables[0]}
         probes.append(Probe(graph, times))
     return probes

@@ -115,7 +115,7 @@ class Kernels:
             cin to groups: as in `OpGraph`, of the first operator.
             macs: multiply-accumulates.
             inputs, outputs, weights: elements read as activations, written, and read as constants.
-            tail: pointwise operators merged into the kernel that take time.
+            tail: pointwise operators merged into the kernel; some runtimes count those twice that take twice as long.
     """
 
     table: NDArray[np.int64]
@@ -204,7 +204,7 @@ class Fuser:
         Args:
             row: the operator.
             kernel: the kernel's row.
-            tail: what it adds to the kernel's column of that name; 0 if it takes no time worth counting.
+            tail: what it adds to the kernel's column of that name.
         """
         op, into = self.ops[row], self.rows[kernel]
         into[TAIL] += tail

@@ -24,10 +24,10 @@ from .target import Target, full_names, profile_folders, user_profiles
 from .uncertainty import LogErrors
 from .unit_costs import UnitCosts
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the profile files. Files of older versions are read, newer ones refused.
 
-2: stacked models. 3: models of their own for networks of further spaces.
+2: stacked models. 3: models of their own for networks of further spaces. 4: weights beyond the caches.
 """
 OUTSIDE_WIDENING = 3.0
 """Factor on log errors for networks with operators or shapes beyond those fitted on."""

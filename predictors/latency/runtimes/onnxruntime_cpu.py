@@ -28,8 +28,9 @@ transposition gives maps and tokens alike. The end of a unit has one of the firs
 
 _MERGED_INTO_BLOCKED = frozenset({"hardswish", "relu", "sigmoid", "hardsigmoid", "tanh"})
 _MERGED_INTO_UNBLOCKED = frozenset({"relu", "sigmoid", "hardsigmoid", "tanh"})
-_FREE = frozenset({"relu"})
-"""Activations that take no time worth counting where they are merged: a maximum with 0."""
+_TAILS = {"relu": 1, "add": 1}
+"""What merged operators take, in halves of what a hard-swish or a sigmoid takes."""
+_OTHER_TAIL = 2
 _CPU_CLASSES = CLASS_OF_KIND | {
     "silu": "silu",
     "sigmoid": "sigmoid",
@@ -158,8 +159,8 @@ class CpuFuser(Fuser):
         return PLAIN
 
     def follow(self, row: int, class_name: str) -> int:
-        """An operator that runs in the layout of its first input."""
-        if self.is_blocked(self.sources[row][0]):
+        """An operator that runs in the layout of its first input, unless it turns a map into tokens."""
+        if self.is_blocked(self.sources[row][0]) and not self.makes_tokens(row):
             self.emit(row, class_name)
             return BLOCKED
         return self.tokens_or_plain(row, class_name)
@@ -269,10 +270,10 @@ class CpuFuser(Fuser):
     def activation(self, row: int, kind: str) -> int:
         """An activation: merged into the convolution before it where the provider does so."""
         source = self.sources[row][0]
-        kernel = self.merges_into(source)
+        kernel = None if self.makes_tokens(row) else self.merges_into(source)
         blocked = self.is_blocked(source)
         if kernel is not None and kind in (_MERGED_INTO_BLOCKED if blocked else _MERGED_INTO_UNBLOCKED):
-            self.merge(row, kernel, tail=int(kind not in _FREE))
+            self.merge(row, kernel, _TAILS.get(kind, _OTHER_TAIL))
             return BLOCKED if blocked else PLAIN
         return self.follow(row, _CPU_CLASSES[kind])
 
@@ -314,7 +315,7 @@ class CpuFuser(Fuser):
 
     def add_into(self, row: int, kernel: int, layout: int) -> int:
         """Merges sum `row` into a convolution, which can merge an activation afterwards."""
-        self.merge(row, kernel)
+        self.merge(row, kernel, _TAILS["add"])
         self.summed.add(kernel)
         self.open[row] = kernel
         return layout

@@ -47,11 +47,12 @@ def test_impossible_models_are_refused(change, says, true_model):
         KernelModel.from_dict(data)
 
 
-def test_padding_and_cache_are_kept(true_model):
+def test_padding_and_caches_are_kept(true_model):
     model = with_ranges(
-        replace(true_model(), pads={"linear": 8}, cache=1000), [fuse(op_graph(PRESETS["lowformer_e1"]), "torch")]
+        replace(true_model(), pads={"linear": 8}, cache=1000, kept=2000),
+        [fuse(op_graph(PRESETS["lowformer_e1"]), "torch")],
     )
     again = KernelModel.from_dict(json.loads(json.dumps(model.to_dict())))
-    assert (again.pads, again.cache) == ({"linear": 8}, 1000)
+    assert (again.pads, again.cache, again.kept) == ({"linear": 8}, 1000, 2000)
     with pytest.raises(ValueError, match="padding of"):
         KernelModel.from_dict({**model.to_dict(), "pads": {"warp": 8}})

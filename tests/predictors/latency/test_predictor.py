@@ -76,6 +76,20 @@ def test_bulk_single_and_graph_predictions_are_one(predictor):
     assert (low < bulk).all() and (bulk < high).all()
 
 
+def test_weights_beyond_the_caches_cost_more_one_by_one_and_in_bulk(predictor):
+    coefficients = predictor.model.coefficients.copy()
+    coefficients[:, COEFFICIENTS.index("cold")] = 0.5
+    cold = LatencyPredictor(
+        predictor.target, replace(predictor.model, coefficients=coefficients, kept=20_000_000), predictor.errors, {}
+    )
+    configs = [*PRESETS.values(), *sampled(30)]
+    weights = np.array([op_graph(config).column("weights").sum() for config in configs])
+    assert (weights < 2e7).any() and (weights > 2e7).any()
+    bulk, more = cold.latency_ms(configs), cold.latency_ms(configs) - predictor.latency_ms(configs)
+    assert np.allclose(bulk, [p.latency_ms for p in cold.predict(configs)])
+    assert (more[weights < 2e7] == 0).all() and (more[weights > 2.01e7] > 0).all()
+
+
 def test_onnx_files_predict_as_their_config(predictor, tmp_path):
     config = PRESETS["cpubone_nano"]
     write_onnx(config, tmp_path / "model.onnx")

@@ -28,3 +28,11 @@ def test_a_sample_reaches_into_the_corners_and_is_the_beginning_of_a_larger_one(
     assert span(leaning) > span(plain) + 0.3
     assert all(config in space for config in leaning)
     assert spread_sample(space, 40, seed=0)[:30] == leaning
+
+
+def test_the_largest_networks_come_first():
+    space = SearchSpace.load("tiny")
+    sample = spread_sample(space, 100, seed=0)
+    for size in ("params", "macs"):
+        sizes = [getattr(op_graph(config), size) for config in sample]
+        assert max(sizes) == max(sizes[:3]) > 1.2 * max(getattr(op_graph(c), size) for c in sample[3:])

@@ -257,3 +257,21 @@ def test_a_detector_with_all_that_follows_its_heads() -> None:
     top, suppression = (row for row, kind in enumerate(graph.kinds) if kind == "other")
     assert graph.column("cout")[top] == 80  # all there are, fewer than the limit
     assert graph.column("outputs")[suppression] == 5 * 20 * 3  # at most so many of each class
+
+
+@pytest.mark.parametrize(
+    ("perm", "kind"),
+    [
+        ([0, 1, 3, 5, 2, 4], "permute"),  # element by element
+        ([0, 1, 2, 4, 3, 5], "move"),  # rows stay together
+        ([0, 1, 2, 3, 5, 4], "move"),  # one dimension goes elsewhere
+    ],
+)
+def test_permutations_of_elements_are_told_apart(perm: list[int], kind: str) -> None:
+    nodes = [
+        node("Reshape", ["x", "apart"], ["a"]),
+        node("Transpose", ["a"], ["b"], perm=perm),
+        node("Relu", ["b"], ["y"]),
+    ]
+    model = model_of(nodes, [ints("apart", 1, 3, 16, 2, 16, 2)], image=(1, 3, 32, 32))
+    assert graph_from_model(model).kinds == [kind, "relu"]

@@ -23,6 +23,7 @@ from lownas.search_space import (
 )
 from lownas.search_space.graph import COLUMN, COLUMNS
 from lownas.search_space.graph.onnx_reader import graph_from_model
+from lownas.search_space.graph.onnx_writer import random_weights
 
 COMPARED = [COLUMN[name] for name in COLUMNS if name != "params"]  # a file does not tell BatchNorm's parameters
 
@@ -120,3 +121,9 @@ def test_a_fixed_batch_is_refused() -> None:
 def test_absurd_sizes_allocate_nothing() -> None:
     with pytest.raises(ValueError, match="too large"):
         graph_from_model(one_op("Relu", [[1, 1 << 30, 1 << 30, 4]]))
+
+
+def test_no_two_operators_have_the_same_constants() -> None:
+    """Runtimes would keep them once, so that fewer weights were read than in a trained network."""
+    arrays = [array for constants in random_weights(op_graph(PRESETS["lowformer_b1"])) for array in constants]
+    assert len({array.tobytes() for array in arrays}) == len(arrays)

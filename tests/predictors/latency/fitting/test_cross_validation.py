@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lownas.predictors.latency.fitting.cross_validation import fit_samples, held_out_bound
 from lownas.predictors.latency.fitting.samples import Probe, Sample
 from lownas.predictors.latency.fusion import fuse
+from lownas.predictors.latency.kernel_terms import COEFFICIENTS
 from lownas.predictors.latency.sampling import spread_sample
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 
@@ -45,3 +48,15 @@ def test_noise_is_what_the_looks_do_not_repeat(made_up_device):
     configs = spread_sample(SearchSpace.load("default"), 12, seed=0)
     samples = [Sample(c, (r := device(c, None)).undisturbed_ms, 0.03, r.kernel_ms) for c in configs]
     assert fit_samples(samples, "onnxruntime", 8).noise == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("kept", [0, 2**22])
+def test_the_size_of_the_caches_is_found(made_up_device, kept):
+    device = made_up_device(noise=0.01)
+    coefficients = device.model.coefficients.copy()
+    coefficients[:, COEFFICIENTS.index("weights")] = 0.1
+    coefficients[:, COEFFICIENTS.index("cold")] = 0.3
+    device.model = replace(device.model, coefficients=coefficients, kept=kept)
+    configs = spread_sample(SearchSpace.load("default"), 16, seed=0)
+    samples = [Sample(c, (r := device(c, None)).undisturbed_ms, 0.0, r.kernel_ms) for c in configs]
+    assert fit_samples(samples, "onnxruntime", 8).model.kept == kept

@@ -97,3 +97,32 @@ def test_cuda_provider_merges_only_relu():
     assert kernels.classes == [*convs, "activation", "conv_pointwise", "add"]
     assert kernels.column("tail").tolist() == [1, 2, 0, 0, 0, 0]
     assert fuse(build.build(), "onnxruntime-tensorrt").column("tail").tolist() == [1, 2, 1, 1]
+
+
+def test_what_a_merged_activation_costs_depends_on_it():
+    def tail(kind: str) -> int:
+        build = GraphBuilder()
+        row, shape = build.conv(-1, (32, 8, 8), 32, 3)
+        build.pointwise(kind, [row], shape)
+        return int(fuse(build.build(), "onnxruntime", 16).column("tail").sum())
+
+    assert (tail("relu"), tail("hardswish")) == (1, 2)
+
+
+def test_sums_side_by_side_and_across():
+    def classes(shape_in, shape_out) -> list[str]:
+        build = GraphBuilder()
+        build.add_op("reduce", [-1], shape_in=shape_in, shape_out=shape_out)
+        return fuse(build.build(), "onnxruntime", 16).classes
+
+    assert classes((16, 8, 8), (16, 1, 1)) == ["reduce"]  # over a map's pixels
+    assert classes((16, 8, 8), (1, 8, 8)) == ["reduce_across"]  # over its channels
+
+
+def test_a_map_that_becomes_tokens_is_transposed_first():
+    build = GraphBuilder()
+    row, _ = build.conv(-1, (32, 8, 8), 32, 3, groups=32)
+    row = build.pointwise("gelu", [row], (32, 64, 1))
+    build.linear(row, 32, 64, bias=True, tokens=64)
+    classes = fuse(build.build(), "onnxruntime", 16).classes
+    assert classes == ["reorder_in", "conv_depthwise", "reorder_out", "transpose", "gelu", "linear_tokens"]
