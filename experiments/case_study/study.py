@@ -3,7 +3,7 @@
     python experiments/case_study/study.py networks --work WORK     # the arms that need no search; 20 minutes
     python experiments/case_study/study.py searches --work WORK     # one after the other, on all cores; hours
     python experiments/case_study/study.py train --work WORK        # one process a core; hours
-    python experiments/case_study/study.py measure --work WORK      # all networks in interleaved rounds, at rest; 20 minutes
+    python experiments/case_study/study.py measure --work WORK      # all networks in turn, at rest; 20 minutes
     python experiments/case_study/study.py judge --work WORK        # the test part, read once
     python experiments/case_study/report.py                         # the table and the figure, from the rows
 
