@@ -33,6 +33,12 @@ TREND_PRIOR = (0.11, 0.2)
 """What each rung adds to logit(accuracy) per unit of scaled ln MACs, mean and standard deviation of its prior. Source:
 the short trainings in experiments/tabular/ of the networks that are not trained long ("rise" in
 experiments/proxy_fidelity/study.json)."""
+SIZE_PRIOR = 0.35
+"""What is expected of logit(accuracy) per unit of scaled ln MACs, before anything is trained.
+
+Published results on ImageNet have about 0.9, small networks on an easy task half of that (experiments/tabular/). The
+variance of the linear part lets observations decide. What it is worth: experiments/proxy_fidelity/size.py.
+"""
 LEVEL_VARIANCE = 100.0
 """Prior variance of each rung's mean: as good as flat."""
 JITTER = 1e-6

@@ -11,9 +11,10 @@ own, and with less of it: at the highest rung logit(a) is the mean of the accura
 for. Levels have flat priors, everything else is set by the posterior mode. That only the better candidates reach a rung
 does no harm, since the accuracies that decided it are observations too.
 
-Larger networks gain more from longer training. What a rung adds to them is one more term, linear in ln MACs and in the
-rung. It is continued beyond the last rung: networks are compared as after a training several times longer than any that
-was observed, since that is what the best of them will get.
+Larger networks are expected to be better, by as much as `SIZE_PRIOR` says, until observations tell: short trainings
+judged on few images tell little. And larger networks gain more from longer training. What a rung adds to them is one
+more term, linear in ln MACs and in the rung. It is continued beyond the last rung: networks are compared as after a
+training several times longer than any that was observed, since that is what the best of them will get.
 
 Source of a kernel over the length of a training beside that over candidates: Kandasamy et al., arXiv 1703.06240.
 """
@@ -36,6 +37,7 @@ from ...search_space.space import SearchSpace
 from ..costs import total_macs, total_params
 from .gaussian_process import (
     JITTER,
+    SIZE_PRIOR,
     TREND_PRIOR,
     Floats,
     Rungs,
@@ -136,7 +138,7 @@ class AccuracySurrogate:
         self._unit = max(float(np.sqrt(np.mean(centred**2))), MIN_LOGIT_SPREAD)
         macs = costs[:, 0] - self._scalers[0].centre[0]
         self._rises = (self._rung - self.highest_rung) * macs
-        self._targets = centred / self._unit - TREND_PRIOR[0] * self._rises
+        self._targets = centred / self._unit - SIZE_PRIOR * self._costs[:, 0] - TREND_PRIOR[0] * self._rises
         similarity = self._similarity(self._costs, self._choices, self._rung, self._rises)
         start = hyperparameter_priors(rungs)[0] if hyperparameters is None else hyperparameters
         self.hyperparameters = self._fitted(start, similarity) if fit else np.asarray(start, dtype=np.float64)
@@ -222,7 +224,7 @@ class AccuracySurrogate:
 
     def _mean(self, costs: Floats, across: Floats) -> Floats:
         mean: Floats = self._levels[self.highest_rung] + self._unit * (across @ self._weights)
-        return mean + self._rise * costs[:, 0]
+        return mean + (self._unit * SIZE_PRIOR + self._rise) * costs[:, 0]
 
     def _similarity(self, costs: Floats, choices: Floats, rung: Rungs, rises: Floats | None = None) -> Similarity:
         """Of n configurations with the m observed; without `rises` the n are at the highest rung."""
