@@ -1,0 +1,53 @@
+"""The case study's report, on made-up rows and on a tenth of those that are committed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lownas.experiments.case_study import report
+
+
+def made_up() -> tuple[list[dict], ...]:
+    """Two networks with three seeds at one budget, and one that was never trained."""
+    names = ("search@0.6", "lowformer_b0/width@0.6", "random@0.6")
+    networks = [{"name": name} for name in names]
+    looks = [{"network": name, "ms": 0.55 + 0.01 * turn} for name in names for turn in range(11)]
+    scores = {names[0]: (0.930, 0.932, 0.934), names[1]: (0.925, 0.927, 0.929)}
+    tests = [{"network": n, "seed": i, "top1": a} for n, each in scores.items() for i, a in enumerate(each)]
+    trainings = [{"network": row["network"], "seed": row["seed"], "seconds": 600} for row in tests]
+    return networks, trainings, looks, tests
+
+
+def test_means_errors_and_what_is_missing() -> None:
+    found = report.results(*made_up())
+    answer, width, random = found
+    assert (answer.mean, answer.latency_ms, answer.core_minutes) == (93.2, 0.56, 10.0)
+    assert answer.error == pytest.approx(0.2 / 3**0.5, abs=1e-3)
+    assert (width.group, random.top1, random.mean) == ("width", (), None)
+    (row,) = report.comparisons(found)
+    assert (row["against"], row["points"]) == ("lowformer_b0/width@0.6", 0.5)
+    assert row["standard_error"] == pytest.approx(answer.error * 2**0.5, abs=1e-3)
+    absent = report.missing(found)
+    assert "random search at 0.6 ms" in absent and "lownas at 0.6 ms" not in absent
+    assert len(report.table(found).splitlines()) == 5
+
+
+def test_a_figure_of_what_is_there(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    report.draw(report.results(*made_up()), tmp_path / "figure.svg")
+    assert (
+        "random search at 0.6 ms" in (tmp_path / "figure.svg").read_text() or (tmp_path / "figure.svg").stat().st_size
+    )
+
+
+def test_a_tenth_of_the_rows_gives_the_same_networks() -> None:
+    rows = [report.read(name) for name in ("networks", "trainings", "looks", "tests")]
+    if not rows[0]:
+        pytest.skip("the study has not begun")
+    everything = report.results(*rows)
+    tenth = report.results(rows[0], rows[1], rows[2][::10], rows[3])
+    assert [each.name for each in tenth] == [each.name for each in everything]
+    assert [each.mean for each in tenth] == [each.mean for each in everything]
+    assert json.loads(json.dumps(report.comparisons(everything))) == report.comparisons(everything)
