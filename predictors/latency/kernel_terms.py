@@ -93,9 +93,9 @@ def physical_terms(
     cin = np.maximum(column["cin"] / groups, 1)
     cout = np.maximum(column["cout"] / groups, 1)
     for name, pad in (pads or {}).items():
-        rows = np.flatnonzero(kernels.column("class") == KERNEL_CLASS[name])
-        for channels in (cin[rows], cout[rows]):
-            macs[rows] *= np.ceil(channels / pad) * pad / channels
+        padded_rows = np.flatnonzero(kernels.column("class") == KERNEL_CLASS[name])
+        for channels in (cin[padded_rows], cout[padded_rows]):
+            macs[padded_rows] *= np.ceil(channels / pad) * pad / channels
     columns = np.maximum(column["wout"], 1)
     tail = column["tail"] * column["outputs"]
     none = np.zeros_like(macs)

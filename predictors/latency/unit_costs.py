@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,8 +86,8 @@ class UnitCosts:
         allowed_shape = np.array([f"{name} (shape)" in self.allowed for name in KERNEL_CLASSES])
         flagged = (unseen & ~allowed[codes]) | (shape & ~allowed_shape[codes])
 
-        def summed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            return np.bincount(owner, values, minlength=len(new))
+        def summed(values: NDArray[Any]) -> NDArray[np.float64]:
+            return np.bincount(owner, values, minlength=len(new)).astype(np.float64)
 
         warm_ms = self.model.kernel_ms(kernels, 0.0)
         self._ms = np.append(self._ms, summed(warm_ms))
