@@ -8,7 +8,7 @@
     python experiments/case_study/report.py                         # the table and the figure, from the rows
 
 Every step adds rows to `rows/` as it goes, and leaves out what is there already: an interrupted step is just started
-again. Rows of another recipe, of other data or of another version of this file's settings are refused.
+again. Rows of another recipe or of other data are refused.
 
 The arms of each budget (`arms.py` makes them): the answer of a search by its defaults with more time; random search
 with as many trainings; the same search with MACs in the place of latency; published LowFormers and CPUBone scaled in
@@ -33,13 +33,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from lownas.experiments.case_study import arms
-from lownas.experiments.case_study.arms import ROWS, Network
+from lownas.experiments.case_study.arms import DATA, ROWS, Network
 
 RECIPE: Mapping[str, Any] = {"epochs": 12, "recipe": {"precision": "bf16"}, "train_on": "train+validation"}
-DATA = "fashion-mnist"
 SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 """Seeds of every network's trainings, and more of them for the best two of each budget."""
-TRUTH_QUANTILE = 0.1
 ROUNDS, ROUND_PAUSE_S = 30, 5.0
 
 
@@ -107,10 +105,7 @@ def wanted_trainings() -> Iterator[tuple[str, int]]:
 
 
 def best_two() -> list[str]:
-    """The two best networks of each budget by their mean accuracy on the images that they were judged on in training.
-
-    Those are among the training images, so that nothing is chosen by the test part.
-    """
+    """The two networks of each budget with the least mean training loss; nothing is chosen by the test part."""
     found: list[str] = []
     for budget_ms in arms.BUDGETS_MS:
         names = [name for name in networks() if name.endswith(f"@{budget_ms:g}")]
@@ -123,8 +118,8 @@ def best_two() -> list[str]:
     return found
 
 
-def train_all(work: Path, part: int, parts: int) -> None:
-    """Trains every `parts`-th of the wanted trainings that are missing, beginning with number `part`."""
+def train_all(work: Path) -> None:
+    """Trains what is missing and no other process is training, one after the other."""
     recipe = recipe_key()
     while True:
         done = {(row["network"], row["seed"]) for row in checked(rows("trainings"), recipe)}
@@ -159,8 +154,7 @@ def train_one(work: Path, network: Network, seed: int, recipe: str) -> None:
     folder = claim_file(work, network.name, seed).parent
     out = folder / "run"
     begin, cpu = time.monotonic(), time.process_time()
-    again = (out / "run.json").exists() or (out / "state.pt").exists()
-    if again:
+    if (out / "training.json").exists():
         trained = train(network.model(), DATA, out=out, resume=True, threads=1)
     else:
         size = None if network.config is not None else network.resolution
@@ -227,7 +221,7 @@ def main() -> None:
     if arguments.step != "train":
         STEPS[arguments.step](work)
     elif arguments.processes == 1:
-        train_all(work, 0, 1)
+        train_all(work)
     else:
         one = [sys.executable, __file__, "train", "--work", str(work), "--processes", "1"]
         started = []
