@@ -141,6 +141,7 @@ def draw(found: Sequence[Result], path: Path) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "lownas"  # the same figure is the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
     from matplotlib import pyplot
 
     budgets = sorted({each.budget_ms for each in found})

@@ -23,8 +23,9 @@ def op_graph_from_onnx(path: str | Path) -> OpGraph:
 
     Only shapes are read: constants kept outside the file are not opened. BatchNorm is folded; hardswish, GELU, SiLU,
     GroupNorm and LayerNorm are recognized when they are spelled out in smaller operators. Slices, splits and other
-    rearrangements that copy data are rows "move"; reshapes, and the transposes of an attention or between maps and
-    tokens, are not. Operators without a kind of their own are rows "other".
+    rearrangements that copy data are rows "move", or "permute" where they go element by element; reshapes, and the
+    transposes of an attention or between maps and tokens, are none. Operators without a kind of their own are rows
+    "other".
 
     Raises:
         ValueError: a file that is missing, cannot be opened or is no ONNX model, one whose shapes cannot be determined

@@ -1,8 +1,8 @@
 """ONNX operators that only rearrange data: which of them cost something, and which belong to an operator beside them.
 
 Slices, splits and other rearrangements that copy data are operators "move", or "permute" where they go element by
-element. Reshapes, the transposes of an attention,
-those between maps and tokens, and padding that a convolution takes over are none.
+element. Reshapes, the transposes of an attention, those between maps and tokens, and padding that a convolution takes
+over are none.
 """
 
 from __future__ import annotations
