@@ -1,16 +1,20 @@
 """Turns float ONNX models into int8 ones to be timed: static quantization in QDQ format, by onnxruntime's library.
 
-Latency is all that is wanted here, so no picture is run through the model: every activation gets the same range. The
-integer kernels take as long for any values and ranges, but what the result computes means nothing. To deploy, quantize
-the trained model with `onnxruntime.quantization.quantize_static`, pictures of your own, and the operators below.
+Where latency is all that is wanted, no picture is run through the model: every activation gets the same range. The
+integer kernels take as long for any values and ranges, but what the result computes means nothing. To deploy, give the
+ranges that activations have on pictures of your own (`experiments/case_study/int8.py` does).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from onnxruntime.quantization import TensorsData
 
 QUANTIZED: tuple[str, ...] = (
     "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "GlobalAveragePool", "AveragePool", "MaxPool",
@@ -30,8 +34,10 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
 
 
-def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, ranges: TensorsData | None = None) -> onnx.ModelProto:
     """Quantizes a model to int8, which takes seconds; one that is quantized already is given back as it is.
+
+    `ranges` are those of its activations (of onnxruntime's calibrators); without, all are the same.
 
     Raises ValueError, in one line: an opset below 13, or a model that the quantizer does not take.
     """
@@ -65,7 +71,7 @@ def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, dict.fromkeys(values, extent)),
+            tensors_range=ranges or TensorsData(CalibrationMethod.MinMax, dict.fromkeys(values, extent)),
             nodes_to_quantize=[],
             nodes_to_exclude=shifts,
             op_types_to_quantize=list(QUANTIZED),

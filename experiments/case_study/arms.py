@@ -94,15 +94,16 @@ class Network:
         """What `train` takes."""
         return self.config if self.config is not None else timm_model(*(self.timm or ("", 1.0, 0))[:2])
 
-    def trained(self, folder: Path) -> Any:
+    def trained(self, folder: Path) -> dict[str, Any]:
         """What `evaluate` takes of a finished training."""
         if self.config is not None:
-            return folder
-        from lownas.evaluators.training.final.weights import tensors_of
+            return {"network": folder}
+        from lownas.evaluators.training.final.weights import load_weights
 
-        model = timm_model(*(self.timm or ("", 1.0, 0))[:2])
-        model.load_state_dict(tensors_of((folder / "best.safetensors").read_bytes(), "best.safetensors"))
-        return model
+        weights, model = load_weights(folder), timm_model(*(self.timm or ("", 1.0, 0))[:2])
+        model.load_state_dict(weights.state)
+        pixels = {} if weights.pixels is None else weights.pixels.to_dict()
+        return {"network": model, "resolution": self.resolution, **pixels}
 
     def write(self, folder: Path) -> Path:
         """The network as an ONNX file, to be measured."""
@@ -114,10 +115,6 @@ class Network:
             else:
                 export(timm_model(*(self.timm or ("", 1.0, 0))[:2]), self.resolution, path)
         return path
-
-    def judged_at(self) -> dict[str, int]:
-        """What `evaluate` must be told of a model that does not say it itself."""
-        return {} if self.config is not None else {"resolution": self.resolution}
 
 
 # --- timm's ----------------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ NAMES = {
 EXPECTED = {"search", "random", "macs", "width", "resolution", "timm"}
 """Groups that every budget should have."""
 OTHERS = ("mobilenetv3_small", "efficientnet_lite0", "resnet18")
+KINDS = ("networks", "trainings", "looks", "tests")
+"""Rows that `results` takes."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -176,7 +178,7 @@ def read(name: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    found = results(*(read(name) for name in ("networks", "trainings", "looks", "tests")))
+    found = results(*(read(name) for name in KINDS))
     content = {"networks": [asdict(each) for each in found], "answer against": comparisons(found)}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     draw(found, FIGURE)

@@ -196,9 +196,7 @@ def judge_all(work: Path) -> None:
         if (row["network"], row["seed"]) in done:
             continue
         network = networks()[row["network"]]
-        accuracy = evaluate(
-            network.trained(Path(row["folder"])), DATA, part="test", threads=1, **network.judged_at()
-        ).top1
+        accuracy = evaluate(data=DATA, part="test", threads=1, **network.trained(Path(row["folder"]))).top1
         add("tests", {"network": row["network"], "seed": row["seed"], "recipe": row["recipe"], "top1": accuracy})
 
 

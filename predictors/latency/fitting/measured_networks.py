@@ -13,7 +13,8 @@ from ....search_space import op_graph
 from ..fusion import fuse
 from ..kernel_model import KernelModel
 from ..kernel_terms import Array
-from ..kernels import KERNEL_CLASS, Kernels
+from ..kernels import KERNEL_CLASS, KERNEL_CLASSES, Kernels
+from ..runtimes import runtime_of_fusion
 from .corrections import fit_corrections
 from .kernel_times import fit_kernels
 from .samples import Probe, Sample, kernel_times_ms
@@ -39,7 +40,7 @@ NETWORK_ERROR = 0.03
 PROFILED_SCALE = (1.0, 0.02)
 """Mean and standard deviation expected of a network's time over the sum of its kernels' true times."""
 PROFILER_MS = (0.002, 0.0015)
-"""Mean and standard deviation expected of the time that the profiler adds to a kernel, ms."""
+"""Mean and standard deviation expected of the time that the profiler adds to a node, ms."""
 REWEIGHTINGS = 20
 """Rounds of least squares, between which the weights of outliers are lowered."""
 OUTLIER_MEDIANS = 2.0
@@ -120,8 +121,10 @@ class MeasuredNetworks:
         graphs = mine + self.graphs[len(self.times_ms) :]
         raw = [kernel_times[i] for i in train] + kernel_times[len(self.times_ms) :]
         networks = len(train)
-        added_ms = profiling_ms(raw[:networks], self.times_ms[train])
-        times = [np.maximum(t - added_ms, MIN_KERNEL_MS) for t in raw]
+        of_class = profiled_nodes(self.fusion)
+        nodes = [of_class[graph.column("class")] for graph in graphs]
+        added_ms = profiling_ms(raw[:networks], nodes[:networks], self.times_ms[train])
+        times = [np.maximum(t - added_ms * count, MIN_KERNEL_MS) for t, count in zip(raw, nodes, strict=True)]
         # A probe's kernels count as if they stood in a network of the usual size.
         totals = np.array([np.nansum(t) for t in times])
         totals[networks:] = np.maximum(totals[networks:], np.median(totals[:networks]))
@@ -143,15 +146,22 @@ class MeasuredNetworks:
         return fit_corrections(model, graphs, times, slowdowns=slowdowns) if corrected else model
 
 
-def profiling_ms(kernel_times: Sequence[Array], times_ms: Array) -> float:
-    """The time that the profiler adds to every kernel, from the excess of their sum over the unprofiled network.
+def profiled_nodes(fusion: str) -> Array:
+    """(len(KERNEL_CLASSES),) nodes that the profiler sees of a kernel of each class (`Runtime.profiled_nodes`)."""
+    counts = runtime_of_fusion(fusion).profiled_nodes(fusion)
+    return np.array([float(counts.get(name, 1)) for name in KERNEL_CLASSES])
+
+
+def profiling_ms(kernel_times: Sequence[Array], nodes: Sequence[Array], times_ms: Array) -> float:
+    """The time that the profiler adds to every node, from the excess of their sum over the unprofiled network.
 
     Args:
         kernel_times: for each network the times of its kernels under the profiler, NaN where unknown.
+        nodes: for each graph the nodes that its kernels are profiled as.
         times_ms: (n,) times of the networks without the profiler.
     """
     sums = np.array([np.nansum(t) for t in kernel_times])
-    counts = np.array([float(np.isfinite(t).sum()) for t in kernel_times])
+    counts = np.array([count[np.isfinite(t)].sum() for t, count in zip(kernel_times, nodes, strict=True)])
     # times = scale * sums - added * counts, in relative errors, with a prior of each unknown as one more equation.
     design: Array = np.stack([sums, -counts], axis=1) / times_ms[:, None] / NETWORK_ERROR
     (scale, scale_spread), (added_ms, added_spread) = PROFILED_SCALE, PROFILER_MS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from ....search_space.graph import OpGraph
 from ..kernels import Kernels
@@ -78,6 +79,13 @@ class Runtime(ABC):
         Calibration takes the one whose kernels have the names that were measured (`fitting.samples.block_size`).
         """
         return (0,)
+
+    def profiled_nodes(self, fusion: str) -> Mapping[str, int]:
+        """Nodes of the runtime's own graph that a kernel of a class is, where that is more than one.
+
+        A profiler adds its own time to each.
+        """
+        return {}
 
     @abstractmethod
     def fuse(self, graph: OpGraph, fusion: str, block: int, layout: int) -> tuple[Kernels, int]:

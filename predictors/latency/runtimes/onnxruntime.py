@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ....search_space.graph import GRAPH_INPUT, OpGraph
 from ..kernels import PLAIN, ROW, Fuser, Kernels, class_of
+from . import onnxruntime_cpu, onnxruntime_int8
 from .base import Runtime
-from .onnxruntime_cpu import CpuFuser
-from .onnxruntime_int8 import Int8Fuser
 from .tensorrt import merge_pointwise_chains
 
 INT8_FUSION = "onnxruntime-int8"
@@ -26,10 +27,13 @@ class OnnxRuntime(Runtime):
     def block_sizes(self, fusion: str) -> tuple[int, ...]:
         return (0,) if fusion == INT8_FUSION else BLOCK_SIZES
 
+    def profiled_nodes(self, fusion: str) -> Mapping[str, int]:
+        return (onnxruntime_int8 if fusion == INT8_FUSION else onnxruntime_cpu).PROFILED_NODES
+
     def fuse(self, graph: OpGraph, fusion: str, block: int, layout: int) -> tuple[Kernels, int]:
         if fusion == INT8_FUSION:
-            return Int8Fuser(graph, layout).run()
-        return CpuFuser(graph, block, layout).run()
+            return onnxruntime_int8.Int8Fuser(graph, layout).run()
+        return onnxruntime_cpu.CpuFuser(graph, block, layout).run()
 
 
 class OnnxRuntimeCuda(Runtime):

@@ -7,6 +7,8 @@ onnxruntime 1.32, and tests compare.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ....search_space.graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph
 from ..kernels import (
     ACTIVATIONS,
@@ -31,6 +33,8 @@ _MERGED_INTO_UNBLOCKED = frozenset({"relu", "sigmoid", "hardsigmoid", "tanh"})
 _TAILS = {"relu": 1, "add": 1}
 """What merged operators take, in halves of what a hard-swish or a sigmoid takes."""
 _OTHER_TAIL = 2
+PROFILED_NODES: Mapping[str, int] = {"group_norm": 5, "matmul": 3, "activation": 2, "pool": 2}
+"""`Runtime.profiled_nodes`: what the networks that we write are optimized to (of a matrix product, mostly)."""
 _CPU_CLASSES = CLASS_OF_KIND | {
     "silu": "silu",
     "sigmoid": "sigmoid",

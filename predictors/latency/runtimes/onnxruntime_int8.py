@@ -6,6 +6,8 @@ operators in float convert what they read and write.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ....search_space.graph import COLUMN, GRAPH_INPUT, KINDS, OpGraph
 from ..kernels import KERNEL_CLASS, PLAIN, POINTWISE, TAIL, Fuser, Kernels, class_of
 
@@ -29,6 +31,17 @@ _INTEGER = frozenset(
     }
 )
 """Operators that int8 models compute in integers, or move as integers."""
+PROFILED_NODES: Mapping[str, int] = {
+    "group_norm": 7,
+    "conv_transpose": 5,
+    "conv_transpose_grouped": 5,
+    "matmul": 4,
+    "activation": 4,
+    "gelu": 3,
+    "layer_norm": 2,
+    "pool": 2,
+}
+"""`Runtime.profiled_nodes`, with the conversions of operators in float (of a matrix product, on average)."""
 _KEEPS_LAYOUT = POINTWISE | {"resize", "max_pool", "avg_pool", "concat", "crop"}
 
 

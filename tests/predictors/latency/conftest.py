@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from lownas.predictors.latency.fitting.measured_networks import profiled_nodes
 from lownas.predictors.latency.fusion import fuse
 from lownas.predictors.latency.kernel_model import KernelModel
 from lownas.predictors.latency.kernel_terms import COEFFICIENTS
@@ -70,7 +71,7 @@ class MadeUpDevice:
         disturbance = self.rng.exponential(0.02)  # of the whole measurement, as by other work on the machine
         times = self.model.kernel_ms(graph)
         noisy = times * (1 + disturbance / 2) * np.exp(self.rng.normal(0, self.noise, len(times)))
-        noisy += self.profiling_ms
+        noisy += self.profiling_ms * profiled_nodes("onnxruntime")[graph.column("class")]
         named = {f"{row}:{role}": float(t) for (row, role), t in zip(graph.keys, noisy, strict=True)}
         clean = float(times.sum()) * np.exp(self.rng.normal(0, 0.005))
         host = target.fingerprint() if target else {}

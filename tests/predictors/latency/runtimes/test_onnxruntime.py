@@ -1,5 +1,7 @@
 """onnxruntime's fusion rules against what it really executes."""
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,19 +11,24 @@ from lownas.evaluators.device.kernel_times import kernel_names
 from lownas.predictors.latency.fitting.samples import Sample, block_size
 from lownas.predictors.latency.fusion import fuse
 from lownas.predictors.latency.kernels import Kernels
+from lownas.predictors.latency.runtimes import runtime_of_fusion
 from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph import GraphBuilder
 from lownas.search_space.graph.onnx_writer import onnx_model
 
 
-def executed_kernels(config, tmp_path) -> set[str]:
-    """Names of the kernels in onnxruntime's optimized graph."""
+def executed_nodes(config, tmp_path) -> list[str]:
+    """The kernel of each node in onnxruntime's optimized graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(onnx_model(config).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return set(kernel_names(onnx.load(tmp_path / "optimized.onnx").graph.node))
+    return kernel_names(onnx.load(tmp_path / "optimized.onnx").graph.node)
+
+
+def executed_kernels(config, tmp_path) -> set[str]:
+    return set(executed_nodes(config, tmp_path))
 
 
 def names(kernels: Kernels) -> set[str]:
@@ -58,6 +65,20 @@ def test_presets_have_the_kernels_that_onnxruntime_executes(name, tmp_path, bloc
 def test_samples_have_the_kernels_that_onnxruntime_executes(config, tmp_path, block):
     config = small(config)
     assert names(fuse(op_graph(config), "onnxruntime", block)) == executed_kernels(config, tmp_path)
+
+
+@pytest.mark.parametrize("config", [PRESETS["lowformer_b1"], PRESETS["cpubone_t0"]], ids=lambda c: c.id)
+def test_kernels_are_as_many_nodes_as_is_said(config, tmp_path, block):
+    config = small(config)
+    kernels = fuse(op_graph(config), "onnxruntime", block)
+    said = runtime_of_fusion("onnxruntime").profiled_nodes("onnxruntime")
+    executed = Counter(executed_nodes(config, tmp_path))
+    differing = {
+        name
+        for (row, role), name in zip(kernels.keys, kernels.classes, strict=True)
+        if executed[f"{row}:{role}"] != said.get(name, 1)
+    }
+    assert differing <= {"matmul"}
 
 
 def test_kernel_keys_are_unique():
