@@ -385,6 +385,31 @@ def calibrate(
 
 
 @app.command()
+def elements(
+    target: TargetOption = "cpu",
+    out: Annotated[Path | None, _option(help="Folder for the results [elements- and the target].")] = None,
+    quick: Annotated[bool, _option("--quick", help="At few places, in 4 minutes.")] = False,
+    time_limit: Annotated[str | None, _option(help="For all looks [18m, quick 3m].")] = None,
+    onnx: Onnx = None,
+    emit_space: Annotated[Path | None, _option(help="Write a space without what is dominated here.")] = None,
+    space: Annotated[str, _option(help="What that space is made from.")] = "default",
+    profiles: Profiles = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what design elements cost on a device, and which of the papers' guidelines hold there."""
+    from lownas.search.elements.api import elements as measure_elements
+    from lownas.search.elements.shown import ElementsBar, print_elements
+
+    full, files = _target(target), onnx or ()
+    with ElementsBar() as bar:
+        found = measure_elements(
+            full, out=out, quick=quick, time_limit=time_limit, onnx=files, emit_space=emit_space, space=space,
+            profiles=profiles, progress=bar, say=bar.say,
+        )  # fmt: skip
+    print_json(found.to_dict()) if as_json else print_elements(found)
+
+
+@app.command()
 def targets(profiles: Profiles = None, as_json: Json = False) -> None:
     """List the known targets: setting, measurements, held-out error, where they come from."""
     from lownas.predictors import list_profiles

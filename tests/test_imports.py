@@ -82,6 +82,15 @@ LAYERS = {
         predicted
         run_search
         devices  doctor
+        elements.linear_attention  elements.looks_file
+        elements.catalog
+        elements.measuring
+        elements.costs
+        elements.findings
+        elements.figures  elements.smaller_space  elements.page
+        elements.api
+        elements.shown
+        elements
         final
         api
         __init__

@@ -6,6 +6,8 @@ tables.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..config import LowFormerConfig
@@ -33,7 +35,12 @@ def op_graph(config: LowFormerConfig) -> OpGraph:
 
     Raises ValueError if its head is not registered.
     """
-    parts = [unit_graph(unit) for unit in units(config)]
+    return joined(units(config))
+
+
+def joined(sequence: Sequence[Unit]) -> OpGraph:
+    """Gives the operator graph of units that follow each other, of which there is at least one."""
+    parts = [unit_graph(unit) for unit in sequence]
     table = np.concatenate([part.table for part in parts])
     edges = np.concatenate([part.edges for part in parts])
     # A unit's input (-1) is the last row of the unit before it, which is exactly -1 + the row where the unit starts.

@@ -1,0 +1,203 @@
+"""Elements on a made-up device, whose costs are known: what is measured, kept, found and left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lownas.predictors import Target
+from lownas.search.elements import api, measuring
+from lownas.search.elements.api import elements
+from lownas.search.elements.catalog import Element
+from lownas.search.elements.catalog import elements as catalog
+from lownas.search.elements.findings import Costs, compared, crossing
+from lownas.search_space import OpGraph, SearchSpace, op_graph_from_onnx
+
+NS_PER_MAC = 0.02
+
+
+class MadeUp:
+    """A device on which a MAC takes 6 times as long in depthwise convolutions, in 2 groups 2 times, else 1.5 times."""
+
+    def __init__(self, *, noise: float = 0.005, breaks_after: int | None = None, refuses: str = "") -> None:
+        self.rng = np.random.default_rng(0)
+        self.noise, self.breaks_after, self.refuses = noise, breaks_after, refuses
+        self.looks = 0
+
+    def ms(self, graph: OpGraph) -> float:
+        total = 0.05
+        for op in graph.table:
+            kind, cin, groups, macs = graph_fields(graph, op)
+            rate = NS_PER_MAC
+            if kind == "conv" and groups == cin and groups > 1:
+                rate *= 6
+            elif kind == "conv" and groups == 2:
+                rate *= 2
+            elif kind == "conv" and groups > 1:
+                rate *= 1.5
+            total += macs * rate / 1e6
+        return total
+
+    @contextmanager
+    def meter(self, target: Target):
+        def measure(network, target, **limits):
+            if self.looks == self.breaks_after:
+                raise OSError("the box is gone")
+            self.looks += 1
+            graph = op_graph_from_onnx(network) if isinstance(network, Path) else network
+            graph = graph if isinstance(graph, OpGraph) else api.op_graph(graph)
+            if self.refuses and self.refuses in graph.kinds:
+                raise ValueError(f"no kernel for {self.refuses}")
+            ms = self.ms(graph) * (target.batch or 1) * float(np.exp(self.rng.normal(0, self.noise)))
+            return SimpleNamespace(undisturbed_ms=ms, median_ms=1.02 * ms)
+
+        @contextmanager
+        def looking(profiles=None, rest_s=0.0):
+            yield SimpleNamespace(known_ms=None, watch=lambda: None)
+
+        yield SimpleNamespace(target=target, measure=measure, measuring=looking)
+
+
+def graph_fields(graph: OpGraph, op) -> tuple[str, int, int, int]:
+    from lownas.search_space.graph import COLUMN, KINDS
+
+    return (KINDS[op[COLUMN["kind"]]], *(int(op[COLUMN[name]]) for name in ("cin", "groups", "macs")))
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Makes a made-up device the one at hand."""
+
+    def use(device: MadeUp) -> MadeUp:
+        for module in (api, measuring):
+            monkeypatch.setattr(module, "open_meter", device.meter)
+        return device
+
+    return use
+
+
+def quick(folder: Path, **more):
+    lines: list[str] = []
+    found = elements("cpu", out=folder, quick=True, time_limit="1s", profiles=folder / "none", say=lines.append, **more)
+    return found, lines
+
+
+def test_what_is_true_of_the_device_is_found(tmp_path, on) -> None:
+    on(MadeUp())
+    found, _ = quick(tmp_path / "out")
+    by_name = {each.name: each for each in found.slowdowns[str(found.target)]}
+    assert by_name["depthwise 3x3 over dense 3x3, per MAC"].ratio == pytest.approx(6, rel=0.1)
+    assert by_name["3x3 in 4 groups over dense 3x3, per MAC"].ratio == pytest.approx(1.5, rel=0.05)
+    assert by_name["1x1 over dense 3x3, per MAC"].differs == 0
+    verdicts = {each.guideline: each.verdict for each in found.findings}
+    assert verdicts["A depthwise convolution takes more time per MAC than a dense one."] == "holds"
+    assert verdicts["Two groups save time (CPUBone)."] == "equal"
+    assert verdicts["At equal MACs, fewer pixels with more channels take less time."] == "equal"
+    assert verdicts["2x2 kernels save time (CPUBone)."] == "holds"
+
+
+def test_the_files_are_complete(tmp_path, on) -> None:
+    on(MadeUp())
+    found, _ = quick(tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "elements.csv").open()))
+    assert len(rows) == len(catalog(quick=True)) and all(float(row["ms"]) > 0 for row in rows)
+    dense = next(r for r in rows if r["element"] == "dense 3x3" and r["channels"] == "128" and r["pixels"] == "14")
+    assert float(dense["ns_per_mac"]) == pytest.approx(NS_PER_MAC, rel=0.05)
+    networks = list(csv.DictReader((tmp_path / "out" / "networks.csv").open()))
+    assert {row["network"] for row in networks} == set(api.QUICK_NETWORKS)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") >= 5 and "Depthwise" not in page and "http-equiv" not in page
+    assert json.loads((tmp_path / "out" / "findings.json").read_text())["elements"] == len(rows)
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} >= {"per-mac.png", "fusion.png"}
+    assert all(path.exists() for path in found.files)
+
+
+def test_a_run_that_broke_off_goes_on(tmp_path, on) -> None:
+    on(MadeUp(breaks_after=100))
+    with pytest.raises(OSError, match="the box is gone"):
+        quick(tmp_path / "out")
+    kept = (tmp_path / "out" / "looks.jsonl").read_text()
+    assert kept.count("\n") == 101
+    with (tmp_path / "out" / "looks.jsonl").open("a") as out:
+        out.write('{"setting": "cut o')
+    whole = on(MadeUp())
+    found, _ = quick(tmp_path / "out")
+    assert (tmp_path / "out" / "looks.jsonl").read_text().startswith(kept)
+    chains = len(catalog(quick=True)) + 14 + len(api.QUICK_NETWORKS)
+    assert whole.looks >= 3 * chains - 100 and all(cost.looks >= 3 for cost in found.costs)
+
+
+def test_looks_of_another_machine_are_refused(tmp_path, on, monkeypatch) -> None:
+    on(MadeUp())
+    quick(tmp_path / "out")
+    monkeypatch.setattr(Target, "fingerprint", lambda self: {"cpu": "another"})
+    with pytest.raises(ValueError, match=r"has looks of machine .* name another --out"):
+        quick(tmp_path / "out")
+    (tmp_path / "out" / "looks.jsonl").write_text("no JSON\n")
+    with pytest.raises(ValueError, match="damaged"):
+        quick(tmp_path / "out")
+
+
+def test_an_element_that_does_not_run_is_said_and_left_empty(tmp_path, on) -> None:
+    on(MadeUp(refuses="layer_norm"))
+    found, lines = quick(tmp_path / "out")
+    failed = [cost for cost in found.costs if cost.failed]
+    assert {cost.element.name for cost in failed} == {"1x1 and layer norm"}
+    networks = api.QUICK_NETWORKS  # their heads have one
+    assert len(lines) == len(failed) + len(networks) and all("no kernel for layer_norm" in line for line in lines)
+    assert [each.ms for each in found.networks] == [None] * len(networks)
+    rows = list(csv.DictReader((tmp_path / "out" / "elements.csv").open()))
+    assert {row["ms"] for row in rows if row["failed"]} == {""}
+
+
+def test_a_target_that_is_not_at_hand_is_predicted_without_findings(tmp_path) -> None:
+    found = elements("rtx3090", out=tmp_path / "out", quick=True)
+    assert not found.measured and not found.findings and not found.networks
+    assert {cost.source for cost in found.costs} == {"predicted"}
+    assert "no findings are drawn" in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(ValueError, match="nothing is left out by predictions"):
+        elements("rtx3090", out=tmp_path / "out", quick=True, emit_space=tmp_path / "space.yaml")
+    with pytest.raises(ValueError, match="can be neither measured here nor predicted"):
+        elements("nobox/tensorrt/fp16/b1/t1", out=tmp_path / "other", quick=True)
+    assert not (tmp_path / "space.yaml").exists() and not (tmp_path / "other").exists()
+
+
+def test_the_smaller_space_lacks_what_saves_no_time(tmp_path, on) -> None:
+    on(MadeUp())
+    found, _ = quick(tmp_path / "out", emit_space=tmp_path / "mine.yaml")
+    left_out = {(each.parameter, each.value) for each in found.left_out}
+    assert ("groups", 2) in left_out  # as slow as dense ones
+    assert ("kernel", 2) not in left_out  # 4/9 of the time
+    space = SearchSpace.load(tmp_path / "mine.yaml")
+    assert space.name == "default-smaller" and space.choices.groups == (1,) and space.choices.kernel == (2, 3)
+    assert (tmp_path / "mine.yaml").read_text().startswith("# Without what is dominated on cpu/")
+
+
+def test_where_fused_becomes_slower_is_between_the_places() -> None:
+    def cost(name: str, width: int, ms: float):
+        element = Element("fusion", name, width, 14)
+        return SimpleNamespace(element=element, ms=ms, error=0.01, macs=1)
+
+    costs = [cost("unfused MBConv", width, 1.0) for width in (64, 128, 256)]
+    costs += [cost("fused MBConv", width, ms) for width, ms in ((64, 0.5), (128, 0.8), (256, 1.25))]
+    at, rows = crossing(Costs(costs), 14)
+    assert at == pytest.approx((128 * 256) ** 0.5) and [row[0] for row in rows] == [64, 128, 256]
+    assert crossing(Costs(costs[:5]), 14)[0] is None
+
+
+def test_what_lies_within_the_noise_is_equal() -> None:
+    def at(ratios: list[float], error: float):
+        return compared("a over b", {str(i): ((r, error), (1.0, error)) for i, r in enumerate(ratios)})
+
+    assert at([1.06, 1.05, 1.07], 0.005).differs == 1
+    assert at([0.9], 0.01).differs == -1
+    assert at([1.06, 1.05, 1.07], 0.05).differs == 0
+    assert at([1.3, 0.8, 1.1], 0.005).differs == 0  # the places say different things
+    assert at([1.01, 1.012, 1.011], 0.0005).differs == 0  # sure, and of no use
+    assert compared("a over b", {"x": (None, (1.0, 0.1))}) is None
