@@ -201,3 +201,24 @@ def test_what_lies_within_the_noise_is_equal() -> None:
     assert at([1.3, 0.8, 1.1], 0.005).differs == 0  # the places say different things
     assert at([1.01, 1.012, 1.011], 0.0005).differs == 0  # sure, and of no use
     assert compared("a over b", {"x": (None, (1.0, 0.1))}) is None
+
+
+def test_the_command_says_what_it_wrote_and_refuses_in_one_line(tmp_path, on, capsys) -> None:
+    from lownas.nas import main
+
+    on(MadeUp())
+    out = ["--out", str(tmp_path / "out"), "--profiles", str(tmp_path / "none")]
+    assert main(["elements", "--quick", "--time-limit", "1s", *out]) == 0
+    shown = capsys.readouterr()
+    assert "Two groups save time" in shown.out and "report.html" in shown.out
+    assert main(["elements", "--target", "rtx3090", "--quick", "--json", "--out", str(tmp_path / "other")]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == []
+    for wrong, said in (
+        (["--target", "rtx3091"], "unknown target 'rtx3091'"),
+        (["--time-limit", "soon"], "time_limit"),
+        (["--onnx", str(tmp_path / "no.onnx")], "no file at"),
+        (["--space", "mine.yaml", "--emit-space", str(tmp_path / "x.yaml")], "neither a file nor one of"),
+    ):
+        assert main(["elements", *out, *wrong]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("lownas: error:") and said in error
