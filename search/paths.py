@@ -14,6 +14,8 @@ def absolute(file: str) -> str:
 def absolute_data(spec: str) -> str:
     """A specification of data, with the absolute path of the file or folder that it names."""
     kind, colon, argument = spec.partition(":")
+    if kind in ("squash", "pad"):  # of another specification
+        return f"{kind}:{absolute_data(argument)}"
     path, *rest = (argument, "") if Path(argument).exists() else argument.partition(":")
     return f"{kind}:{Path(path).absolute()}{''.join(rest)}" if colon and path and Path(path).exists() else spec
 

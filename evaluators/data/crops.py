@@ -1,4 +1,7 @@
-"""Where images are cropped: the central square, or boxes drawn from a seed and the image's place alone."""
+"""Where images are cropped: the central square, or boxes drawn from a seed and the image's place alone.
+
+Boxes are chosen in a frame: the image itself, or a square into which it was squashed or padded (`framed`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .records import Fit
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; the right and the bottom edge are outside."""
@@ -36,6 +41,22 @@ def _mixed(value: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
+
+
+def framed(fit: Fit, width: int, height: int) -> tuple[int, int]:
+    """Width and height of the frame of an image."""
+    side = max(width, height)
+    return (width, height) if fit == "crop" else (side, side)
+
+
+def in_image(box: Box, fit: Fit, width: int, height: int) -> Box:
+    """A box of an image's frame, in pixels of the image; where that is padded, it may reach beyond."""
+    left, top, right, bottom = box
+    side = max(width, height)
+    if fit == "squash":
+        return left * width / side, top * height / side, right * width / side, bottom * height / side
+    across, down = ((side - width) / 2, (side - height) / 2) if fit == "pad" else (0.0, 0.0)
+    return left - across, top - down, right - across, bottom - down
 
 
 def central_box(width: int, height: int, share: float = 1.0) -> Box:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .crops import Box, central_box
+from .crops import Box, central_box, framed, in_image
 from .records import LabelledImages, Labels, Pixels
 
 Size = tuple[int, int]
+CUT_LOOKS = 200
+"""Images by which it is told how much of them is cut off."""
 
 # What Pillow raises on broken files: among them OSError (also truncated or unknown ones), struct.error.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error)
@@ -40,7 +43,7 @@ class Decoded(NamedTuple):
 
 
 def decoded(part: LabelledImages, resolution: int, first: int = 0) -> Decoded:
-    """Decodes images, cuts out their central squares and resizes these.
+    """Decodes images, makes squares of them as `part.fit` says, and resizes these.
 
     Args:
         part: M images.
@@ -64,7 +67,8 @@ def decoded(part: LabelledImages, resolution: int, first: int = 0) -> Decoded:
             readable[index] = False
             continue
         smallest, largest = min(smallest, width, height), max(largest, width, height)
-        images[index] = cropped(picture, central_box(*picture.size), resolution)
+        box = in_image(central_box(*framed(part.fit, *picture.size)), part.fit, *picture.size)
+        images[index] = cropped(picture, box, resolution)
     sizes = f"{smallest} to {largest} pixels" if largest else "none"
     if skipped:
         images = images[readable]
@@ -72,7 +76,7 @@ def decoded(part: LabelledImages, resolution: int, first: int = 0) -> Decoded:
 
 
 def opened(item: Path | bytes | Pixels, enough: Callable[[int, int], tuple[float, float]]) -> tuple[Any, Size]:
-    """One image as RGB, as Pillow has it, and the width and height that it has in its file.
+    """One image as RGB and upright, as Pillow has it, and the width and height that it has in its file, upright.
 
     Args:
         item: a path, the bytes of a file, or an array (H, W) or (H, W, 3).
@@ -91,10 +95,13 @@ def opened(item: Path | bytes | Pixels, enough: Callable[[int, int], tuple[float
         with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
             if file.format == "EPS":  # a program, which Pillow would have Ghostscript run
                 raise OSError("PostScript is not decoded")
-            size = file.size
+            turned = _turned(file)
+            size = file.size[::-1] if turned in _SIDEWAYS else file.size
             width, height = enough(*size)
-            file.draft("RGB", (math.ceil(width), math.ceil(height)))
-            return _rgb(file), size
+            wanted = (height, width) if turned in _SIDEWAYS else (width, height)
+            file.draft("RGB", (math.ceil(wanted[0]), math.ceil(wanted[1])))
+            picture = _rgb(file)
+            return (picture if turned is None else picture.transpose(turned)), size
     except Image.DecompressionBombError as error:
         raise OSError(str(error)) from None
 
@@ -106,17 +113,52 @@ def described(item: Path | bytes | Pixels, index: int, error: Exception) -> str:
 
 
 def cropped(picture: Any, box: Box, side: int) -> Pixels:
-    """What is in a box of a Pillow image, as RGB (side, side, 3)."""
+    """What is in a box of a Pillow image, as RGB (side, side, 3); black where the box reaches beyond it."""
     from PIL import Image
 
+    left, top, right, bottom = box
+    if left < 0 or top < 0 or right > picture.width or bottom > picture.height:
+        picture = picture.crop((round(left), round(top), round(right), round(bottom)))
+        box = (0, 0, *picture.size)
     small = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
     return np.asarray(small.convert("RGB") if small.mode != "RGB" else small, dtype=np.uint8)
 
 
+_SIDEWAYS = frozenset({2, 4, 5, 6})
+"""What of `Image.Transpose` exchanges width and height: ROTATE_90, ROTATE_270, TRANSPOSE, TRANSVERSE."""
+
+
+def _turned(file: Any) -> Any:
+    """What makes an opened image upright (`Image.Transpose`), by its EXIF orientation; None if it is upright.
+
+    Of a TIFF Pillow does it by itself. Metadata that cannot be read say nothing.
+    """
+    from PIL import ExifTags, Image
+
+    if file.format == "TIFF":
+        return None
+    ways = Image.Transpose
+    try:
+        orientation = file.getexif().get(ExifTags.Base.Orientation)
+    except UNREADABLE:
+        return None
+    return {
+        2: ways.FLIP_LEFT_RIGHT,
+        3: ways.ROTATE_180,
+        4: ways.FLIP_TOP_BOTTOM,
+        5: ways.TRANSPOSE,
+        6: ways.ROTATE_270,
+        7: ways.TRANSVERSE,
+        8: ways.ROTATE_90,
+    }.get(orientation)
+
+
 def _rgb(image: Any) -> Any:
-    """A Pillow image as RGB; transparent parts become white, 16-bit grey is brought to 8 bits."""
+    """A Pillow image as RGB; transparent parts become white, numbers beyond a byte are brought to one."""
     from PIL import Image
 
+    if image.mode == "F":
+        return Image.fromarray(_as_bytes(np.asarray(image))).convert("RGB")
     if image.mode.startswith("I"):
         wide = np.asarray(image)
         return Image.fromarray((wide >> 8 if wide.max() > 255 else wide).astype(np.uint8)).convert("RGB")
@@ -128,3 +170,41 @@ def _rgb(image: Any) -> Any:
         image.load()
         return image
     return image.convert("RGB")
+
+
+def _as_bytes(values: NDArray[np.float32]) -> Pixels:
+    """Floating-point grey as bytes: 0 to 1, to 255 or to 65535, whichever is enough; else from least to most."""
+    finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(finite.min()), float(finite.max())
+    limit = next((limit for limit in (1.0, 255.0, 65535.0) if low >= 0 and high <= limit), None)
+    scaled = (finite - low) / (high - low) if limit is None else finite / limit
+    return np.round(255 * scaled).astype(np.uint8)
+
+
+def average_cut(part: LabelledImages, seed: int = 0, looks: int = CUT_LOOKS) -> float:
+    """The share of an image that is cut off to make it a square, on average over some of the part; 0 if none is."""
+    if part.fit != "crop" or not len(part):
+        return 0.0
+    if isinstance(part.images, np.ndarray):
+        height, width = part.images.shape[1:3]
+        return 1 - min(width, height) / max(width, height)
+    found = []
+    for index in np.random.default_rng(seed).permutation(len(part))[:looks]:
+        item = part.images[int(index)]
+        with suppress(*UNREADABLE):
+            width, height = _size(item)
+            found.append(1 - min(width, height) / max(width, height))
+    return float(np.mean(found)) if found else 0.0
+
+
+def _size(item: Path | bytes | Pixels) -> Size:
+    """Width and height of an image, from its header."""
+    from PIL import Image
+
+    if not isinstance(item, Path | bytes):
+        return item.shape[1], item.shape[0]
+    try:
+        with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
+            return file.size
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from None

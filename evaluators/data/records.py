@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 """Images as bytes, (N, H, W) or (N, H, W, 3) in RGB."""
+
+Fit = Literal["crop", "squash", "pad"]
+"""How an image that is no square becomes one: its centre alone, all of it squashed, or all of it between black bars."""
 
 Labels = NDArray[Any]
 """One label for each image, (N,) or (N, ...); what they mean is the task's concern (`evaluators.tasks`)."""
@@ -79,19 +82,21 @@ class LabelledImages:
     Attributes:
         images: arrays (N, H, W) or (N, H, W, 3) of bytes, or what gives images one by one.
         labels: (N,) or (N, ...), one for each image.
+        fit: how images that are no squares become squares.
     """
 
     images: Pixels | EncodedImages
     labels: Labels
+    fit: Fit = "crop"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: NDArray[np.intp]) -> LabelledImages:
         if isinstance(self.images, np.memmap):
-            return LabelledImages(ArrayRows(self.images, np.asarray(index)), self.labels[index])
+            return LabelledImages(ArrayRows(self.images, np.asarray(index)), self.labels[index], self.fit)
         images = self.images[index] if isinstance(self.images, np.ndarray) else self.images.take(index)
-        return LabelledImages(images, self.labels[index])
+        return LabelledImages(images, self.labels[index], self.fit)
 
 
 @dataclass(frozen=True)

@@ -144,18 +144,25 @@ class Classification:
 
 def _numbered(found: FoundData, spec: str) -> FoundData:
     """`found` with classes for the values of its labels, in their order."""
+    found = replace(
+        found,
+        train=_without_one_hot(found.train),
+        validation=None if found.validation is None else _without_one_hot(found.validation),
+        test=None if found.test is None else _without_one_hot(found.test),
+    )
     parts = {"training": found.train, "validation": found.validation, "test": found.test}
     for name, part in parts.items():
         if part is not None and (part.labels.ndim != 1 or part.labels.dtype.kind not in "iu"):
             raise ValueError(
-                f"{spec}: {name} labels are {part.labels.dtype} {part.labels.shape}, expected are integers (N,)"
+                f"{spec}: {name} labels are {part.labels.dtype} {part.labels.shape}, expected are integers (N,), "
+                "or rows of zeros with a single one (N, classes)"
             )
     values = np.unique(found.train.labels)
 
     def numbered(part: LabelledImages, name: str) -> LabelledImages:
         if unknown := sorted(set(part.labels.tolist()) - set(values.tolist())):
             raise ValueError(f"{spec}: {name}_labels has {unknown[0]}, which no training image has")
-        return LabelledImages(part.images, np.searchsorted(values, part.labels).astype(np.int64))
+        return replace(part, labels=np.searchsorted(values, part.labels).astype(np.int64))
 
     return replace(
         found,
@@ -164,6 +171,15 @@ def _numbered(found: FoundData, spec: str) -> FoundData:
         test=None if found.test is None else numbered(found.test, "test"),
         classes=tuple(map(str, values)),
     )
+
+
+def _without_one_hot(part: LabelledImages) -> LabelledImages:
+    """`part` with the places of the ones where each label is a row of zeros with a single one."""
+    labels = part.labels
+    if labels.ndim != 2 or labels.shape[1] < 2 or not len(labels):
+        return part
+    one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all()
+    return replace(part, labels=labels.argmax(axis=1)) if one_hot else part
 
 
 def _check(labels: Labels, part: str, names: Sequence[str], spec: str) -> None:

@@ -16,7 +16,7 @@ from ...evaluators.data import sources
 from ...evaluators.data.feeding import Batch, ImageFeed, image_feed
 from ...evaluators.data.loading import DataParts, find_parts
 from ...evaluators.data.records import LabelledImages, Labels
-from ...evaluators.data.sources import Data
+from ...evaluators.data.sources import Data, Fitted
 from ...evaluators.training.final.judging import (
     Judgement,
     OnnxNetwork,
@@ -42,7 +42,14 @@ class NoTestPart(ValueError):
     """The data have no test part."""
 
 
-_SAID = {"data": "data", "task": "task", "judged_share": "judged_share", "split_seed": "seed", "train_on": "train_on"}
+_SAID = {
+    "data": "data",
+    "task": "task",
+    "judged_share": "judged_share",
+    "split_seed": "seed",
+    "train_on": "train_on",
+    "fit": "fit",
+}
 """What files of trained networks say of their training, and what it is called here."""
 PARTS: tuple[Part, ...] = ("test", "validation", "train")
 Trained = TrainedNetwork | nn.Module | str | Path
@@ -93,7 +100,7 @@ def evaluate(
         logger.warning("%s has learned from the validation images too: only the test part can judge it", judged.origin)
     judged = judged.with_defaults(data, task, seed)
     parts = _parts(judged, part)
-    images = _part(parts, part)
+    images = judged.fitted(_part(parts, part))
     judged.check_classes(parts.classes)
     feed = _Centred(image_feed(images, judged.side, workers=here["loaders"]), judged.judged_share)
     outputs, labels = judged.outputs(feed, parts.classes, here)
@@ -112,7 +119,7 @@ class _Judged:
         count: of its outputs; None where that is not known.
         origin: what it is called in messages.
         judged_share: share of an image's side that it looks at.
-        about: what is known of its training: "data", "task", "seed" of the split, "train_on".
+        about: what is known of its training: "data", "task", "seed" of the split, "train_on", "fit".
     """
 
     network: nn.Module | OnnxNetwork
@@ -137,7 +144,11 @@ class _Judged:
         data = absolute_data(data) if isinstance(data, str) else data
         chosen = task or self.about.get("task") or "classification"
         seed = self.about.get("seed", 0) if seed is None else seed
-        return replace(self, about={"data": data, "task": chosen, "seed": seed})
+        return replace(self, about={"data": data, "task": chosen, "seed": seed, "fit": self.about.get("fit", "crop")})
+
+    def fitted(self, part: LabelledImages) -> LabelledImages:
+        """The images, made squares as those of its training were, unless the data say how themselves."""
+        return part if isinstance(sources.source(self.about["data"]), Fitted) else replace(part, fit=self.about["fit"])
 
     @property
     def task(self) -> str | tasks.Task:
@@ -270,6 +281,7 @@ def _about_training(folder: Path | None) -> dict[str, Any]:
         recipe = stored.get("plan", {}).get("recipe", {})
         known = {"data": stored.get("data"), "task": stored.get("task"), "judged_share": recipe.get("judged_share")}
         known |= {"seed": stored["settings"].get("data_seed"), "train_on": stored["settings"].get("train_on")}
+        known |= {"fit": stored.get("data_card", {}).get("fit")}
     elif is_run(folder):
         settings = run_settings(folder)
         known = {name: settings.get(name) for name in ("data", "task", "seed")}

@@ -11,11 +11,13 @@ from .base import DataSource
 from .cifar import Cifar10, Cifar100
 from .digits import Digits
 from .fashion_mnist import FashionMnist
+from .fitted import Fitted, fitted
 from .formula import Formula
 from .hugging_face import HuggingFace
 from .imagefolder import ImageFolder
+from .table import Table
 
-__all__ = ["ArraySource", "Data", "DataSource", "register_source", "source", "source_forms", "source_names"]
+__all__ = ["ArraySource", "Data", "DataSource", "Fitted", "register_source", "source", "source_forms", "source_names"]
 
 Data = str | DataSource | tuple[Any, ...]
 """What is accepted as data: a specification, a source, or two, four or six arrays (see `source`)."""
@@ -30,6 +32,7 @@ class _Kind:
 
 _KINDS: dict[str, _Kind] = {
     "imagefolder": _Kind(ImageFolder, ("imagefolder:DIR",)),
+    "csv": _Kind(Table, ("csv:FILE",)),
     "fashion-mnist": _Kind(FashionMnist, ("fashion-mnist:DIR",), "optional"),
     "cifar10": _Kind(Cifar10, ("cifar10:PATH",)),
     "cifar100": _Kind(Cifar100, ("cifar100:PATH",)),
@@ -37,6 +40,8 @@ _KINDS: dict[str, _Kind] = {
     "hf": _Kind(HuggingFace.named, ("hf:NAME", "hf:NAME:CONFIG")),
     "digits": _Kind(Digits, ("digits",), "none"),
     "formula": _Kind(Formula.named, ("formula", "formula:CLASSES"), "optional"),
+    "squash": _Kind(fitted("squash", lambda spec: _named(spec)), ("squash:DATA",)),
+    "pad": _Kind(fitted("pad", lambda spec: _named(spec)), ("pad:DATA",)),
 }
 
 

@@ -52,8 +52,8 @@ def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
     one, other = first.images, second.images
     in_memory = all(isinstance(each, np.ndarray) and not isinstance(each, np.memmap) for each in (one, other))
     if in_memory and one.shape[1:] == other.shape[1:]:  # type: ignore[union-attr]
-        return LabelledImages(np.concatenate([one, other]), labels)  # type: ignore[list-item]
-    return LabelledImages(_Joined((first, second), np.arange(len(labels))), labels)
+        return LabelledImages(np.concatenate([one, other]), labels, first.fit)  # type: ignore[list-item]
+    return LabelledImages(_Joined((first, second), np.arange(len(labels))), labels, first.fit)
 
 
 def memory_needed(parts: DataParts, side: int) -> int:

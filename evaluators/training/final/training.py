@@ -485,6 +485,7 @@ class _Run:
                 pixels=self.pixels,
                 task=self.task.name,
                 judged_share=self.recipe.judged_share,
+                fit=self.parts.train.fit,
                 **facts,
                 **split,
             )

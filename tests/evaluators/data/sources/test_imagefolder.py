@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from lownas.evaluators.data.loading import load_data
 from lownas.evaluators.data.records import DataRequest, ImageFiles
 from lownas.evaluators.data.sources.imagefolder import ImageFolder
 
@@ -111,3 +113,23 @@ def test_listing_is_linear_and_asks_for_no_file(tmp_path: Path, monkeypatch: pyt
 
     small, large = seconds(20), seconds(200)
     assert large < 40 * small, (small, large)
+
+
+def test_every_format_that_pillow_reads_counts_and_others_are_counted(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.jfif", "b.jp2", "c.avif", "d.tga", "e.PNG")):
+        for label in ("cat", "dog"):
+            (tmp_path / label).mkdir(exist_ok=True)
+            kind = {"jfif": "JPEG", "jp2": "JPEG2000", "avif": "AVIF", "tga": "TGA", "PNG": "PNG"}[name.split(".")[1]]
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / label / name, kind)
+    for name in ("cat/x.heic", "dog/y.HEIC", "dog/z.cr2", "dog/notes.txt", "cat/._a.png", "cat/._b.heic"):
+        touch(tmp_path / name)
+    found = ImageFolder(str(tmp_path)).read(REQUEST)
+    assert len(found.train) == 10 and found.card["not_read"] == {".heic": 2, ".cr2": 1}
+    images = load_data(f"imagefolder:{tmp_path}", 16)
+    assert images.card["skipped"] == 0 and images.card["not_read"] == {".heic": 2, ".cr2": 1}
+
+
+def test_a_folder_of_what_is_not_read_says_so(tmp_path: Path) -> None:
+    touch(tmp_path / "cat" / "x.heic")
+    with pytest.raises(ValueError, match=r"no images \(found 1 \.heic, which this Pillow does not read\)"):
+        ImageFolder(str(tmp_path)).read(REQUEST)

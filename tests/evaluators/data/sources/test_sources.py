@@ -61,6 +61,14 @@ def made(name: str, folder: Path) -> DataSource:
         write_cifar(folder / "cifar-100-python", parts, "fine_labels", "meta", "fine_label_names", 100)
     elif name == "arrays":
         save_npy(folder, arrays())
+    elif name == "csv":
+        made("imagefolder", folder)
+        files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+        lines = ["file,label,split", *(f"{path},{path.parts[1]},{path.parts[0]}" for path in files)]
+        (folder / "list.csv").write_text("\n".join(lines))
+        return source(f"csv:{folder / 'list.csv'}")
+    elif name in ("squash", "pad"):
+        return source(f"{name}:{made('imagefolder', folder).spec}")
     else:
         specs = {"digits": "digits", "formula": "formula:3", "brightness": "brightness:40"}
         return ArraySource(**arrays()) if name == "memory" else source(specs[name])

@@ -28,6 +28,9 @@ TEST_FILES = {
     "cifar10": ["cifar-10-batches-py/test_batch"],
     "cifar100": ["cifar-100-python/test"],
     "arrays": ["test_images.npy", "test_labels.npy"],
+    "csv": ["test"],
+    "squash": ["test"],
+    "pad": ["test"],
 }
 
 
@@ -35,6 +38,14 @@ def spec_of(kind: str, folder: Path) -> str:
     if kind == "imagefolder":
         folder_of(folder / "train", {"cat": 10, "dog": 20})
         folder_of(folder / "test", {"cat": 3, "dog": 4})
+    elif kind == "csv":
+        spec_of("imagefolder", folder)
+        files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+        lines = ["file,label,split", *(f"{path},{path.parts[1]},{path.parts[0]}" for path in files)]
+        (folder / "list.csv").write_text("\n".join(lines))
+        return f"csv:{folder / 'list.csv'}"
+    elif kind in ("squash", "pad"):
+        return f"{kind}:{spec_of('imagefolder', folder)}"
     elif kind == "fashion-mnist":
         folder.mkdir()
         fashion_of(folder)
@@ -68,7 +79,7 @@ load_data({spec!r}, 16)
 image_feed(find_parts({spec!r}).train, 16, workers=0)
 before = sorted(set(seen))
 seen.clear()
-find_parts({spec!r}, test=True)
+image_feed(find_parts({spec!r}, test=True).test, 16, workers=0)
 print(json.dumps([before, sorted(set(seen))]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
