@@ -1,26 +1,51 @@
 """Reads and writes weights in four formats: the authors', timm's two (`lowformer_*`, `cpubone_*`), and lownas's own.
 
 lownas uses timm's `lowformer_*` names, which can name the weights of every configuration. The other formats are renamed
-to it, key by key.
+to it, key by key. What training code wraps around weights (`torch.compile`, Lightning, a detector around a backbone,
+averaged weights beside the others, options and counters) is taken off, and what is left out is said.
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
 import math
+import pathlib
 import pickle
 import re
 import struct
+import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .config import DEFAULT_HEAD, Attention, LowFormerConfig, StageConfig, blocks_after_downsampler
 from .model import LowFormer, build_model
 from .units import attention_heads
+
+logger = logging.getLogger("lownas.search_space")
+
+WRAPPERS: tuple[str, ...] = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+    *("state_dict", "model_state_dict", "model", "module", "network", "net", "weights"),
+)
+"""What training code calls the weights in a file, in the order in which they are taken: averaged ones first."""
+HEAD: tuple[str, ...] = ("in_conv.", "pre_classifier.", "classifier.")
+"""How names of the head's weights begin; a checkpoint may lack them all."""
+_FIRST_NAMES: tuple[str, ...] = ("backbone.input_stem.", "stem.0.conv.weight")
+"""Of each format, by which a prefix is recognized."""
+_SAFE: tuple[Any, ...] = (
+    *(argparse.Namespace, types.SimpleNamespace),
+    *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
+    *(np.dtype, np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")),
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+)
+"""What stands beside tensors in many checkpoints and is plain data. torch's unpickler makes it; it is not used."""
 
 # Tables of (pattern, replacement), in the order in which they are applied.
 _FROM_AUTHORS = (
@@ -73,10 +98,12 @@ def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     return key
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a checkpoint file: safetensors, or torch's format, of which only tensors are read.
+def read_state_dict(path: str | Path, *, as_it_is: bool = False) -> dict[str, Tensor]:
+    """Reads the tensors of a checkpoint file: safetensors, or torch's format, without what is wrapped around them.
 
-    No code in the file runs. Raises ValueError for a file that is neither, or that holds something other than tensors.
+    No code in the file runs: beside tensors it may hold plain data alone (`_SAFE`). What is left out is logged, in one
+    line; with `as_it_is` a safetensors file is taken whole. Raises ValueError for a file that is neither, or that holds
+    no weights or anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,37 +113,85 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            tensors = load_file(path)
+            return tensors if as_it_is else _taken(tensors, str(path), [])
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from None
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about pickle protocols would stand beside the error that follows
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(list(_SAFE)):
+                content = torch.load(file, map_location="cpu", weights_only=True)
         except _UNPICKLING_ERRORS as error:
             # torch's own message is not passed on, because it advises to load the file unsafely.
             code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
             reason = f"it names {code[1]}; save state_dict() alone" if code else "damaged or of another format"
             raise ValueError(f"{path} is not a checkpoint of plain tensors: {reason}") from None
     try:
-        return unwrap(content)
+        return unwrap(content, str(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def unwrap(content: Any) -> dict[str, Tensor]:
-    """Takes the state dict out of what training code saved: as it is, or under "state_dict" or "model"."""
-    for name in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+def unwrap(content: Any, origin: str = "the checkpoint") -> dict[str, Tensor]:
+    """Takes the state dict out of what training code saved: as it is, or under one of `WRAPPERS`, without prefixes.
+
+    `origin` is what it is called in the line that says what was left out, if anything was.
+
+    Raises ValueError if there are no tensors, or those of several networks of which none is an average.
+    """
+    said: list[str] = []
+    for _ in WRAPPERS:
+        inside = next((name for name in WRAPPERS if isinstance(content, Mapping) and _has_tensors(content, name)), None)
+        if inside is None:
+            break
+        if beside := [str(name) for name in content if name != inside]:
+            said.append(f"{inside} of {_listed([inside, *beside])}")
+        content = content[inside]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"a state dict maps names to tensors, given {type(content).__name__}")
-    wrong = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if wrong:
-        raise ValueError(
-            f"a state dict maps names to tensors, but {wrong[0]!r} holds {type(content[wrong[0]]).__name__}"
-        )
-    return dict(content)
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        name = next(iter(content))
+        raise ValueError(f"a state dict maps names to tensors, but {name!r} holds {type(content[name]).__name__}")
+    if others := [str(name) for name in content if name not in tensors]:
+        said.append(f"without {_listed(others)}, which are no tensors")
+    return _taken(tensors, origin, said)
+
+
+def _has_tensors(content: Mapping[Any, Any], name: str) -> bool:
+    """Whether there are tensors under a name, or what holds some."""
+    inside = content.get(name)
+    return isinstance(inside, Mapping) and any(isinstance(value, Tensor | Mapping) for value in inside.values())
+
+
+def _taken(tensors: Mapping[str, Tensor], origin: str, said: list[str]) -> dict[str, Tensor]:
+    """The tensors of one network, without the prefix that all of them have; says what was left out."""
+    prefixes = {
+        name[: name.index(first)]
+        for name in tensors
+        for first in _FIRST_NAMES
+        if name.startswith(first) or f".{first}" in name
+    }
+    averaged = {prefix for prefix in prefixes if "ema" in prefix}
+    if len(prefixes) > 1 and len(averaged) != 1:
+        names = ", ".join(sorted(prefix or "none" for prefix in prefixes))
+        raise ValueError(f"it holds several networks, with prefixes {names:.120}: save the one that is meant alone")
+    prefix = next(iter(averaged if len(prefixes) > 1 else prefixes), "")
+    found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    left = [name for name in tensors if not name.startswith(prefix)]
+    if left:
+        said.append(f"without {_listed(left)}")
+    if said:
+        about = f" with prefix {prefix}" if prefix else ""
+        logger.warning("%s: %d tensors%s are taken; %s", origin, len(found), about, "; ".join(said))
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Some names: "a, b and 12 more"."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"{name:.40}" for name in names[:3]) + more
 
 
 def to_native_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -124,7 +199,7 @@ def to_native_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises ValueError if the format is unknown, or if two names become the same.
     """
-    names = [name.removeprefix("module.") for name in state_dict]
+    names = list(state_dict)
     rules: tuple[tuple[str, str], ...]
     if any(name.startswith("backbone.") for name in names):
         rules = _FROM_AUTHORS + _FROM_NESTED_BLOCKS + _FROM_CPUBONE
@@ -146,22 +221,30 @@ def to_native_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def load_checkpoint(config: LowFormerConfig, state_dict: Mapping[str, Any]) -> LowFormer:
+def has_head(state_dict: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has weights of the head, and not of the backbone alone."""
+    return any(name.startswith(HEAD) for name in to_native_keys(unwrap(state_dict)))
+
+
+def load_checkpoint(config: LowFormerConfig, state_dict: Mapping[str, Any], *, fresh_head: bool = False) -> LowFormer:
     """Builds the model of a configuration with the weights of a checkpoint.
 
     Args:
         config: the architecture that the weights belong to.
-        state_dict: names to tensors, in the authors' format, one of timm's or lownas's, possibly wrapped in
-            "state_dict".
+        state_dict: names to tensors, in the authors' format, one of timm's or lownas's, possibly wrapped as `unwrap`
+            takes them.
+        fresh_head: whether the head keeps its fresh weights where the checkpoint has none of it.
 
     Raises:
         ValueError: names the first entries that are missing, unknown or of another shape; nothing is skipped, except
             that `num_batches_tracked` may be absent.
     """
     native = to_native_keys(unwrap(state_dict))
+    without_head = fresh_head and not any(name.startswith(HEAD) for name in native)
     with torch.device("meta"):  # a configuration may ask for more memory than its checkpoint has numbers
         expected = build_model(config).state_dict()
-    missing = [name for name in expected if name not in native and not name.endswith("num_batches_tracked")]
+    absent = [name for name in expected if name not in native and not name.endswith("num_batches_tracked")]
+    missing = [name for name in absent if not (without_head and name.startswith(HEAD))]
     unknown = [name for name in native if name not in expected]
     shapes = [
         f"{name} is {list(native[name].shape)}, not {list(expected[name].shape)}"
@@ -280,7 +363,9 @@ def infer_config(state_dict: Mapping[str, Any], resolution: int = 224) -> LowFor
     if the attention reduces the map by a 2x2 convolution, the stride of the published models is assumed (1 in stage 4,
     else 2), if by a 5x5 convolution, 2.
 
-    Raises ValueError for anything that is no LowFormer with a classification head.
+    Of a backbone alone the head is the usual one, for 1,000 classes.
+
+    Raises ValueError for anything that is no LowFormer.
     """
     shapes = {name: tuple(value.shape) for name, value in to_native_keys(unwrap(state_dict)).items()}
     try:
@@ -321,14 +406,10 @@ def _config_of_shapes(shapes: Mapping[str, tuple[int, ...]], resolution: int) ->
                 stage["mlp_ratio"] = shapes[f"{last}mlp.main.1.weight"][0] // width
             stage["attention"] = _attention_of_shapes(shapes, prefix, blocks, width, index)
         stages.append(stage)
-    config = {
-        "resolution": resolution,
-        "stem_width": stem_width,
-        **stem,
-        "stages": stages,
-        "head_widths": [shapes["in_conv.conv.weight"][0], shapes["pre_classifier.0.weight"][0]],
-        "classes": shapes["classifier.weight"][0],
-    }
+    config: dict[str, Any] = {"resolution": resolution, "stem_width": stem_width, **stem, "stages": stages}
+    if any(name.startswith(HEAD) for name in shapes):
+        config["head_widths"] = [shapes["in_conv.conv.weight"][0], shapes["pre_classifier.0.weight"][0]]
+        config["classes"] = shapes["classifier.weight"][0]
     return LowFormerConfig.from_dict(config)
 
 

@@ -95,7 +95,7 @@ def load_source(path: str | Path, config: LowFormerConfig | None = None) -> Sour
     state = read_state_dict(path)
     try:
         config = config or _declared_config(path) or infer_config(state)
-        model = load_checkpoint(config, state)
+        model = load_checkpoint(config, state, fresh_head=True)
     except (ValueError, RuntimeError) as error:  # torch's for tensors that cannot be copied (sparse, quantized)
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]

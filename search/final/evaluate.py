@@ -258,6 +258,8 @@ def _checkpoint(network: str | Path, resolution: int | None, given: Pixels | Non
         weights, said = load_trained(trained_file(path) if path.is_dir() else path)
     if weights.model is None or weights.config is None:
         raise ValueError(f"{weights.origin} holds no LowFormer: load its weights into your module and judge that")
+    if weights.fresh_head:
+        raise ValueError(f"{weights.origin} has a backbone without a head: train one first (lownas train --init-from)")
     about = _about_training(folder)
     about |= {_SAID[name]: said[name] for name in _SAID if name in said}
     return _Judged(

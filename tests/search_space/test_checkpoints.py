@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
+import logging
 import math
 import zlib
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from lownas.search_space import PRESETS, build_model, export_state_dict, load_checkpoint
-from lownas.search_space.checkpoints import read_state_dict, timm_arguments
+from lownas.search_space.checkpoints import HEAD, has_head, infer_config, read_state_dict, timm_arguments
 from lownas.search_space.config import LowFormerConfig
 
 GOLDENS: dict[str, Any] = json.loads(gzip.decompress((Path(__file__).parent / "goldens/goldens.json.gz").read_bytes()))
@@ -112,3 +114,85 @@ def test_a_checkpoint_file_runs_no_code(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "good.pt")
     loaded = load_checkpoint(PRESETS["cpubone_nano"], read_state_dict(tmp_path / "good.pt"))
     assert torch.equal(loaded.in_conv.conv.weight, model.in_conv.conv.weight)
+
+
+NANO = PRESETS["cpubone_nano"]
+
+
+def nano_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return {name: torch.randn_like(value.float()).to(value) for name, value in build_model(NANO).state_dict().items()}
+
+
+def loads(content: Any, tmp_path: Path, state: dict[str, torch.Tensor]) -> str:
+    """Saves and reads a checkpoint, compares it with what was meant, and gives the line that was logged."""
+    torch.save(content, tmp_path / "checkpoint.pt")
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("lownas.search_space").addHandler(handler)
+    try:
+        read = read_state_dict(tmp_path / "checkpoint.pt")
+    finally:
+        logging.getLogger("lownas.search_space").removeHandler(handler)
+    assert infer_config(read, NANO.resolution) == NANO
+    loaded = load_checkpoint(NANO, read).state_dict()
+    assert all(torch.equal(loaded[name].float(), value.float()) for name, value in state.items())
+    assert len(lines) <= 1 and all("\n" not in line for line in lines)
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "model.", "module._orig_mod.", "net.backbone.", "backbone."])
+def test_prefixes_of_what_stood_around_the_network_are_taken_off(prefix: str, tmp_path: Path) -> None:
+    state = nano_state()
+    prefixed = {prefix + name: value for name, value in state.items()}
+    assert loads(prefixed, tmp_path, state) == ""
+    said = loads({"state_dict": {**prefixed, "criterion.weight": torch.ones(3)}, "epoch": 3}, tmp_path, state)
+    assert "without criterion.weight" in said and "state_dict of state_dict, epoch" in said and prefix in said
+
+
+def test_averaged_weights_come_first_and_what_is_left_is_said(tmp_path: Path) -> None:
+    state, other = nano_state(0), nano_state(1)
+    content = {
+        **{"state_dict": other, "state_dict_ema": state, "epoch": 7, "metric": np.float64(71.5)},
+        **{"args": argparse.Namespace(lr=1e-3, out=Path("x"), betas=(0.9, 0.99)), "count": np.int64(3)},
+    }
+    said = loads(content, tmp_path, state)
+    assert f"{len(state)} tensors are taken; state_dict_ema of state_dict_ema, state_dict, epoch and 3 more" in said
+    two = {"model." + name: value for name, value in other.items()}
+    two |= {"model_ema.module." + name: value for name, value in state.items()}
+    assert "with prefix model_ema.module." in loads(two, tmp_path, state)
+    teacher = {"teacher." + name: value for name, value in other.items()}
+    torch.save({**teacher, **{"student." + name: value for name, value in state.items()}}, tmp_path / "two.pt")
+    with pytest.raises(ValueError, match=r"several networks, with prefixes student\., teacher\."):
+        read_state_dict(tmp_path / "two.pt")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read(kind: torch.dtype, tmp_path: Path) -> None:
+    half = {name: value.to(kind) if value.is_floating_point() else value for name, value in nano_state().items()}
+    assert loads(half, tmp_path, half) == ""
+
+
+def test_what_is_no_tensor_among_them_is_left(tmp_path: Path) -> None:
+    state = nano_state()
+    assert "without step, names, which are no tensors" in loads({**state, "step": 5, "names": ["a"]}, tmp_path, state)
+
+
+def test_a_backbone_alone_has_a_fresh_head(tmp_path: Path) -> None:
+    state = {name: value for name, value in nano_state().items() if not name.startswith(HEAD)}
+    torch.save({"backbone." + name: value for name, value in state.items()}, tmp_path / "backbone.pt")
+    read = read_state_dict(tmp_path / "backbone.pt")
+    config = infer_config(read, NANO.resolution)
+    assert config == NANO and not has_head(read) and has_head(nano_state())
+    with pytest.raises(ValueError, match="missing"):
+        load_checkpoint(config, read)
+    loaded = load_checkpoint(config, read, fresh_head=True).state_dict()
+    assert all(torch.equal(loaded[name].float(), value.float()) for name, value in state.items())
+
+
+def test_a_classifier_of_other_size_is_part_of_the_architecture(tmp_path: Path) -> None:
+    state = nano_state()
+    state["classifier.weight"], state["classifier.bias"] = torch.zeros(12, 1600), torch.zeros(12)
+    torch.save(state, tmp_path / "twelve.pt")
+    assert infer_config(read_state_dict(tmp_path / "twelve.pt"), NANO.resolution) == NANO.replace(classes=12)

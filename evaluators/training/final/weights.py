@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ....search_space import LowFormerConfig, build_model
-from ....search_space.checkpoints import infer_config, load_checkpoint, read_state_dict
+from ....search_space.checkpoints import has_head, infer_config, load_checkpoint, read_state_dict
 from ....search_space.model import LowFormer
 from ... import tasks
 from ..inherit import Source, inherit
@@ -50,6 +50,7 @@ class Weights:
         classes: names; empty where the file does not say them.
         pixels: how its input is made; None where the file does not say it.
         origin: where it is from, for messages.
+        fresh_head: whether the file has a backbone alone, and the model's head is fresh.
     """
 
     model: LowFormer | None
@@ -59,6 +60,7 @@ class Weights:
     classes: tuple[str, ...]
     pixels: Pixels | None
     origin: str
+    fresh_head: bool = False
 
 
 def network_bytes(
@@ -105,7 +107,7 @@ def load_weights(spec: str | Path) -> Weights:
         path = trained_file(path)
     metadata = _metadata(path)
     about = _about(metadata, path)
-    state = read_state_dict(path)
+    state = read_state_dict(path, as_it_is=bool(about))
     _check_finite(state, str(path))
     pixels = Pixels(about["mean"], about["std"]) if about else None
     resolution, classes = (about["resolution"], tuple(about["classes"])) if about else (None, ())
@@ -114,10 +116,11 @@ def load_weights(spec: str | Path) -> Weights:
     try:
         text = metadata.get("config")
         config = infer_config(state) if text is None else LowFormerConfig.from_json(text)
-        model = load_checkpoint(config, state).eval()
+        model = load_checkpoint(config, state, fresh_head=True).eval()
+        fresh_head = not has_head(state)
     except (ValueError, RuntimeError) as error:  # torch's for tensors that cannot be copied (sparse, quantized)
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    return Weights(model, state, config, resolution, classes, pixels, str(path))
+    return Weights(model, state, config, resolution, classes, pixels, str(path), fresh_head)
 
 
 def trained_file(folder: Path) -> Path:
