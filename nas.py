@@ -48,7 +48,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from lownas.predictors import Target
     from lownas.search import SearchResult
-    from lownas.search_space import LowFormerConfig, OpGraph
+    from lownas.search_space import LowFormerConfig, OnnxFile, OpGraph
 
 app = typer.Typer(
     name="lownas",
@@ -79,6 +79,10 @@ Timm = Annotated[
     list[str] | None, _option("--timm", help="A model of timm (pip install timm), by name; may be repeated.")
 ]
 Onnx = Annotated[list[Path] | None, _option("--onnx", help="An ONNX file; may be repeated.")]
+InputShapes = Annotated[
+    list[str] | None,
+    _option("--input-shape", help="Of an ONNX file's input: 1x3x640x640, or NAME=1x3x640x640; may be repeated."),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -250,42 +254,13 @@ def _target(name: str | None) -> Target:
     return Target.load(name)
 
 
-def _given(
-    configs: Sequence[Path] | None, presets: Sequence[str] | None, onnx: Sequence[Path] | None
-) -> list[tuple[str, LowFormerConfig | Path]]:
-    """What the user named, with the names to show."""
-    from lownas.search.devices import preset, read_config
-    from lownas.search_space import PRESETS
-
-    items: list[tuple[str, LowFormerConfig | Path]] = []
-    for name in presets or ():
-        with _naming("--preset"):
-            items.extend(PRESETS.items() if name == "all" else [(name, preset(name))])
-    for path in configs or ():
-        with _naming("--config"):
-            items.append((str(path), read_config(path)))
-    for path in onnx or ():
-        if not path.is_file():
-            raise ValueError(f"--onnx: no file at {path}")
-        items.append((str(path), path))
-    return items
-
-
-@contextmanager
-def _naming(option: str) -> Iterator[None]:
-    """Puts the name of the option before what is wrong with its value."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}") from None
-
-
 @app.command()
 def predict(
     target: TargetOption = None,
     config: Configs = None,
     preset: Presets = None,
     onnx: Onnx = None,
+    input_shape: InputShapes = None,
     timm: Timm = None,
     accuracy: Annotated[
         bool, _option("--accuracy", help="Estimate ImageNet top-1 too, of configurations and published models.")
@@ -296,18 +271,19 @@ def predict(
 ) -> None:
     """Predict latency on a target, without the device, and ImageNet top-1."""
     from lownas.search.devices import load_predictor, predict_accuracy, timm_graph
+    from lownas.search.given import given_networks, naming
     from lownas.search.results.tables import accuracy_record, prediction_record, prediction_table
 
     full = _target(target)
     if not 0 < coverage < 1:
         raise ValueError(f"--coverage: between 0 and 1, given {coverage}")
-    items: list[tuple[str, LowFormerConfig | OpGraph | Path]] = [*_given(config, preset, onnx)]
+    items: list[tuple[str, LowFormerConfig | OpGraph | OnnxFile]] = [*given_networks(config, preset, onnx, input_shape)]
     # PyTorch in eager mode executes copies that compilers remove.
     items += [(name, timm_graph(name, copies=full.fusion == "torch-amp")) for name in timm or ()]
     if not items:
         raise ValueError("nothing to do: name models with --preset, --config, --onnx or --timm")
     predictor = load_predictor(full, profiles)
-    with _naming("--accuracy"):
+    with naming("--accuracy"):
         estimates = predict_accuracy([item for _, item in items], coverage=coverage) if accuracy else None
     predictions = predictor.predict([item for _, item in items], coverage=coverage)
     found = [(name, prediction) for (name, _), prediction in zip(items, predictions, strict=True)]
@@ -326,6 +302,7 @@ def measure(
     config: Configs = None,
     preset: Presets = None,
     onnx: Onnx = None,
+    input_shape: InputShapes = None,
     time_limit: Annotated[
         str, _option(help="Looks at one model are spread over this time, up to 6 times it on a restless machine.")
     ] = "10s",
@@ -334,11 +311,12 @@ def measure(
 ) -> None:
     """Measure latency on this machine, or on the one that a target's file names."""
     from lownas.search.devices import open_meter
+    from lownas.search.given import given_networks
     from lownas.search.quantities import parse_duration
 
     full = _target(target)
     limit_s = parse_duration(time_limit, "--time-limit")
-    items = _given(config, preset, onnx)
+    items = given_networks(config, preset, onnx, input_shape)
     if not items:
         raise ValueError("nothing to do: name models with --preset, --config or --onnx")
     with open_meter(full) as meter, meter.looks(profiles) as looks:
@@ -433,6 +411,7 @@ def export(
 ) -> None:
     """Write a run's answer, one of its trials or a trained network: with trained weights where it has some."""
     from lownas.search.devices import preset as published
+    from lownas.search.given import naming
     from lownas.search.results.exporters import export_config
     from lownas.search.results.files import Exportable, exportable
 
@@ -443,7 +422,7 @@ def export(
     if run is not None:
         chosen = exportable(run, trial)
     else:
-        with _naming("--preset"):
+        with naming("--preset"):
             chosen = Exportable(published(str(preset)))
     config, formats = chosen.config, [part.strip() for part in format.split(",")]
     written = export_config(config, out or Path(config.id), formats=formats, model=chosen.model, about=chosen.about)

@@ -21,7 +21,8 @@ from ..predictors.latency.measuring import changed_settings
 from ..predictors.latency.sampling import sentinel_config
 from ..predictors.latency.sentinel_history import SentinelHistory
 from ..predictors.latency.target import profile_folders
-from ..search_space import PRESETS, LowFormerConfig, OpGraph, SearchSpace
+from ..search_space import PRESETS, LowFormerConfig, OnnxFile, OpGraph, SearchSpace
+from ..search_space.graph.shaped_file import InputShapes
 from .quantities import parse_duration, parse_percentage
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .latency.looks import Looks, MeasuredLatency, Measuring
 
 # What has a latency: a configuration, the name of a published model, the path of an ONNX or config file, a graph.
-Network = LowFormerConfig | OpGraph | str | Path
+Network = LowFormerConfig | OpGraph | OnnxFile | str | Path
 Device = str | Path | Target  # a target's name, its YAML file, or the target
 SENTINEL_LIMIT_S, SENTINEL_RUNS = 0.4, 8  # of one look at the sentinel
 
@@ -41,6 +42,7 @@ def predict(
     *,
     coverage: float = 0.9,
     accuracy: bool = False,
+    input_shapes: InputShapes | None = None,
     profiles: str | Path | None = None,
 ) -> Any:
     """Predicts latency on a target, without the device.
@@ -51,6 +53,8 @@ def predict(
         target: name of a target ("rtx3090", "cpu"), or its YAML file.
         coverage: probability that an interval holds the measured latency, or the accuracy.
         accuracy: whether to estimate ImageNet top-1 too, from what was published.
+        input_shapes: of ONNX files' inputs, where they leave sizes open: {"images": (1, 3, 640, 640)}; under "" that of
+            the only one.
         profiles: folder of the user's own target profiles.
 
     Returns a `LatencyPrediction` in ms with its interval for one network, a list of them for several. With `accuracy`
@@ -64,7 +68,7 @@ def predict(
     predictor = load_predictor(Target.load(target), profiles)
     several = isinstance(networks, Sequence) and not isinstance(networks, str)
     wanted: Sequence[Network] = networks if several else [networks]  # type: ignore[assignment, list-item]
-    known = [find_network(network) for network in wanted]
+    known = [find_network(network, input_shapes) for network in wanted]
     found: list[Any] = predictor.predict(known, coverage=coverage)
     if accuracy:
         found = list(zip(found, predict_accuracy(known, coverage=coverage), strict=True))
@@ -72,7 +76,7 @@ def predict(
 
 
 def predict_accuracy(
-    networks: Sequence[LowFormerConfig | OpGraph | Path], *, coverage: float = 0.9
+    networks: Sequence[LowFormerConfig | OpGraph | OnnxFile], *, coverage: float = 0.9
 ) -> list[AccuracyPrediction | None]:
     """Estimates ImageNet top-1 in percent; None for ONNX files and graphs, of which the prior knows too little.
 
@@ -86,7 +90,12 @@ def predict_accuracy(
 
 
 def measure(
-    network: Network, target: Device = "cpu", *, time_limit: str = "10s", profiles: str | Path | None = None
+    network: Network,
+    target: Device = "cpu",
+    *,
+    time_limit: str = "10s",
+    input_shapes: InputShapes | None = None,
+    profiles: str | Path | None = None,
 ) -> MeasuredLatency:
     """Measures latency on this machine, or over SSH on the one that the target's file names.
 
@@ -94,12 +103,13 @@ def measure(
         network: a configuration, the name of a published model, an ONNX file or a config file.
         target: name of a target at hand ("cpu"), or its YAML file.
         time_limit: looks at it are spread over this time; up to 6 times it on a restless machine.
+        input_shapes: as in `predict`.
         profiles: folder of the user's own target profiles; what is known there of the machine's speed is used.
 
     Raises ValueError if the target cannot be measured, OSError if its machine cannot be reached.
     """
     limit_s = parse_duration(time_limit, "time_limit")
-    found = find_network(network)
+    found = find_network(network, input_shapes)
     with open_meter(Target.load(target)) as meter, meter.looks(profiles) as looks:
         looks.take({"": found}, limit_s)
         return looks.latencies()[""]
@@ -160,8 +170,8 @@ def calibrate(
 # --- networks by name
 
 
-def find_network(network: Network) -> LowFormerConfig | OpGraph | Path:
-    """A configuration, a graph, or the path of an ONNX file.
+def find_network(network: Network, input_shapes: InputShapes | None = None) -> LowFormerConfig | OpGraph | OnnxFile:
+    """A configuration, a graph, or an ONNX file, with the shapes of its inputs if they are given.
 
     Configurations are found by names of published models, and in config files and run folders.
 
@@ -169,13 +179,15 @@ def find_network(network: Network) -> LowFormerConfig | OpGraph | Path:
     """
     if isinstance(network, LowFormerConfig | OpGraph):
         return network
+    if isinstance(network, OnnxFile):
+        return OnnxFile(network.path, {**network.input_shapes, **(input_shapes or {})})
     path = Path(network)
     if path.suffix == ".json" or path.is_dir():
         return read_config(path)
     if path.suffix == ".onnx":
         if not path.is_file():
             raise ValueError(f"no ONNX file at {path}")
-        return path
+        return OnnxFile(path, input_shapes or {})
     return preset(str(network))
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .graph.onnx_reader import op_graph_from_onnx
     from .graph.onnx_writer import write_onnx
     from .graph.operators import OpGraph
+    from .graph.shaped_file import OnnxFile
     from .graph.torch_tracer import op_graph_from_torch
     from .heads import Head, register_head
     from .model import LowFormer, build_model
@@ -29,6 +30,7 @@ __all__ = [
     "Head",
     "LowFormer",
     "LowFormerConfig",
+    "OnnxFile",
     "OpGraph",
     "SearchSpace",
     "StageConfig",
@@ -49,6 +51,7 @@ _LATE = {
     "Head": "heads",
     "LowFormer": "model",
     "LowFormerConfig": "config",
+    "OnnxFile": "graph.shaped_file",
     "OpGraph": "graph.operators",
     "SearchSpace": "space",
     "StageConfig": "config",

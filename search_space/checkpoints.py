@@ -39,10 +39,11 @@ HEAD: tuple[str, ...] = ("in_conv.", "pre_classifier.", "classifier.")
 """How names of the head's weights begin; a checkpoint may lack them all."""
 _FIRST_NAMES: tuple[str, ...] = ("backbone.input_stem.", "stem.0.conv.weight")
 """Of each format, by which a prefix is recognized."""
+_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]  # what makes numbers of numpy's again
 _SAFE: tuple[Any, ...] = (
     *(argparse.Namespace, types.SimpleNamespace),
     *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
-    *(np.dtype, np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")),
+    *(np.dtype, _NUMPY_SCALAR, (_NUMPY_SCALAR, "numpy.core.multiarray.scalar")),  # the latter by numpy 1
     *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
 )
 """What stands beside tensors in many checkpoints and is plain data. torch's unpickler makes it; it is not used."""

@@ -34,9 +34,9 @@ BELOW = {
 LAYERS = {
     "search_space": """
         config
-        graph.operators
+        graph.operators  graph.shaped_file
         units  graph.torch_nodes  graph.onnx_file  presets  space  probes
-        blocks  graph.torch_tracer  graph.onnx_tensors  scaling
+        blocks  graph.torch_tracer  graph.onnx_tensors  graph.onnx_inputs  scaling
         heads  graph.onnx_network
         graph.from_config  graph.onnx_patterns  graph.onnx_shapes
         model  graph.onnx_translation  graph.onnx_writer
@@ -61,7 +61,8 @@ LAYERS = {
         __init__
     """,
     "evaluators": """
-        data.records  data.crops  data.memory  device.agent  device.quantize
+        data.records  data.memory  device.agent  device.quantize
+        data.crops
         data.fractals  data.plain_pickle  data.pictures  device.kernel_times  tasks
         data.sources  data.feeding  device.latency_record  device.advice
         data.loading  device.runtimes
@@ -82,6 +83,7 @@ LAYERS = {
         predicted
         run_search
         devices  doctor
+        given
         elements.linear_attention  elements.looks_file
         elements.catalog
         elements.measuring

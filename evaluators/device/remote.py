@@ -28,7 +28,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from ...search_space import LowFormerConfig, OpGraph, op_graph
+from ...search_space import LowFormerConfig, OnnxFile, OpGraph, op_graph
 from . import agent
 from .agent import lock, serving
 from .agent.models import Job, Node
@@ -42,6 +42,7 @@ from .runtimes.onnxruntime import (
     check_onnx_provider,
     check_onnx_setting,
     onnx_job,
+    onnx_shapes,
     onnx_source,
 )
 
@@ -159,7 +160,7 @@ class RemoteBox:
             RuntimeError: another measurement on it does not end, or it does not answer in time.
         """
         host = self.fingerprint(target)
-        if isinstance(network, str | Path):
+        if isinstance(network, str | Path | OnnxFile):
             what, model = onnx_source(network, target)
             if isinstance(model, Path):
                 model = _whole_file(model)
@@ -167,7 +168,8 @@ class RemoteBox:
             graph = op_graph(network) if isinstance(network, LowFormerConfig) else network
             what, model = onnx_source(network, target, _compressible_weights(graph))
             assert isinstance(model, bytes)
-        answer = self._ask(onnx_job(target, what, time_limit_s, min_runs, kernels), zlib.compress(model, 1))
+        job = onnx_job(target, what, time_limit_s, min_runs, kernels, onnx_shapes(network, target))
+        answer = self._ask(job, zlib.compress(model, 1))
         assert self._about is not None
         try:
             timed = Timed(**answer["timed"])

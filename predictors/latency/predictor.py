@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...search_space.config import LowFormerConfig
 from ...search_space.graph import OpGraph
+from ...search_space.graph.shaped_file import OnnxFile
 from ..model_files import read_model, write_model
 from .fusion import fuse, fuse_config
 from .kernel_model import KernelModel
@@ -35,7 +36,7 @@ UNMODELLED_FACTOR = 10.0
 """Factor on the upper end of the interval for networks with operators of no known kind, known by their sizes alone."""
 
 Floats = NDArray[np.float64]
-Item = LowFormerConfig | OpGraph | str | Path
+Item = LowFormerConfig | OpGraph | str | Path | OnnxFile
 
 
 @dataclass(frozen=True)
@@ -246,10 +247,10 @@ class LatencyPredictor:
     def _checked(self, item: Item) -> LowFormerConfig | OpGraph:
         """`item`, read if it is a file. Warns if the file computes in another precision than the target."""
         name = "a graph"
-        if isinstance(item, str | Path):
+        if isinstance(item, str | Path | OnnxFile):
             from ...search_space.graph.onnx_reader import op_graph_from_onnx
 
-            name = str(item)
+            name = str(item.path if isinstance(item, OnnxFile) else item)
             item = op_graph_from_onnx(item)
         if not isinstance(item, OpGraph | LowFormerConfig):
             raise ValueError(f"predicted are configs, operator graphs and ONNX files, not {type(item).__name__}")

@@ -16,9 +16,10 @@ from .onnx_operators import translate_operator, translate_pattern
 from .onnx_shapes import infer_shapes
 from .onnx_translation import Translation
 from .operators import OpGraph
+from .shaped_file import InputShapes, OnnxFile
 
 
-def op_graph_from_onnx(path: str | Path) -> OpGraph:
+def op_graph_from_onnx(path: str | Path | OnnxFile, input_shapes: InputShapes | None = None) -> OpGraph:
     """Gives the operator graph of an ONNX file, whichever exporter wrote it; symbolic batch sizes count as 1.
 
     Only shapes are read: constants kept outside the file are not opened. BatchNorm is folded; hardswish, GELU, SiLU,
@@ -27,16 +28,23 @@ def op_graph_from_onnx(path: str | Path) -> OpGraph:
     transposes of an attention or between maps and tokens, are none. Operators without a kind of their own are rows
     "other".
 
+    Args:
+        path: the file.
+        input_shapes: of inputs whose size it leaves open, by their names: {"images": (1, 3, 640, 640)}; under "" that
+            of the only one.
+
     Raises:
         ValueError: a file that is missing, cannot be opened or is no ONNX model, one whose shapes cannot be determined
             or are too large to count, or one that keeps data outside its own folder; in one line.
     """
+    if isinstance(path, OnnxFile):
+        return op_graph_from_onnx(path.path, {**path.input_shapes, **(input_shapes or {})})
     path = Path(path)
     name = one_line(path)
     if not path.is_file():
         raise ValueError(f"no ONNX file at {name}")
     try:
-        return graph_from_model(load_model(path))
+        return graph_from_model(load_model(path), input_shapes)
     except UnreadableModel as error:
         raise ValueError(f"{name}: {one_line(error)}") from None
     except INVALID_MODEL_ERRORS as error:
@@ -47,13 +55,13 @@ def op_graph_from_onnx(path: str | Path) -> OpGraph:
         raise ValueError(f"{name} cannot be read ({type(error).__name__}: {one_line(error)})") from error
 
 
-def graph_from_model(model: onnx.ModelProto) -> OpGraph:
+def graph_from_model(model: onnx.ModelProto, input_shapes: InputShapes | None = None) -> OpGraph:
     """Gives the operator graph of a model in memory, like `op_graph_from_onnx`.
 
     Raises UnreadableModel, which is a ValueError.
     """
     try:
-        translation = Translation(infer_shapes(model))
+        translation = Translation(infer_shapes(model, input_shapes))
         translation.build.precision = precision_of(model)
         _translate(translation)
         return translation.graph()

@@ -6,13 +6,15 @@ and follows the branches whose condition is known. Nothing else is computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.defs
 import onnx.shape_inference
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
@@ -27,8 +29,10 @@ from .onnx_file import (
     rename_tensors,
     without_functions,
 )
+from .onnx_inputs import open_inputs, shapes_of
 from .onnx_network import POINTWISE, Node, OnnxNetwork
 from .onnx_tensors import MAX_VALUE_ELEMENTS, Tensors
+from .shaped_file import InputShapes
 
 # Operators that pass on what they are given; to a runtime they cost nothing, or a change of number format.
 _PASSING_ON = {
@@ -37,8 +41,8 @@ _PASSING_ON = {
 # Operators that are evaluated if all that they read is small and known.
 _EVALUATED = {
     "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor",
-    "Gather", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or",
-    "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "Slice", "Split", "Sqrt",
+    "Gather", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not",
+    "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "Slice", "Split", "Sqrt",
     "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 # For quantized operators the operator that they stand for, and which of their inputs it reads (not scales and zero
@@ -50,14 +54,36 @@ _QUANTIZED: dict[str, tuple[str, tuple[int, ...]]] = {
     "MatMulInteger": ("MatMul", (0, 1)),
 }
 
+# The same for onnxruntime's own operators, which optimized and quantized files have.
+_RUNTIME_DOMAIN = "com.microsoft"
+_STANDARD: dict[str, tuple[str, slice | tuple[int, ...]]] = {
+    "FusedConv": ("Conv", (0, 1, 2)),
+    "FusedGemm": ("Gemm", (0, 1, 2)),
+    "QLinearAdd": ("Add", (0, 3)),
+    "QLinearMul": ("Mul", (0, 3)),
+    "QLinearSigmoid": ("Sigmoid", (0,)),
+    "QLinearLeakyRelu": ("LeakyRelu", (0,)),
+    "QLinearSoftmax": ("Softmax", (0,)),
+    "QLinearAveragePool": ("AveragePool", (0,)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
+    "QLinearConcat": ("Concat", slice(2, None, 3)),
+    "QLinearReduceMean": ("ReduceMean", (0,)),
+    "DynamicQuantizeLSTM": ("LSTM", (0, 1, 2)),
+    "DynamicQuantizeMatMul": ("MatMul", (0, 1)),
+    "MatMulIntegerToFloat": ("MatMul", (0, 1)),
+    "BiasGelu": ("Gelu", (0,)),
+    "FastGelu": ("Gelu", (0,)),
+    "QuickGelu": ("Swish", (0,)),
+}
+
 _MAX_FRACTIONS = 16
 """Elements up to which a constant that holds no whole numbers is computed with."""
 
 
-def infer_shapes(model: onnx.ModelProto) -> OnnxNetwork:
+def infer_shapes(model: onnx.ModelProto, input_shapes: InputShapes | None = None) -> OnnxNetwork:
     """Gives the operators of a model that depend on its inputs' values, with the shapes of all tensors.
 
-    Raises UnreadableModel, which is a ValueError.
+    `input_shapes` are those that the model leaves open. Raises UnreadableModel, which is a ValueError.
     """
     if not model.graph.node:
         raise UnreadableModel("a model without operators")
@@ -65,7 +91,7 @@ def infer_shapes(model: onnx.ModelProto) -> OnnxNetwork:
         model = without_functions(model)
     if len(model.opset_import) > MAX_OPSETS:
         raise UnreadableModel(f"more than {MAX_OPSETS} operator sets")
-    return _ShapeInference(model).network()
+    return _ShapeInference(model).network(input_shapes or {})
 
 
 class _ShapeInference:
@@ -85,12 +111,13 @@ class _ShapeInference:
         self._seen = 0
         self._declared = {info.name: info for info in (*model.graph.value_info, *model.graph.output)}
 
-    def network(self) -> OnnxNetwork:
+    def network(self, input_shapes: InputShapes) -> OnnxNetwork:
         graph, tensors = self.model.graph, self.tensors
         tensors.add_constants_of(graph)
-        inputs = [info for info in graph.input if info.name not in tensors.constants]
+        shapes = shapes_of(open_inputs(self.model), input_shapes)
+        inputs = [info for info in graph.input if info.name in shapes]
         for info in inputs:
-            tensors.add_input(info)
+            tensors.add_input(info, shapes[info.name])
         self._walk(graph)
         outputs = [tensors.resolve(info.name) for info in graph.output]
         return OnnxNetwork(self.nodes, tensors, [info.name for info in inputs], outputs)
@@ -104,6 +131,8 @@ class _ShapeInference:
                 self._visit(proto)
 
     def _visit(self, proto: onnx.NodeProto) -> None:
+        if proto.domain == _RUNTIME_DOMAIN and proto.op_type in _STANDARD:
+            proto = _standard(proto)
         op, inputs = proto.op_type, tuple(self.tensors.resolve(name) for name in proto.input)
         if not isinstance(op, str):
             raise UnreadableModel(f"an operator whose name is no text: {op!r:.80}")
@@ -260,6 +289,10 @@ class _ShapeInference:
         first = self.tensors.shapes.get(inputs[0]) if inputs else None
         if first is None:
             return None
+        if op == "LSTM" and len(first) == 3 and (hidden := _integer_attribute(proto, "hidden_size")):  # quantized
+            way = next((attribute.s for attribute in proto.attribute if attribute.name == "direction"), b"forward")
+            state = [2 if way == b"bidirectional" else 1, first[1], hidden]
+            return [first[0], *state] if place == 0 else state
         if op == "NonMaxSuppression" and len(first) == 3 and len(inputs) > 1:
             classes = self.tensors.shapes.get(inputs[1], (1, 1, 1))[1:2] or (1,)
             most = self.tensors.value(inputs[2]) if len(inputs) > 2 and inputs[2] else None
@@ -272,7 +305,7 @@ class _ShapeInference:
         bounds = [name for name in inputs[1:] if name]
         if op in ("Slice", "TopK") and bounds and not all(name in self.tensors.small_constants for name in bounds):
             return first
-        own = domain_name(proto.domain) != "" and len(inputs) == 1 and op in POINTWISE
+        own = len(inputs) == 1 and op in POINTWISE  # of another domain, or of a newer operator set
         return first if place == 0 and (own or op == "GroupNormalization") else None
 
     def _loop_output(self, proto: onnx.NodeProto, place: int, inputs: tuple[str, ...]) -> Sequence[int] | None:
@@ -308,14 +341,38 @@ class _ShapeInference:
             values[before] = value
         try:
             with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(proto, opsets=self.opsets).run(None, values)  # type: ignore[arg-type]
+                results = ReferenceEvaluator(self._alone(proto, values)).run(None, values)  # type: ignore[arg-type]
         except (*EVALUATION_ERRORS, MemoryError):
             return False
-        for name, result in zip(proto.output, results, strict=False):
+        for name, result in zip(filter(None, proto.output), results, strict=False):
             if not isinstance(result, np.ndarray | np.generic) or result.size > MAX_VALUE_ELEMENTS:
                 return False
             self.tensors.add_value(name, np.asarray(result))
         return True
+
+    def _alone(self, proto: onnx.NodeProto, values: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+        """A model of this operator alone. (Given the operator, the evaluator takes the newest version of some.)"""
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for name, value in values.items()
+        ]
+        outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+        return helper.make_model(
+            helper.make_graph([proto], "alone", inputs, outputs),
+            opset_imports=self.opset_imports,
+            ir_version=self.model.ir_version,
+        )
+
+
+def _standard(proto: onnx.NodeProto) -> onnx.NodeProto:
+    """The operator of ONNX itself for one of onnxruntime's own, with those inputs that are its own."""
+    op, places = _STANDARD[proto.op_type]
+    given = list(proto.input)
+    inputs = given[places] if isinstance(places, slice) else [given[place] for place in places if place < len(given)]
+    found = helper.make_node(op, inputs, list(proto.output), proto.name)
+    known = onnx.defs.get_schema(op).attributes
+    found.attribute.extend(attribute for attribute in proto.attribute if attribute.name in known)
+    return found
 
 
 def _integer_attribute(proto: onnx.NodeProto, name: str) -> int | None:

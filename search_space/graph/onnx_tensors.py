@@ -57,7 +57,8 @@ class Tensors:
         """Gives a tensor's shape. Raises UnreadableModel if it is not known."""
         if name not in self.shapes:
             raise UnreadableModel(
-                f"the shape of tensor {name!r:.80} cannot be determined; export with a fixed input size"
+                f"the shape of tensor {name!r:.80} cannot be determined: it depends on data, or on an operator that is "
+                "not known"
             )
         return self.shapes[name]
 
@@ -87,22 +88,11 @@ class Tensors:
                 raise UnreadableModel(f"tensor {name!r:.80} of {list(shape)!r:.80} elements is too large")
             self.shapes[name] = shape
 
-    def add_input(self, info: onnx.ValueInfoProto) -> None:
-        """Adds an input of the model. Raises UnreadableModel if its size is not fixed; a symbolic batch counts as 1."""
-        if not info.type.HasField("tensor_type") or not info.type.tensor_type.HasField("shape"):
-            raise UnreadableModel(f"input {info.name!r:.80} has no declared shape; export with a fixed input size")
-        dims = info.type.tensor_type.shape.dim
-        shape = []
-        for place, dim in enumerate(dims):
-            symbolic = not dim.HasField("dim_value") or dim.dim_value == 0
-            if symbolic and place > 0:
-                raise UnreadableModel(f"input {info.name!r:.80} has a symbolic size; export with a fixed input size")
-            if place == 0 and len(dims) == 4 and not symbolic and dim.dim_value != 1:
-                raise UnreadableModel(
-                    f"input {info.name!r:.80} has a fixed batch of {dim.dim_value}; "
-                    "export with batch 1 or a symbolic one"
-                )
-            shape.append(1 if symbolic else dim.dim_value)
+    def add_input(self, info: onnx.ValueInfoProto, shape: Shape) -> None:
+        """Adds an input of the model. Raises UnreadableModel if it is several images at a time."""
+        if len(shape) == 4 and shape[0] != 1:
+            said = f"input {info.name!r:.80} has a batch of {shape[0]}"
+            raise UnreadableModel(f"{said}; predicted is batch 1: export with that, or an open one")
         self.set_type(info.name, helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
 
     def add_constants_of(self, graph: onnx.GraphProto) -> None:

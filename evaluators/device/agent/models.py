@@ -25,8 +25,12 @@ _DTYPES = {
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
+    "tensor(int16)": np.int16,
     "tensor(int8)": np.int8,
+    "tensor(uint64)": np.uint64,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
 
@@ -44,6 +48,7 @@ class Job(NamedTuple):
         time_limit_s: warm-up and timed runs end by then (one run is always made).
         min_runs: timed runs to make where the limit allows them; more if they are short.
         kernels: also profile the nodes of the optimized model; with the CPU provider alone.
+        input_shapes: of all inputs, by their names; where there are none, as the model declares them.
     """
 
     what: str
@@ -55,6 +60,7 @@ class Job(NamedTuple):
     time_limit_s: float
     min_runs: int
     kernels: bool
+    input_shapes: dict[str, list[int]] = {}  # noqa: RUF012  (never changed; messages carry it as JSON)
 
 
 class Node(NamedTuple):
@@ -138,22 +144,27 @@ def _session(model: bytes | str, job: Job, optimized: Path | None) -> Any:
 
 
 def _random_feeds(session: Any, job: Job, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs of the declared shapes; a symbolic first size is the job's batch. Raises ValueError for others."""
+    """Random inputs of the job's shapes, or the declared ones, where an open first size is the job's batch.
+
+    Whole numbers are 0 or 1, which any table has a row for. Raises ValueError for sizes that are open.
+    """
     rng = np.random.default_rng(seed)
     feeds: dict[str, np.ndarray] = {}
     for node in session.get_inputs():
         if node.type not in _DTYPES:
             raise ValueError(f"input {node.name!r} is {node.type}; measured are {', '.join(_DTYPES)}")
-        shape = list(node.shape)
+        shape = list(job.input_shapes.get(node.name, node.shape))
         if shape and not isinstance(shape[0], int):
             shape[0] = job.batch
         if not all(isinstance(size, int) and size > 0 for size in shape):
-            raise ValueError(f"{job.what}: input {node.name!r} has a symbolic size; export with a fixed input size")
+            raise ValueError(f"{job.what}: input {node.name!r} has open sizes: say them (--input-shape)")
         if len(shape) == 4 and shape[0] != job.batch:
             raise ValueError(
                 f"{job.target} is of batch {job.batch}, and the model's input {node.name!r} is of batch {shape[0]}"
             )
-        feeds[node.name] = rng.standard_normal(shape).astype(_DTYPES[node.type])
+        kind = np.dtype(_DTYPES[node.type])
+        values = rng.standard_normal(shape) if kind.kind == "f" else rng.integers(0, 2, shape)
+        feeds[node.name] = np.asarray(values).astype(kind)
     return feeds
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from ....search_space import LowFormerConfig, OpGraph
+from ....search_space import LowFormerConfig, OnnxFile, OpGraph
 from ..latency_record import LatencyMeasurement, Setting
 
-Network = LowFormerConfig | OpGraph | str | Path
-"""What can be timed: a configuration, its operator graph, or the path of an ONNX file."""
+Network = LowFormerConfig | OpGraph | str | Path | OnnxFile
+"""What can be timed: a configuration, its operator graph, or an ONNX file, perhaps with the shapes of its inputs."""
 
 
 class Runtime(Protocol):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ....search_space import LowFormerConfig
+from ....search_space import LowFormerConfig, OnnxFile
 from ..agent.models import Job, load_onnxruntime, time_model
 from ..latency_record import LatencyMeasurement, Setting, latency_measurement
 from .base import Network, check_batch
@@ -64,7 +64,13 @@ class OnnxRuntime:
     ) -> LatencyMeasurement:
         what, model = onnx_source(network, setting)
         return self.measure_model(
-            model, setting, what=what, time_limit_s=time_limit_s, min_runs=min_runs, kernels=kernels
+            model,
+            setting,
+            what=what,
+            time_limit_s=time_limit_s,
+            min_runs=min_runs,
+            kernels=kernels,
+            input_shapes=onnx_shapes(network, setting),
         )
 
     def measure_model(
@@ -76,11 +82,13 @@ class OnnxRuntime:
         time_limit_s: float,
         min_runs: int,
         kernels: bool,
+        input_shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> LatencyMeasurement:
         """Times an ONNX model, serialized or in a file, with all graph optimizations."""
         onnxruntime = load_onnxruntime()
         source = model if isinstance(model, bytes) else str(model)
-        timed, nodes = time_model(source, onnx_job(setting, what, time_limit_s, min_runs, kernels), logger.warning)
+        job = onnx_job(setting, what, time_limit_s, min_runs, kernels, input_shapes)
+        timed, nodes = time_model(source, job, logger.warning)
         versions = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
         return latency_measurement(setting, what, timed, nodes, setting.fingerprint(), versions)
 
@@ -116,7 +124,14 @@ def check_onnx_provider(setting: Setting, providers: Sequence[str], version: str
         )
 
 
-def onnx_job(setting: Setting, what: str, time_limit_s: float, min_runs: int, kernels: bool) -> Job:
+def onnx_job(
+    setting: Setting,
+    what: str,
+    time_limit_s: float,
+    min_runs: int,
+    kernels: bool,
+    input_shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> Job:
     """What measuring an ONNX model in a setting means to onnxruntime, here or on another machine."""
     runtime = ONNX_RUNTIMES[setting.runtime]
     tensorrt = runtime.provider == TENSORRT_PROVIDER
@@ -130,6 +145,7 @@ def onnx_job(setting: Setting, what: str, time_limit_s: float, min_runs: int, ke
         time_limit_s=time_limit_s,
         min_runs=min_runs,
         kernels=kernels and runtime.tells_kernels,
+        input_shapes={name: list(shape) for name, shape in input_shapes.items()},
     )
 
 
@@ -139,15 +155,16 @@ def onnx_source(network: Network, setting: Setting, weights: Weights | None = No
     `weights` are those of a config or graph; random ones if None. For an int8 setting the model is quantized, unless a
     file holds one that already is.
     """
-    if isinstance(network, str | Path):
-        if not Path(network).is_file():
-            raise ValueError(f"no such ONNX file: {network}")
+    if isinstance(network, str | Path | OnnxFile):
+        path = _path(network)
+        if not path.is_file():
+            raise ValueError(f"no such ONNX file: {path}")
         if setting.precision == "int8":
             from ..quantize import quantized_file
 
-            return Path(network).name, quantized_file(Path(network))
-        _warn_of_other_precision(Path(network), setting)
-        return Path(network).name, Path(network)
+            return path.name, quantized_file(path)
+        _warn_of_other_precision(path, setting)
+        return path.name, path
     from ....search_space.graph.onnx_writer import onnx_model
 
     what = network.id if isinstance(network, LowFormerConfig) else "graph"
@@ -157,6 +174,27 @@ def onnx_source(network: Network, setting: Setting, weights: Weights | None = No
 
         model = quantized(model)
     return what, model.SerializeToString()
+
+
+def onnx_shapes(network: Network, setting: Setting) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's inputs, where it leaves them open or they were given; none of anything else.
+
+    Raises ValueError, in one line with a command that says them, if sizes are open.
+    """
+    if not isinstance(network, str | Path | OnnxFile):
+        return {}
+    from google.protobuf.message import DecodeError
+
+    from ....search_space.graph.onnx_inputs import input_shapes
+
+    try:
+        return input_shapes(network if isinstance(network, OnnxFile) else OnnxFile(Path(network)), setting.batch or 1)
+    except (OSError, DecodeError):
+        return {}  # the runtime says what is wrong with the file
+
+
+def _path(network: str | Path | OnnxFile) -> Path:
+    return network.path if isinstance(network, OnnxFile) else Path(network)
 
 
 def _warn_of_other_precision(file: Path, setting: Setting) -> None:

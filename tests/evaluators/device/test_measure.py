@@ -14,7 +14,7 @@ from lownas.evaluators.device.measure import measure_for_calibration, measure_la
 from lownas.evaluators.device.runtimes.onnxruntime import onnx_source
 from lownas.predictors import Target
 from lownas.predictors.latency.fusion import fuse
-from lownas.search_space import PRESETS, op_graph
+from lownas.search_space import PRESETS, OnnxFile, op_graph
 from lownas.search_space.graph.onnx_writer import write_onnx
 
 CPU = Target.parse("cpu")
@@ -119,8 +119,27 @@ def one_conv(path, shape, half=False):
 def test_a_symbolic_batch_is_the_targets_and_other_symbolic_sizes_are_refused(tmp_path):
     free = one_conv(tmp_path / "batch.onnx", ["n", 3, 32, 32])
     assert measure_latency(free, CPU, time_limit_s=0.3).median_ms > 0
-    with pytest.raises(ValueError, match=r"size.onnx: input 'x' has a symbolic size"):
+    with pytest.raises(ValueError, match=r"size.onnx: input 'x' has open sizes .* --input-shape 1x3x224x224"):
         measure_latency(one_conv(tmp_path / "size.onnx", ["n", 3, "h", "w"]), CPU, time_limit_s=0.3)
+    said = OnnxFile(tmp_path / "size.onnx", {"": (1, 3, 40, 24)})
+    assert measure_latency(said, CPU, time_limit_s=0.3).median_ms > 0
+
+
+def test_inputs_of_every_type_are_fed(tmp_path):
+    kinds = {
+        "f": TensorProto.FLOAT, "d": TensorProto.DOUBLE, "h": TensorProto.FLOAT16, "l": TensorProto.INT64,
+        "i": TensorProto.INT32, "s": TensorProto.INT16, "b": TensorProto.INT8, "B": TensorProto.UINT8,
+        "H": TensorProto.UINT16, "I": TensorProto.UINT32, "L": TensorProto.UINT64, "o": TensorProto.BOOL,
+    }  # fmt: skip
+    inputs = [
+        helper.make_tensor_value_info(name, kind, [] if name == "l" else ["n", "t"]) for name, kind in kinds.items()
+    ]
+    nodes = [helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT) for name in kinds]
+    nodes.append(helper.make_node("Sum", [f"{name}_float" for name in kinds], ["y"]))
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    path = tmp_path / "all.onnx"
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), path)
+    assert measure_latency(OnnxFile(path, {"f": (1, 7)}), CPU, time_limit_s=0.3).median_ms > 0
 
 
 def test_a_file_in_another_precision_is_said(tmp_path):

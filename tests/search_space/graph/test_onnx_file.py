@@ -258,9 +258,7 @@ def test_nodes_that_make_no_sense(name: str, tmp_path: Path) -> None:
     assert "cannot be read (" not in refused(path)
 
 
-@pytest.mark.parametrize(
-    "image", [("n", 3, 0, 32), ("n", 3, -1, 32), ("n", 0, 32, 32), (-1, 3, 32, 32), (2, 3, 32, 32)]
-)
+@pytest.mark.parametrize("image", [("n", 3, 0, 32), ("n", 3, -1, 32), ("n", 0, 32, 32), (2, 3, 32, 32)])
 def test_an_image_of_no_size_is_refused(image: Sequence[int | str], tmp_path: Path) -> None:
     refused(saved(model_of([node("Relu", ["x"], ["y"])], image=image), tmp_path))
 
