@@ -35,7 +35,7 @@ LAYERS = {
     "search_space": """
         config
         graph.operators  graph.shaped_file
-        units  graph.torch_nodes  graph.onnx_file  presets  space  probes
+        units  graph.torch_nodes  graph.onnx_file  graph.onnx_windows  presets  space  probes
         blocks  graph.torch_tracer  graph.onnx_tensors  graph.onnx_inputs  scaling
         heads  graph.onnx_network
         graph.from_config  graph.onnx_patterns  graph.onnx_shapes

@@ -1,12 +1,13 @@
 """Opening ONNX files that come from strangers: limits, external data, subgraphs and local functions.
 
-Sizes are checked before anything of that size is made, external data is never opened, and whatever is wrong with a file
-ends in a ValueError of one line.
+Sizes are checked before anything of that size is made, of external data only small tensors are read, and whatever is
+wrong with a file ends in a ValueError of one line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 
 import onnx
@@ -28,6 +29,8 @@ MAX_INLINED_BYTES = 1 << 28
 """Size of local functions once every call is replaced by a copy of the function."""
 MAX_FUNCTION_DEPTH = 50
 """Local functions that call each other."""
+SMALL_ELEMENTS = 4096
+"""Elements up to which a constant's value is looked at."""
 MAX_RANK = 64
 MAX_OPSETS = 100
 
@@ -64,7 +67,7 @@ class UnreadableModel(ValueError):
 
 
 def load_model(path: Path) -> onnx.ModelProto:
-    """Reads a model without its external data, after checking the file's size and where its external data is kept.
+    """Reads a model, after checking the file's size and where its external data is kept; of that only small tensors.
 
     Raises UnreadableModel for what the checks find, OSError and `INVALID_MODEL_ERRORS` for files that cannot be opened.
     """
@@ -73,7 +76,40 @@ def load_model(path: Path) -> onnx.ModelProto:
     # The format is given, because onnx would choose another one for a suffix such as .json.
     model = onnx.load(str(path), format="protobuf", load_external_data=False)
     check_external_data(model, path.parent)
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL and 0 < prod(tensor.dims) <= SMALL_ELEMENTS:
+            _read_small(tensor, path.parent)
     return model
+
+
+def missing_data(model: onnx.ModelProto, folder: Path) -> list[str]:
+    """The files with external data that are not there, of a model that `load_model` gave."""
+    found = {_entries(tensor).get("location", "") for tensor in _tensors(model.graph) if tensor.external_data}
+    return sorted(name for name in found if name and not (folder / name).is_file())
+
+
+def _read_small(tensor: TensorProto, folder: Path) -> None:
+    """Puts the external data of a small tensor into it, if they are there and as large as they should be."""
+    entries = _entries(tensor)
+    try:
+        size = prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        if int(entries.get("length", size)) != size:
+            return
+        if not (folder / entries["location"]).is_file():
+            return
+        with (folder / entries["location"]).open("rb") as file:
+            file.seek(int(entries.get("offset", 0)))
+            content = file.read(size)
+    except (OSError, KeyError, ValueError, TypeError, OverflowError):
+        return
+    if len(content) == size:
+        tensor.raw_data = content
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _entries(tensor: TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
 
 
 def one_line(text: object) -> str:

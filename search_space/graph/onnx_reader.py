@@ -11,7 +11,15 @@ from pathlib import Path
 
 import onnx
 
-from .onnx_file import EVALUATION_ERRORS, INVALID_MODEL_ERRORS, UnreadableModel, load_model, one_line, precision_of
+from .onnx_file import (
+    EVALUATION_ERRORS,
+    INVALID_MODEL_ERRORS,
+    UnreadableModel,
+    load_model,
+    missing_data,
+    one_line,
+    precision_of,
+)
 from .onnx_operators import translate_operator, translate_pattern
 from .onnx_shapes import infer_shapes
 from .onnx_translation import Translation
@@ -22,7 +30,7 @@ from .shaped_file import InputShapes, OnnxFile
 def op_graph_from_onnx(path: str | Path | OnnxFile, input_shapes: InputShapes | None = None) -> OpGraph:
     """Gives the operator graph of an ONNX file, whichever exporter wrote it; symbolic batch sizes count as 1.
 
-    Only shapes are read: constants kept outside the file are not opened. BatchNorm is folded; hardswish, GELU, SiLU,
+    Only shapes are read, and small constants. BatchNorm is folded; hardswish, GELU, SiLU,
     GroupNorm and LayerNorm are recognized when they are spelled out in smaller operators. Slices, splits and other
     rearrangements that copy data are rows "move", or "permute" where they go element by element; reshapes, and the
     transposes of an attention or between maps and tokens, are none. Operators without a kind of their own are rows
@@ -44,7 +52,13 @@ def op_graph_from_onnx(path: str | Path | OnnxFile, input_shapes: InputShapes | 
     if not path.is_file():
         raise ValueError(f"no ONNX file at {name}")
     try:
-        return graph_from_model(load_model(path), input_shapes)
+        model = load_model(path)
+        missing = missing_data(model, path.parent)
+        try:
+            return graph_from_model(model, input_shapes)
+        except UnreadableModel as error:
+            absent = f"; {missing[0]!r:.80} beside it is missing, which has some of its numbers" if missing else ""
+            raise UnreadableModel(f"{error}{absent}") from None
     except UnreadableModel as error:
         raise ValueError(f"{name}: {one_line(error)}") from None
     except INVALID_MODEL_ERRORS as error:

@@ -11,8 +11,8 @@ from math import prod
 
 import numpy as np
 
+from .onnx_file import SMALL_ELEMENTS
 from .onnx_network import Node
-from .onnx_tensors import MAX_VALUE_ELEMENTS
 from .onnx_translation import Translation
 from .operators import COLUMN
 
@@ -154,10 +154,10 @@ def _split_to_sequence(t: Translation, node: Node) -> None:
     axis %= len(shape)
     if split.ndim == 0:
         size = max(1, int(split))
-        starts = range(0, min(shape[axis], MAX_VALUE_ELEMENTS), size)
+        starts = range(0, min(shape[axis], SMALL_ELEMENTS), size)
         sizes: list[int] = [min(size, shape[axis] - start) for start in starts]
     else:
-        sizes = [int(part) for part in split.reshape(-1)[:MAX_VALUE_ELEMENTS]]
+        sizes = [int(part) for part in split.reshape(-1)[:SMALL_ELEMENTS]]
         if min(sizes, default=0) < 0 or sum(sizes) != shape[axis]:
             return
     t.sequences[node.output] = [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes]

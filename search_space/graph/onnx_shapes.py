@@ -23,6 +23,7 @@ from .onnx_file import (
     INFERENCE_ERRORS,
     MAX_NODES,
     MAX_OPSETS,
+    SMALL_ELEMENTS,
     UnreadableModel,
     captured_names,
     domain_name,
@@ -31,7 +32,8 @@ from .onnx_file import (
 )
 from .onnx_inputs import open_inputs, shapes_of
 from .onnx_network import POINTWISE, Node, OnnxNetwork
-from .onnx_tensors import MAX_VALUE_ELEMENTS, Tensors
+from .onnx_tensors import Tensors
+from .onnx_windows import POOLS, window_shape
 from .shaped_file import InputShapes
 
 # Operators that pass on what they are given; to a runtime they cost nothing, or a change of number format.
@@ -256,6 +258,7 @@ class _ShapeInference:
             raise
         except INFERENCE_ERRORS:
             pass  # an operator of another domain, or one that is wrong: what the file declares is used instead
+        self._as_windows(proto, inputs, found)
         inferred = True
         for place, name in enumerate(proto.output):
             if not name:
@@ -266,6 +269,16 @@ class _ShapeInference:
                 inferred = False
                 self._assume(proto, place, inputs)
         return inferred
+
+    def _as_windows(self, proto: onnx.NodeProto, inputs: tuple[str, ...], found: dict[str, onnx.TypeProto]) -> None:
+        """Puts onnxruntime's sizes of pooling and transposed convolutions in the place of onnx's."""
+        op, first = proto.op_type, self.tensors.shapes.get(inputs[0]) if inputs else None
+        if first is None or op not in POOLS | {"ConvTranspose"} or domain_name(proto.domain):
+            return
+        shape = window_shape(proto, first, self.tensors.shapes.get(inputs[1]) if len(inputs) > 1 else None)
+        for name in proto.output if shape is not None else ():
+            if name in found and found[name].HasField("tensor_type"):
+                found[name] = helper.make_tensor_type_proto(found[name].tensor_type.elem_type, shape)
 
     def _assume(self, proto: onnx.NodeProto, place: int, inputs: tuple[str, ...]) -> None:
         """Assumes a shape that inference leaves open: what the file declares, or the largest that it can be."""
@@ -328,8 +341,8 @@ class _ShapeInference:
 
     def _evaluate(self, proto: onnx.NodeProto, inputs: tuple[str, ...]) -> bool:
         """Computes an operator on small constants. False if that cannot be done, or is not worth it."""
-        sizes = [prod(self.tensors.shapes.get(name, (MAX_VALUE_ELEMENTS + 1,))) for name in proto.output]
-        if sum(sizes) > MAX_VALUE_ELEMENTS:
+        sizes = [prod(self.tensors.shapes.get(name, (SMALL_ELEMENTS + 1,))) for name in proto.output]
+        if sum(sizes) > SMALL_ELEMENTS:
             return False
         values = {}
         for before, name in zip(proto.input, inputs, strict=True):
@@ -345,7 +358,7 @@ class _ShapeInference:
         except (*EVALUATION_ERRORS, MemoryError):
             return False
         for name, result in zip(filter(None, proto.output), results, strict=False):
-            if not isinstance(result, np.ndarray | np.generic) or result.size > MAX_VALUE_ELEMENTS:
+            if not isinstance(result, np.ndarray | np.generic) or result.size > SMALL_ELEMENTS:
                 return False
             self.tensors.add_value(name, np.asarray(result))
         return True

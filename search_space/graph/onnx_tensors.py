@@ -13,12 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from .onnx_file import EVALUATION_ERRORS, MAX_ELEMENTS, MAX_RANK, UnreadableModel
+from .onnx_file import EVALUATION_ERRORS, MAX_ELEMENTS, MAX_RANK, SMALL_ELEMENTS, UnreadableModel
 
 Shape = tuple[int, ...]
 
-MAX_VALUE_ELEMENTS = 4096
-"""Elements up to which a constant's value is looked at."""
 _MOST_ELEMENTS_PER_BYTE = 4
 """The smallest number types of ONNX have two bits."""
 
@@ -107,7 +105,7 @@ class Tensors:
         self.set_type(name, helper.make_tensor_type_proto(tensor.data_type, shape))
         if tensor.data_location == TensorProto.EXTERNAL:
             return
-        if prod(shape) <= MAX_VALUE_ELEMENTS:
+        if prod(shape) <= SMALL_ELEMENTS:
             self.small_constants[name] = tensor
         elif prod(shape) > _MOST_ELEMENTS_PER_BYTE * _stored(tensor):
             raise UnreadableModel(f"constant {name!r:.80} does not hold what its shape says")

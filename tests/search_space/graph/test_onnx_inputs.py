@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,27 @@ def test_a_quantized_recurrent_layer_has_its_size() -> None:
     graph = helper.make_graph(nodes, "g", infos, outputs, constants)
     found = graph_from_model(helper.make_model(graph, opset_imports=sets, ir_version=7))
     assert found.unmodelled == ("LSTM",) and found.column("outputs")[-1] == 5 * 2 * 12
+
+
+def test_small_numbers_in_external_data_are_read_or_missed(tmp_path: Path) -> None:
+    """A reshape whose shape is kept beside the model."""
+    wanted = numpy_helper.from_array(np.array([1, 2, 32], np.int64), "wanted")
+    nodes = [helper.make_node("Reshape", ["x", "wanted"], ["flat"]), helper.make_node("Relu", ["flat"], ["y"])]
+    infos = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 4, 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", infos, outputs, [wanted]), opset_imports=[helper.make_opsetid("", 13)]
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="numbers.bin", size_threshold=0)
+    assert op_graph_from_onnx(path).column("outputs")[-1] == 64
+    (tmp_path / "numbers.bin").write_bytes(b"\0" * 3)
+    with pytest.raises(ValueError, match="cannot be determined"):
+        op_graph_from_onnx(path)
+    (tmp_path / "numbers.bin").unlink()
+    with pytest.raises(ValueError, match=r"'numbers\.bin' beside it is missing") as error:
+        op_graph_from_onnx(path)
+    assert "\n" not in str(error.value)
+    os.mkfifo(tmp_path / "numbers.bin")
+    with pytest.raises(ValueError, match=r"'numbers\.bin' beside it is missing"):
+        op_graph_from_onnx(path)
