@@ -33,7 +33,7 @@ from .onnx_file import (
 from .onnx_inputs import open_inputs, shapes_of
 from .onnx_network import POINTWISE, Node, OnnxNetwork
 from .onnx_tensors import Tensors
-from .onnx_windows import POOLS, window_shape
+from .onnx_windows import POOLS, spectrum_shape, window_shape
 from .shaped_file import InputShapes
 
 # Operators that pass on what they are given; to a runtime they cost nothing, or a change of number format.
@@ -258,7 +258,7 @@ class _ShapeInference:
             raise
         except INFERENCE_ERRORS:
             pass  # an operator of another domain, or one that is wrong: what the file declares is used instead
-        self._as_windows(proto, inputs, found)
+        self._as_executed(proto, inputs, found)
         inferred = True
         for place, name in enumerate(proto.output):
             if not name:
@@ -270,12 +270,18 @@ class _ShapeInference:
                 self._assume(proto, place, inputs)
         return inferred
 
-    def _as_windows(self, proto: onnx.NodeProto, inputs: tuple[str, ...], found: dict[str, onnx.TypeProto]) -> None:
-        """Puts onnxruntime's sizes of pooling and transposed convolutions in the place of onnx's."""
-        op, first = proto.op_type, self.tensors.shapes.get(inputs[0]) if inputs else None
-        if first is None or op not in POOLS | {"ConvTranspose"} or domain_name(proto.domain):
+    def _as_executed(self, proto: onnx.NodeProto, inputs: tuple[str, ...], found: dict[str, onnx.TypeProto]) -> None:
+        """Puts onnxruntime's sizes in the place of onnx's, where these are others."""
+        op, shapes = proto.op_type, [self.tensors.shapes.get(name) for name in inputs]
+        if not shapes or shapes[0] is None or domain_name(proto.domain):
             return
-        shape = window_shape(proto, first, self.tensors.shapes.get(inputs[1]) if len(inputs) > 1 else None)
+        shape = None
+        if op in POOLS | {"ConvTranspose"}:
+            shape = window_shape(proto, shapes[0], shapes[1] if len(shapes) > 1 else None)
+        elif op == "STFT" and len(inputs) > 2:
+            frame, window = self.tensors.value(inputs[3]) if len(inputs) > 3 and inputs[3] else None, shapes[2]
+            length = int(frame.item()) if frame is not None and frame.size == 1 else window[0] if window else 0
+            shape = spectrum_shape(proto, shapes[0], self.tensors.value(inputs[1]), length)
         for name in proto.output if shape is not None else ():
             if name in found and found[name].HasField("tensor_type"):
                 found[name] = helper.make_tensor_type_proto(found[name].tensor_type.elem_type, shape)

@@ -1,14 +1,16 @@
-"""Sizes of what pooling and transposed convolutions give, as onnxruntime has them.
+"""Sizes of what pooling, transposed convolutions and short Fourier transforms give, as onnxruntime has them.
 
 onnx's own inference differs where paddings are automatic and windows are dilated, where an average's last window would
-begin beyond the image, and where a transposed convolution adds to its output.
+begin beyond the image, where a transposed convolution adds to its output, and in the frequencies of a transform.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 
 POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
@@ -57,6 +59,23 @@ def window_shape(node: onnx.NodeProto, image: Sequence[int], weight: Sequence[in
             padding = (-(-size // stride) - 1) * stride + kernel[place] - size
         sizes.append(_windows(size, stride, span, padding, begins[place], ceil=ceil))
     return [image[0], image[1], *sizes]
+
+
+def spectrum_shape(
+    node: onnx.NodeProto, signal: Sequence[int], step: NDArray[Any] | None, length: int
+) -> list[int] | None:
+    """The shape of a short Fourier transform, (N, frames, frequencies, 2); None where it cannot be told.
+
+    Args:
+        node: the STFT.
+        signal: shape of the signal, (N, samples, ...).
+        step: samples from one frame to the next.
+        length: samples of a frame.
+    """
+    if len(signal) < 2 or step is None or step.size != 1 or int(step.item()) < 1 or not 0 < length <= signal[1]:
+        return None
+    half = next((attribute.i for attribute in node.attribute if attribute.name == "onesided"), 1)
+    return [signal[0], (signal[1] - length) // int(step.item()) + 1, length // 2 + 1 if half else length, 2]
 
 
 def _windows(size: int, stride: int, span: int, padding: int, begin: int, *, ceil: bool) -> int:

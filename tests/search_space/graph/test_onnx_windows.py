@@ -104,3 +104,14 @@ def test_operators_of_onnxruntime(sizes: list[int], kind: str) -> None:
     if kind == "BiasGelu":
         constants, inputs = [numpy_helper.from_array(np.zeros(sizes[-1], np.float32), "b")], ["x", "b"]
     agrees(model([helper.make_node(kind, inputs, ["y"], domain="com.microsoft")], [1, *sizes], constants, 17))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(40, 90), st.integers(1, 12), st.integers(4, 33), st.booleans(), st.booleans(), st.booleans())
+def test_short_fourier_transforms(samples: int, step: int, length: int, half: bool, window: bool, said: bool) -> None:
+    constants = [numpy_helper.from_array(np.array(step, np.int64), "step")]
+    constants.append(numpy_helper.from_array(np.ones(length, np.float32), "window"))
+    constants.append(numpy_helper.from_array(np.array(length, np.int64), "length"))
+    inputs = ["x", "step", "window" if window else "", "length" if said or not window else ""]
+    node = helper.make_node("STFT", inputs if inputs[-1] else inputs[:-1], ["y"], onesided=int(half))
+    agrees(model([node], [1, samples, 1], constants, 17))
