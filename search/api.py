@@ -18,7 +18,6 @@ from ..evaluators.data import sources
 from ..evaluators.data.sources import Data, DataSource
 from ..predictors import LatencyPredictor, Target
 from ..search_space import SearchSpace
-from ..search_space.space import SpaceChoices
 from .devices import (
     Device,
     check_same_machine,
@@ -417,6 +416,8 @@ def _values(
             values[name] = found(str(values[name]))
     values["target"] = str(full)
     if "run" not in given:
+        if budgeted and not isinstance(values["latency_budget_ms"], int | float):
+            raise ValueError(f"latency_budget_ms: a number is expected, given {values['latency_budget_ms']!r:.80}")
         shown = f"{values['latency_budget_ms']:g}ms" if budgeted else "front"
         values["run"] = str(_new_run(full, shown))
     return full, budgeted, values
@@ -427,7 +428,7 @@ def _space(given: SearchSpace | None, settings: SearchSettings, about: dict[str,
     if given is not None:
         return given
     if about is not None and isinstance(about.get("space"), dict):
-        return SearchSpace(SpaceChoices.model_validate(about["space"]))
+        return SearchSpace.from_dict(about["space"], "of the earlier run")
     return SearchSpace.load(settings.space, settings.resolution)
 
 

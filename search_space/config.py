@@ -43,6 +43,9 @@ def is_default_head(name: str) -> bool:
     return name == DEFAULT_HEAD
 
 
+MOST_HEAD_WIDTH = 65_536
+
+
 def one_line(error: ValidationError) -> str:
     """Gives a pydantic error as one line that says where it is, what was given and what is allowed."""
     parts = []
@@ -54,7 +57,7 @@ def one_line(error: ValidationError) -> str:
             parts.append(f"{where}: missing")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(item["input"], dict | list) else f" (given: {item['input']!r})"
+            given = "" if isinstance(item["input"], dict | list) else f" (given: {item['input']!r:.200})"
             parts.append(f"{where}: {message}{given}")
     return "; ".join(parts)
 
@@ -188,8 +191,8 @@ class LowFormerConfig(_Frozen):
 
     @model_validator(mode="after")
     def _validate_and_canonicalize(self) -> Self:
-        if min(self.head_widths) < 1:
-            raise ValueError(f"head_widths: both must be at least 1, given {self.head_widths}")
+        if not 1 <= min(self.head_widths) <= max(self.head_widths) <= MOST_HEAD_WIDTH:
+            raise ValueError(f"head_widths: both must be 1 to {MOST_HEAD_WIDTH}, given {self.head_widths!s:.80}")
         if self.stem_depth == 0:
             self._set("stem_expansion", 2)
             self._set("stem_groups", 1)

@@ -179,6 +179,11 @@ class SearchSpace:
             raise ValueError(f"space {name}: a space is a mapping with keys {sorted(SpaceChoices.model_fields)}")
         if resolution is not None:
             data["resolution"] = [resolution]
+        return cls.from_dict(data, str(name))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], name: str) -> SearchSpace:
+        """The space of a YAML file's content. Raises ValueError, in one line that begins with `name`."""
         try:
             return cls(SpaceChoices.model_validate(data))
         except ValidationError as error:

@@ -128,9 +128,9 @@ def networks(name: str) -> dict[str, Any]:
 
 def space(work: Path, name: str) -> dict[str, Any]:
     """Searches without trainings in the whole space and the smaller one: what they reach by the same estimates."""
-    from lownas import search
     from lownas.predictors import LatencyPredictor
     from lownas.predictors.latency.calibration import calibrate
+    from lownas.search import search
 
     profiles = work / "profiles"
     try:

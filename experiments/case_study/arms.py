@@ -309,7 +309,7 @@ def run_folder(kind: str, budget_ms: float, work: Path) -> Path:
 
 def run(kind: str, budget_ms: float, work: Path) -> None:
     """One search; it goes on where it was interrupted."""
-    from lownas import resume, search
+    from lownas.search import resume, search
 
     folder = run_folder(kind, budget_ms, work)
     profile(work)

@@ -106,7 +106,12 @@ class AccuracyPrior:
     @classmethod
     def load(cls, file: str | Path | None = None) -> Self:
         """The shipped prior, or one in a file. Raises ValueError, in one line, if it is cut, altered or newer."""
-        return cls(None if file is None else FamilyLaw.load(file))
+        if file is None:
+            return cls()
+        try:
+            return cls(FamilyLaw.load(file))
+        except np.linalg.LinAlgError:
+            raise ValueError(f"broken accuracy prior {file}: standard deviations that no fit gives") from None
 
     def without(self, name: str) -> Self:
         """The prior that was not told of a published model, at any resolution."""

@@ -152,7 +152,7 @@ class LatencyPredictor:
                 )
                 for each in data.get("further", [])
             ]
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise ValueError(f"broken profile {path}: {what:.200}") from None
         if check_host and target.is_local and (here := target.fingerprint()) != fingerprint:

@@ -70,7 +70,7 @@ class Table(DataSource):
             header, *lines = [row for row in reader if any(cell.strip() for cell in row)] or [[]]
         except csv.Error as error:
             raise ValueError(f"{self.spec}: not a table: {error}") from None
-        names = [name.strip().lower() for name in header]
+        names = [name.strip("\ufeff \t").lower() for name in header]
         columns = {}
         for what, known in (("file", FILE_COLUMNS), ("label", LABEL_COLUMNS), ("split", SPLIT_COLUMNS)):
             columns[what] = next((names.index(name) for name in known if name in names), None)
