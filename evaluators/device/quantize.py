@@ -78,6 +78,7 @@ def quantized(model: onnx.ModelProto, ranges: TensorsData | None = None) -> onnx
             extra_options={},
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
     except (ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"onnxruntime cannot quantize the model: {' '.join(str(error).split()):.200}") from None
     return quantizer.model.model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from ...search_space.graph.shaped_file import OnnxFile
 from ..model_files import read_model, write_model
 from .fusion import fuse, fuse_config
 from .kernel_model import KernelModel
+from .runtimes import runtime
 from .sizes import Sizes, log_sizes
 from .stacked_model import StackedModel
 from .target import Target, full_names, profile_folders, user_profiles
@@ -256,7 +257,11 @@ class LatencyPredictor:
             raise ValueError(f"predicted are configs, operator graphs and ONNX files, not {type(item).__name__}")
         mine = "fp16" if self.target.precision in ("fp16", "bf16", "amp") else self.target.precision
         if isinstance(item, OpGraph) and item.precision not in ("fp32", mine):
-            warnings.warn(f"{name} computes in {item.precision}; predicted as if in {mine}", stacklevel=3)
+            remedy = ""
+            if item.precision in runtime(self.target.runtime).precisions:
+                alias = replace(self.target, precision=item.precision).alias
+                remedy = f" ({alias} predicts it as it is)" if alias else ""
+            warnings.warn(f"{name} computes in {item.precision}; predicted as if in {mine}{remedy}", stacklevel=3)
         return item
 
     def _item_ms(self, item: LowFormerConfig | OpGraph) -> tuple[float, tuple[str, ...]]:

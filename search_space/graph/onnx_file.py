@@ -6,7 +6,8 @@ wrong with a file ends in a ValueError of one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
 from math import prod
 from pathlib import Path
 
@@ -194,6 +195,37 @@ def captured_names(node: onnx.NodeProto) -> set[str]:
         made |= {item.name for items in (graph.input, graph.initializer) for item in items}
         names |= read - made
     return names - {""}
+
+
+def in_order(nodes: Sequence[onnx.NodeProto], known: Container[str]) -> Sequence[onnx.NodeProto]:
+    """The nodes, each after those whose outputs it reads. Runtimes take them in any order; most files have them in one.
+
+    What waits for itself stays where it is. `known` are names that exist already.
+    """
+    made = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    waiting = [{made[name] for name in _reads(node) if name in made and name not in known} for node in nodes]
+    if all(not before or max(before) < place for place, before in enumerate(waiting)):
+        return nodes
+    readers: dict[int, list[int]] = {}
+    for place, before in enumerate(waiting):
+        for other in before:
+            readers.setdefault(other, []).append(place)
+    free = [place for place, before in enumerate(waiting) if not before]
+    heapify(free)
+    order = []
+    while free:
+        place = heappop(free)
+        order.append(place)
+        for reader in readers.get(place, ()):
+            waiting[reader].discard(place)
+            if not waiting[reader]:
+                heappush(free, reader)
+    done = set(order)
+    return [nodes[place] for place in (*order, *(place for place in range(len(nodes)) if place not in done))]
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    return {*node.input} | captured_names(node)
 
 
 def rename_tensors(graph: onnx.GraphProto, names: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ from .onnx_file import (
     UnreadableModel,
     captured_names,
     domain_name,
+    in_order,
     rename_tensors,
     without_functions,
 )
@@ -125,7 +126,7 @@ class _ShapeInference:
         return OnnxNetwork(self.nodes, tensors, [info.name for info in inputs], outputs)
 
     def _walk(self, graph: onnx.GraphProto) -> None:
-        for proto in graph.node:
+        for proto in in_order(graph.node, self.tensors.types):
             self._seen += 1
             if self._seen > MAX_NODES:
                 raise UnreadableModel(f"more than {MAX_NODES} operators")

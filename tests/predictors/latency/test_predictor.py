@@ -156,6 +156,22 @@ def test_a_file_in_another_precision_is_said(predictor, tmp_path):
         rtx3090.predict([half])
 
 
+def test_a_quantized_file_is_predicted_as_what_it_is_where_that_is_known(predictor, tmp_path):
+    from lownas.evaluators.device.quantize import quantized
+
+    path = model_with(tmp_path / "float.onnx")
+    onnx.save(quantized(onnx.load(path)), tmp_path / "quantized.onnx")
+    with pytest.warns(
+        UserWarning, match=r"computes in int8; predicted as if in fp32 \(cpu:int8 predicts it as it is\)"
+    ):
+        predictor.predict([tmp_path / "quantized.onnx"])
+    same = replace(predictor.target, precision="int8")
+    int8 = LatencyPredictor(same, replace(predictor.model, fusion=same.fusion, block=0), predictor.errors, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        int8.predict([tmp_path / "quantized.onnx"])
+
+
 def test_one_item_must_stand_in_a_list(predictor):
     for item in ("model.onnx", PRESETS["lowformer_b1"]):
         with pytest.raises(ValueError, match="put it into a list"):

@@ -167,3 +167,16 @@ def test_small_numbers_in_external_data_are_read_or_missed(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "numbers.bin")
     with pytest.raises(ValueError, match=r"'numbers\.bin' beside it is missing"):
         op_graph_from_onnx(path)
+
+
+def test_operators_in_any_order(tmp_path: Path) -> None:
+    path = convolution(tmp_path / "model.onnx", [1, 3, 16, 16])
+    model = onnx.load(path)
+    model.graph.node[0].output[0] = "a"
+    model.graph.node.insert(0, helper.make_node("Relu", ["b"], ["y"]))
+    model.graph.node.insert(0, helper.make_node("Sigmoid", ["a"], ["b"]))
+    assert graph_from_model(model).kinds == ["conv", "sigmoid", "relu"]
+    onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    model.graph.node[0].input[0] = "y"
+    with pytest.raises(ValueError, match="which nothing before it makes"):
+        graph_from_model(model)
