@@ -1,6 +1,7 @@
 """Calibrations, measurements and searches on a restless machine, judged by looks that are spread over 100 minutes.
 
     python experiments/restless/judge.py measure --models FOLDER --work WORK      # 100 minutes, on two cores
+    python experiments/restless/judge.py more --models FOLDER --work WORK         # searches that the time did not allow
     python experiments/restless/judge.py report --models FOLDER                   # writes judge.json, some minutes
     python experiments/restless/judge.py repeat --work WORK                       # judge-repeat.json, 20 minutes
 
@@ -137,6 +138,26 @@ class Day:
         end = time.monotonic() + AFTER_S
         while time.monotonic() < end:
             self.looks()
+        self.keep()
+
+    def more(self) -> None:
+        """Runs the searches that are missing, under load, and looks at their answers, with load and then without."""
+        rows = [json.loads(line) for line in self.rows.read_text().splitlines()]
+        self.searches = sum(row["kind"] == "search" for row in rows)
+        self.begin -= rows[-1]["at_s"]
+        self.block, before = BLOCKS - 1, self.searches
+        started = load.start(3600)
+        while self.searches < len(BUDGETS_MS):
+            self.search()
+        answers = [f"answer:{number}" for number in range(before, self.searches) if f"answer:{number}" in self.files]
+        for seconds in (AFTER_S / 2, AFTER_S / 2):
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                for name in self.rng.permutation(answers):
+                    self.look(str(name))
+            for process in started:
+                process.terminate()
+            self.block = BLOCKS
         self.keep()
 
     def keep(self) -> None:
@@ -447,13 +468,16 @@ def report(models: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("measure", "report", "repeat"))
+    parser.add_argument("step", choices=("measure", "more", "report", "repeat"))
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--work", type=Path, default=HERE / "work" / "judge")
     arguments = parser.parse_args()
     if arguments.step == "measure":
         arguments.work.mkdir(parents=True)
         Day(arguments.models, arguments.work.resolve()).run()
+        return
+    if arguments.step == "more":
+        Day(arguments.models, arguments.work.resolve()).more()
         return
     if arguments.step == "repeat":
         arguments.work.mkdir(parents=True)
