@@ -38,7 +38,7 @@ ALL_SEARCHES_AT_MS = 0.6
 TARGET = Target.parse("cpu")
 SPACE, DATA = "tiny", "fashion-mnist"
 CLASSES = 10
-SEARCH: Mapping[str, Any] = {"space": SPACE, "data": DATA, "proxy_budget": "30m", "trials": 24, "seed": 0}
+SEARCH: Mapping[str, Any] = {"space": SPACE, "data": DATA, "proxy_budget": "20m", "trials": 24, "seed": 0}
 """What all searches have in common."""
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "search": {},

@@ -35,7 +35,7 @@ import numpy as np
 from lownas.experiments.case_study import arms
 from lownas.experiments.case_study.arms import DATA, ROWS, Network
 
-RECIPE: Mapping[str, Any] = {"epochs": 12, "recipe": {"precision": "bf16"}, "train_on": "train+validation"}
+RECIPE: Mapping[str, Any] = {"epochs": 8, "recipe": {"precision": "bf16"}, "train_on": "train+validation"}
 SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 """Seeds of every network's trainings, and more of them for the best two of each budget."""
 ROUNDS, ROUND_PAUSE_S = 30, 5.0
