@@ -157,11 +157,12 @@ class KernelModel:
         """Names of kernel classes that were not fitted on, or with " (shape)" whose shapes here were not."""
         codes = kernels.column("class")
         unseen, shape = self.extrapolated(kernels)
-        result = []
-        for code in np.unique(codes[unseen | shape]).tolist():
-            name = KERNEL_CLASSES[code]
-            result.append(f"{name} (shape)" if self.counts[code] and name != "other" else name)
-        return result
+        return [self.outside_name(code) for code in np.unique(codes[unseen | shape]).tolist()]
+
+    def outside_name(self, code: int) -> str:
+        """What a class that was not fitted on is called, or one whose shapes were not."""
+        name = KERNEL_CLASSES[code]
+        return f"{name} (shape)" if self.counts[code] and name != "other" else name
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; classes and coefficients by name."""

@@ -102,7 +102,7 @@ class LatencyPredictor:
         stacked = model if isinstance(model, StackedModel) else StackedModel.of(model)
         self._parts = [(part.weight, part.model) for part in stacked.parts]
         self._overhead_ms = stacked.overhead_ms
-        self._costs = [UnitCosts(part, self.allowed) for _, part in self._parts]
+        self._costs = [UnitCosts(part) for _, part in self._parts]
 
     # --- profiles ---------------------------------------------------------------------------------------------------
 
@@ -205,7 +205,36 @@ class LatencyPredictor:
         if isinstance(items, str | Path | LowFormerConfig | OpGraph):
             raise ValueError(f"predict takes several items, given one {type(items).__name__}: put it into a list")
         checked = [self._checked(item) for item in items]
-        return [self._whose([item])[0]._predict(item, coverage) for item in checked]
+        found: dict[int, LatencyPrediction] = {}
+        whose = self._whose(checked)
+        for predictor in (self, *self.further):
+            mine = [place for place, owner in enumerate(whose) if owner is predictor]
+            configs = [(place, item) for place in mine if isinstance(item := checked[place], LowFormerConfig)]
+            predictions = predictor._predict_configs([config for _, config in configs], coverage)
+            found |= {place: prediction for (place, _), prediction in zip(configs, predictions, strict=True)}
+            found |= {place: predictor._predict(checked[place], coverage) for place in mine if place not in found}
+        return [found[place] for place in range(len(checked))]
+
+    def _predict_configs(self, configs: Sequence[LowFormerConfig], coverage: float) -> list[LatencyPrediction]:
+        """The predictions for configurations by the model of this predictor itself, in bulk."""
+        low, high = self.errors.interval(coverage)
+        center = float(self.errors.quantile(0.5))
+        physical, outside = self._model_ms(configs)
+        widening = np.where(self._beyond(outside), OUTSIDE_WIDENING, 1.0)
+        middle, ends = physical * math.exp(center), (low - center, high - center)
+        least, most = (physical * np.exp(center + widening * end) for end in ends)
+        names, source = self._costs[0].names, self.source
+        columns = (each.tolist() for each in (middle, least, most, outside))
+        return [
+            LatencyPrediction(ms, low_ms, high_ms, coverage, source, names(number))
+            for ms, low_ms, high_ms, number in zip(*columns, strict=True)
+        ]
+
+    def _beyond(self, outside: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """(n,) whether what networks have outside of what was fitted on is more than `errors` allows for."""
+        different, place = np.unique(outside, return_inverse=True)
+        beyond = [bool(set(self._costs[0].names(int(each))) - self.allowed) for each in different]
+        return np.array(beyond, dtype=np.bool_)[place]
 
     def _predict(self, item: LowFormerConfig | OpGraph, coverage: float) -> LatencyPrediction:
         """The prediction for one network by the model of this predictor itself."""
@@ -290,7 +319,7 @@ class LatencyPredictor:
     def _quantile_ms(self, configs: Sequence[LowFormerConfig], q: float) -> Floats:
         physical, outside = self._model_ms(configs)
         center, error = float(self.errors.quantile(0.5)), float(self.errors.quantile(q))
-        widening = np.where(outside, OUTSIDE_WIDENING, 1.0)
+        widening = np.where(self._beyond(outside), OUTSIDE_WIDENING, 1.0)
         return physical * np.exp(center + widening * (error - center))
 
     def probability_within(self, budget_ms: float, configs: Sequence[LowFormerConfig]) -> NDArray[np.float64]:
@@ -302,12 +331,12 @@ class LatencyPredictor:
     def _probability_within(self, budget_ms: float, configs: Sequence[LowFormerConfig]) -> Floats:
         physical, outside = self._model_ms(configs)
         center = float(self.errors.quantile(0.5))
-        widening = np.where(outside, OUTSIDE_WIDENING, 1.0)
+        widening = np.where(self._beyond(outside), OUTSIDE_WIDENING, 1.0)
         return self.errors.cdf(center + (np.log(budget_ms / physical) - center) / widening)
 
-    def _model_ms(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """(n,) times by the model, and (n,) whether a network has kernels that the model was not fitted on."""
-        total, outside = np.full(len(configs), self._overhead_ms), np.zeros(len(configs), dtype=np.bool_)
+    def _model_ms(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+        """(n,) times by the model, and (n,) which kernels networks have that the model was not fitted on."""
+        total, outside = np.full(len(configs), self._overhead_ms), np.zeros(len(configs), dtype=np.uint64)
         for number, ((weight, _), costs) in enumerate(zip(self._parts, self._costs, strict=True)):
             times, flags = costs.graphs(configs)
             total += weight * times

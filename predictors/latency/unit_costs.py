@@ -24,24 +24,23 @@ class UnitCosts:
 
     Attributes:
         model: the latency model.
-        allowed: as in `LatencyPredictor`; other kernels that were not fitted on mark a configuration as outside.
     """
 
-    def __init__(self, model: KernelModel, allowed: frozenset[str]) -> None:
+    def __init__(self, model: KernelModel) -> None:
         self.model = model
-        self.allowed = allowed
         # By layout of the input: unit -> (its place in the arrays below, layout of its output).
         self._known: defaultdict[int, dict[Unit, tuple[int, int]]] = defaultdict(dict)
         self._ms = np.empty(0)
         self._cold_ms = np.empty(0)  # what is added where all weights are read from memory
         self._weights = np.empty(0)
-        self._outside = np.empty(0, dtype=np.bool_)
+        self._outside = np.empty(0, dtype=np.uint64)
+        self._names: dict[int, tuple[str, ...]] = {}
         self._new: list[Kernels] = []
 
-    def graphs(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """(n,) times of whole networks, and whether each is outside of what the model was fitted on."""
+    def graphs(self, configs: Sequence[LowFormerConfig]) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
+        """(n,) times of whole networks, and (n,) which of their kernels the model was not fitted on (`names`)."""
         if not configs:
-            return np.empty(0), np.empty(0, dtype=np.bool_)
+            return np.empty(0), np.empty(0, dtype=np.uint64)
         known = self._known
         rows: list[int] = []
         starts: list[int] = []
@@ -62,8 +61,15 @@ class UnitCosts:
         if self.model.kept:
             share = cold_share(np.add.reduceat(self._weights[rows], starts), self.model.kept)
             sums += share * np.add.reduceat(self._cold_ms[rows], starts)
-        outside = np.logical_or.reduceat(self._outside[rows], starts)
+        outside = np.bitwise_or.reduceat(self._outside[rows], starts)
         return self.model.overhead_ms + self.model.scale * sums, outside
+
+    def names(self, outside: int) -> tuple[str, ...]:
+        """The kernel classes that a number from `graphs` stands for, as `KernelModel.outside` gives them."""
+        if outside not in self._names:
+            codes = [code for code in range(len(KERNEL_CLASSES)) if outside >> code & 1]
+            self._names[outside] = tuple(map(self.model.outside_name, codes))
+        return self._names[outside]
 
     def _add(self, unit: Unit, layout: int) -> tuple[int, int]:
         """Adds a unit whose input arrives in `layout`. Returns its place and the layout of its output."""
@@ -82,9 +88,9 @@ class UnitCosts:
         owner = np.repeat(np.arange(len(new)), [len(unit) for unit in new])
         codes = kernels.column("class")
         unseen, shape = self.model.extrapolated(kernels)
-        allowed = np.array([name in self.allowed for name in KERNEL_CLASSES])
-        allowed_shape = np.array([f"{name} (shape)" in self.allowed for name in KERNEL_CLASSES])
-        flagged = (unseen & ~allowed[codes]) | (shape & ~allowed_shape[codes])
+        outside = np.zeros(len(new), dtype=np.uint64)
+        for code in np.unique(codes[unseen | shape]).tolist():
+            outside[np.unique(owner[(unseen | shape) & (codes == code)])] |= np.uint64(1 << code)
 
         def summed(values: NDArray[Any]) -> NDArray[np.float64]:
             return np.bincount(owner, values, minlength=len(new)).astype(np.float64)
@@ -93,4 +99,4 @@ class UnitCosts:
         self._ms = np.append(self._ms, summed(warm_ms))
         self._cold_ms = np.append(self._cold_ms, summed(self.model.kernel_ms(kernels, 1.0) - warm_ms))
         self._weights = np.append(self._weights, summed(kernels.column("weights")))
-        self._outside = np.append(self._outside, np.bincount(owner, flagged, minlength=len(new)) > 0)
+        self._outside = np.append(self._outside, outside)
