@@ -140,7 +140,7 @@ def test_bulk_prediction_reuses_what_units_cost(predictor: LatencyPredictor) -> 
     rng = np.random.default_rng(0)
     configs = [space.sample(rng) for _ in range(300)]
     bulk = predictor.latency_ms(configs)
-    single = [entry.latency_ms for entry in predictor.predict(configs[:20])]
+    single = [predictor.predict([op_graph(config)])[0].latency_ms for config in configs[:20]]
     np.testing.assert_allclose(bulk[:20], single, rtol=1e-9)
 
     def cpu_seconds(repeats: int, count: int, bulk: bool) -> float:
@@ -149,7 +149,7 @@ def test_bulk_prediction_reuses_what_units_cost(predictor: LatencyPredictor) -> 
             if bulk:
                 predictor.latency_ms(configs[:count])
             else:
-                predictor.predict(configs[:count])
+                predictor.predict([op_graph(config) for config in configs[:count]])
         return (time.process_time() - start) / (repeats * count)
 
     assert cpu_seconds(5, 300, bulk=True) < 0.2 * cpu_seconds(1, 50, bulk=False)
