@@ -256,7 +256,9 @@ def _target(name: str | None) -> Target:
 
 @app.command()
 def predict(
-    target: TargetOption = None,
+    target: Annotated[
+        list[str] | None, _option("--target", help="Device and setting; may be repeated. [all that have a profile]")
+    ] = None,
     config: Configs = None,
     preset: Presets = None,
     onnx: Onnx = None,
@@ -266,34 +268,42 @@ def predict(
         bool, _option("--accuracy", help="Estimate ImageNet top-1 too, of configurations and published models.")
     ] = False,
     coverage: Annotated[float, _option(help="Probability that an interval holds what it is for.")] = 0.9,
+    plot: Annotated[Path | None, _option(help="Write a chart (HTML) of the latencies with their intervals.")] = None,
     profiles: Profiles = None,
     as_json: Json = False,
 ) -> None:
-    """Predict latency on a target, without the device, and ImageNet top-1."""
-    from lownas.search.devices import load_predictor, predict_accuracy, timm_graph
+    """Predict latency on one target or several, without the device, and ImageNet top-1."""
+    from lownas.search.devices import known_targets, load_predictor, predict_accuracy, timm_graph
     from lownas.search.given import given_networks, naming
+    from lownas.search.results.comparison import comparison_table, write_chart
     from lownas.search.results.tables import accuracy_record, prediction_record, prediction_table
 
-    full = _target(target)
+    chosen = [_target(name) for name in target or ()] or known_targets(profiles)
     if not 0 < coverage < 1:
         raise ValueError(f"--coverage: between 0 and 1, given {coverage}")
-    items: list[tuple[str, LowFormerConfig | OpGraph | OnnxFile]] = [*given_networks(config, preset, onnx, input_shape)]
-    # PyTorch in eager mode executes copies that compilers remove.
-    items += [(name, timm_graph(name, copies=full.fusion == "torch-amp")) for name in timm or ()]
-    if not items:
+    given: list[tuple[str, LowFormerConfig | OpGraph | OnnxFile]] = [*given_networks(config, preset, onnx, input_shape)]
+    if not given and not timm:
         raise ValueError("nothing to do: name models with --preset, --config, --onnx or --timm")
-    predictor = load_predictor(full, profiles)
+    predictors, found = {full: load_predictor(full, profiles) for full in chosen}, {}
+    for full, predictor in predictors.items():
+        # PyTorch in eager mode executes copies that compilers remove.
+        items = given + [(name, timm_graph(name, copies=full.fusion == "torch-amp")) for name in timm or ()]
+        predictions = predictor.predict([item for _, item in items], coverage=coverage)
+        found[full] = [(name, prediction) for (name, _), prediction in zip(items, predictions, strict=True)]
     with naming("--accuracy"):
         estimates = predict_accuracy([item for _, item in items], coverage=coverage) if accuracy else None
-    predictions = predictor.predict([item for _, item in items], coverage=coverage)
-    found = [(name, prediction) for (name, _), prediction in zip(items, predictions, strict=True)]
+    if plot is not None:
+        write_chart(found, coverage, plot)
     if as_json:
-        for (name, prediction), expected in zip(found, estimates or [None] * len(found), strict=True):
-            record = prediction_record(name, full, prediction)
-            print_json({**record, "accuracy": accuracy_record(expected)} if accuracy else record)
-        return
-    stdout().print(prediction_table(full, found, coverage, estimates))
-    print_lines([predictor.source])
+        for full, rows in found.items():
+            for (name, prediction), expected in zip(rows, estimates or [None] * len(rows), strict=True):
+                record = prediction_record(name, full, prediction)
+                print_json({**record, "accuracy": accuracy_record(expected)} if accuracy else record)
+    elif len(found) > 1:
+        stdout().print(comparison_table(found, coverage))
+    for full, predictor in predictors.items() if len(found) == 1 and not as_json else ():
+        stdout().print(prediction_table(full, found[full], coverage, estimates))
+        print_lines([predictor.source])
 
 
 @app.command()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..predictors import LatencyPredictor, Target
+from ..predictors import LatencyPredictor, Target, list_profiles
 from ..predictors.accuracy.prior import AccuracyPrediction, AccuracyPrior
 from ..predictors.latency.calibration import space_key
 from ..predictors.latency.measuring import changed_settings
@@ -383,6 +383,14 @@ def load_or_calibrate(
         return predictor
     say(f"{target} was calibrated on other networks than those of the space {space.name!r}: adding some (once)")
     return calibrate(target, space=space, profiles=profiles, progress=progress, adds=True)
+
+
+def known_targets(profiles: str | Path | None) -> list[Target]:
+    """All targets with a profile that can be used here. Raises ValueError if there is none."""
+    found = [Target.parse(entry["target"]) for entry in list_profiles(profiles) if entry["usable"]]
+    if not found:
+        raise ValueError("--target is missing, and there is no profile that can be used (`lownas targets`)")
+    return found
 
 
 def has_profile(target: Target, profiles: str | Path | None) -> bool:

@@ -113,7 +113,6 @@ WRONG: dict[str, tuple[Words, str]] = {
     "nothing to predict": (lambda p: ["predict", "--target", "rtx3090"], "--preset"),
     "unknown preset": (lambda p: ["predict", "--target", "rtx3090", "--preset", "lowformer_b9"], "lowformer_b"),
     "a model of timm that is not there": (lambda p: ["predict", "--target", "rtx3090", "--timm", "no_such"], "timm"),
-    "predict without target": (lambda p: ["predict", "--preset", "lowformer_b1"], "--target is missing"),
     "missing config": (lambda p: ["predict", "--target", "rtx3090", "--config", str(p / "no.json")], "no.json"),
     "broken json": (lambda p: ["predict", "--target", "rtx3090", "--config", broken(p, "a.json", b"{")], "broken JSON"),
     "unknown key": (
@@ -218,6 +217,22 @@ def test_an_unwritable_run_folder_is_the_machines_fault(tmp_path: Path, capsys: 
     (tmp_path / "file").write_text("")
     assert main([*SEARCH, "2ms", "--run", str(tmp_path / "file" / "run")]) == 1
     assert "cannot write the run folder" in capsys.readouterr().err
+
+
+def test_predict_on_several_targets_gives_one_table_and_a_chart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", "--preset", "lowformer_e1", "--preset", "cpubone_nano", "--profiles", str(tmp_path)]
+    assert main([*words, "--target", "rtx3090", "--target", "i7-12700h", "--plot", str(tmp_path / "chart.html")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("lowformer_e1") == 1 and "rtx3090" in shown and "i7-12700h" in shown
+    chart = (tmp_path / "chart.html").read_text()
+    assert "i7-12700h" in chart and "cpubone_nano" in chart and "<script src" not in chart
+    assert main([*words, "--json"]) == 0  # on all that ship
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 * 6 and {line["input"] for line in lines} == {"lowformer_e1", "cpubone_nano"}
+    assert main([*words, "--target", "rtx3090", "--plot", str(tmp_path / "chart.html" / "x.html")]) == 1
+    assert "cannot write" in capsys.readouterr().err
 
 
 def test_predict_as_json_for_several_kinds_of_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
