@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -379,17 +378,6 @@ def measurements(seen: Seen) -> dict[str, Any]:
     return result
 
 
-def further(found: Sequence[FittedSpaces], block: int) -> tuple[dict[str, LowFormerConfig], dict[str, float]]:
-    """What other calibrations measured and that of `block` did not, drawn as its own are; and their mean latencies."""
-    known = {sample.config.id for sample in found[block].parts[0].samples}
-    configs, logs = {}, defaultdict(list)
-    for sample in (sample for other in found for sample in other.parts[0].samples):
-        if sample.config.id not in known:
-            configs[sample.config.id] = sample.config
-            logs[sample.config.id].append(np.log(sample.latency_ms))
-    return configs, {name: float(np.exp(np.mean(values))) for name, values in logs.items()}
-
-
 def searches(seen: Seen) -> dict[str, Any]:
     """The answers, measured afresh."""
     rows = []
@@ -429,7 +417,6 @@ def report(models: Path) -> dict[str, Any]:
     calibrations, predictions = [], []
     fits = [fitted(CALIBRATIONS / f"profiles-{block}.jsonl.gz") for block in range(BLOCKS)]
     for block, (predictor, found, looks) in enumerate(fits):
-        others, others_ms = further([each for _, each, _ in fits], block)
         predictions.append(np.log(predictor.latency_ms(hundred)))
         calibrations.append(
             {
@@ -439,7 +426,6 @@ def report(models: Path) -> dict[str, Any]:
                 "form": found.parts[0].fit.form,
                 "held-out error": round(found.held_out_error, 4),
                 "default, not calibrated on": accuracy(predictor, default, seen.truth_ms),
-                "default, calibrated on by others alone": accuracy(predictor, others, others_ms) if others else None,
                 "answers of searches, as predicted": accuracy(predictor, answers, seen.truth_ms),
                 "timm, unseen": accuracy(predictor, graphs, seen.truth_ms),
                 "tiny, without its own": accuracy(predictor, tiny, seen.truth_ms),
