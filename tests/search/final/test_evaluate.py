@@ -165,3 +165,21 @@ def test_a_task_without_classes(tmp_path: Path, config: LowFormerConfig, monkeyp
         assert (found.metric, found.images, found.top1) == ("mean absolute error", 50, None)
         assert found.value < 0.1 and found.classes == ()
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_images_are_made_squares_as_in_the_training(tmp_path: Path, config: LowFormerConfig) -> None:
+    (tmp_path / "data").mkdir()
+    for seed, (name, count) in enumerate({"train": 72, "validation": 24, "test": 30}.items()):
+        squares, labels = pictures(count, seed=seed)
+        wide = np.concatenate([squares, np.zeros((count, 16, 32), np.uint8)], axis=2)  # told apart by their left third
+        np.save(tmp_path / "data" / f"{name}_images.npy", wide)
+        np.save(tmp_path / "data" / f"{name}_labels.npy", labels)
+    spec = f"arrays:{tmp_path / 'data'}"
+    done = train(config, f"squash:{spec}", epochs=6, out=tmp_path / "out", threads=1, recipe={"batch_size": 24})
+    expected = done.evaluate()
+    assert expected.top1 is not None and expected.top1 > 0.9
+    files = done.export("onnx", "weights", to=tmp_path / "elsewhere")
+    for given in (done.folder, *files):
+        for data in (None, spec, f"squash:{spec}"):
+            assert evaluate(given, data, threads=1).loss == pytest.approx(expected.loss, abs=1e-5)
+    assert evaluate(done.folder, f"pad:{spec}", threads=1).loss > expected.loss + 1e-3
