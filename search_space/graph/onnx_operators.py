@@ -6,6 +6,7 @@ node's outputs: a new one, or that of an operator to which the node belongs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from math import prod
 
@@ -17,6 +18,8 @@ from .onnx_translation import Translation, channels_first_shape
 from .operators import COLUMN, KIND
 
 Operator = Callable[[Translation, Node], int]
+
+_NUMBERED = re.compile(r"(onnx::Conv(Transpose)?_)?\d+")
 
 
 def translate_pattern(t: Translation, pattern: Pattern) -> int:
@@ -61,8 +64,19 @@ def _convolution(t: Translation, node: Node) -> int:
         bias=has_bias,
         macs=prod(weight) * prod((image if transposed else out)[2:]) * image[0],
         weights=weights,
-        params=weights,
+        # A folded BatchNorm left one bias of its two parameters a channel.
+        params=weights + out[1] * (has_bias and _norm_was_folded(*node.inputs[1:3])),
     )
+
+
+def _norm_was_folded(weight: str, bias: str) -> bool:
+    """Whether the names of a convolution's constants are those that exporters give where they fold a BatchNorm.
+
+    PyTorch's older exporter numbers both (`onnx::Conv_497`, `497`) where it keeps the names of what it leaves as it is;
+    that of `dynamo=True` calls the bias after the weight (`conv1.weight_bias`), and tf2onnx says so (`..._fused_bn`).
+    """
+    numbered = all(_NUMBERED.fullmatch(name) for name in (weight, bias))
+    return numbered or bias == f"{weight}_bias" or bias.endswith("_fused_bn")
 
 
 def _matrix_product(t: Translation, node: Node) -> int:

@@ -30,8 +30,9 @@ from .shaped_file import InputShapes, OnnxFile
 def op_graph_from_onnx(path: str | Path | OnnxFile, input_shapes: InputShapes | None = None) -> OpGraph:
     """Gives the operator graph of an ONNX file, whichever exporter wrote it; symbolic batch sizes count as 1.
 
-    Only shapes are read, and small constants. BatchNorm is folded; hardswish, GELU, SiLU,
-    GroupNorm and LayerNorm are recognized when they are spelled out in smaller operators. Slices, splits and other
+    Only shapes are read, and small constants. BatchNorm is folded, and counted among the parameters where names of
+    constants show that an exporter has folded it; hardswish, GELU, SiLU, GroupNorm and LayerNorm are recognized when
+    they are spelled out in smaller operators. Slices, splits and other
     rearrangements that copy data are rows "move", or "permute" where they go element by element; reshapes, and the
     transposes of an attention or between maps and tokens, are none. Operators without a kind of their own are rows
     "other".

@@ -120,6 +120,8 @@ def test_a_hybrid_from_either_exporter_costs_what_it_costs_in_torch(
     assert sorted(graph.kinds) == sorted(expected.kinds)
     assert graph.macs == expected.macs
     assert graph.column("weights").sum() == expected.column("weights").sum()
+    stems = [int(found.column("params")[0]) for found in (graph, expected)]
+    assert stems == [3 * 9 * 16 + 2 * 16] * 2  # with both of the BatchNorm's, which the exporter folded
 
 
 @pytest.mark.parametrize("opset", [18, 21, NEWEST])
