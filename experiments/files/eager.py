@@ -21,13 +21,13 @@ import numpy as np
 
 HERE = Path(__file__).parent
 TARGET = "rtx3090:throughput"
-NETWORKS = """
+_NAMES = """
     cspresnet50 convnext_tiny deit_small_patch16_224 densenet121 dla34 edgenext_small efficientformer_l1
     efficientnet_b0 eva02_tiny_patch14_336 fastvit_t8 ghostnet_100 hrnet_w18_small inception_v3 levit_256
     maxvit_tiny_tf_224 mixer_s32_224 mobilenetv3_large_100 mobilenetv4_conv_medium mobilevit_s poolformer_s12
     pvt_v2_b0 regnety_016 repvgg_a0 resnest14d resnet50 resnext50_32x4d swin_tiny_patch4_window7_224
     tf_efficientnetv2_b0 vgg11_bn xception41
-""".split()
+"""
 
 
 def write(name: str, path: Path, *, dynamo: bool) -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     models = parser.parse_args().models
     models.mkdir(parents=True, exist_ok=True)
     predictor, rows = load_predictor(Target.load(TARGET), None), []
-    for name in NETWORKS:
+    for name in _NAMES.split():
         (eager,) = predictor.predict([timm_graph(name, copies=True)])
         for exporter in ("torchscript", "dynamo"):
             path = models / f"{name}.{exporter}.onnx"
