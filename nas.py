@@ -300,7 +300,7 @@ def predict(
                 record = prediction_record(name, full, prediction)
                 print_json({**record, "accuracy": accuracy_record(expected)} if accuracy else record)
     elif len(found) > 1:
-        stdout().print(comparison_table(found, coverage))
+        stdout().print(comparison_table(found, coverage, estimates))
     for full, predictor in predictors.items() if len(found) == 1 and not as_json else ():
         stdout().print(prediction_table(full, found[full], coverage, estimates))
         print_lines([predictor.source])

@@ -42,7 +42,8 @@ _FIRST_NAMES: tuple[str, ...] = ("backbone.input_stem.", "stem.0.conv.weight")
 _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]  # what makes numbers of numpy's again
 _SAFE: tuple[Any, ...] = (
     *(argparse.Namespace, types.SimpleNamespace),
-    *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
+    *(pathlib.PurePosixPath, pathlib.PureWindowsPath),
+    *((pathlib.PurePosixPath, "pathlib.PosixPath"), (pathlib.PureWindowsPath, "pathlib.WindowsPath")),  # made anywhere
     *(np.dtype, _NUMPY_SCALAR, (_NUMPY_SCALAR, "numpy.core.multiarray.scalar")),  # the latter by numpy 1
     *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
 )
@@ -161,9 +162,13 @@ def unwrap(content: Any, origin: str = "the checkpoint") -> dict[str, Tensor]:
 
 
 def _has_tensors(content: Mapping[Any, Any], name: str) -> bool:
-    """Whether there are tensors under a name, or what holds some."""
+    """Whether there are tensors under a name, or under a name of `WRAPPERS` in what is there."""
     inside = content.get(name)
-    return isinstance(inside, Mapping) and any(isinstance(value, Tensor | Mapping) for value in inside.values())
+    if not isinstance(inside, Mapping):
+        return False
+    return any(isinstance(value, Tensor) for value in inside.values()) or any(
+        _has_tensors(inside, deeper) for deeper in WRAPPERS
+    )
 
 
 def _taken(tensors: Mapping[str, Tensor], origin: str, said: list[str]) -> dict[str, Tensor]:
@@ -222,9 +227,10 @@ def to_native_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def has_head(state_dict: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint has weights of the head, and not of the backbone alone."""
-    return any(name.startswith(HEAD) for name in to_native_keys(unwrap(state_dict)))
+def lacks_head(config: LowFormerConfig, state_dict: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has weights of the backbone alone, and none of the classification head."""
+    native = to_native_keys(unwrap(state_dict))
+    return config.head == DEFAULT_HEAD and not any(name.startswith(HEAD) for name in native)
 
 
 def load_checkpoint(config: LowFormerConfig, state_dict: Mapping[str, Any], *, fresh_head: bool = False) -> LowFormer:
@@ -241,7 +247,7 @@ def load_checkpoint(config: LowFormerConfig, state_dict: Mapping[str, Any], *, f
             that `num_batches_tracked` may be absent.
     """
     native = to_native_keys(unwrap(state_dict))
-    without_head = fresh_head and not any(name.startswith(HEAD) for name in native)
+    without_head = fresh_head and lacks_head(config, native)
     with torch.device("meta"):  # a configuration may ask for more memory than its checkpoint has numbers
         expected = build_model(config).state_dict()
     absent = [name for name in expected if name not in native and not name.endswith("num_batches_tracked")]

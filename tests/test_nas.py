@@ -228,6 +228,8 @@ def test_predict_on_several_targets_gives_one_table_and_a_chart(
     assert shown.count("lowformer_e1") == 1 and "rtx3090" in shown and "i7-12700h" in shown
     chart = (tmp_path / "chart.html").read_text()
     assert "i7-12700h" in chart and "cpubone_nano" in chart and "<script src" not in chart
+    assert main([*words, "--target", "rtx3090", "--target", "i7-12700h", "--accuracy"]) == 0
+    assert "top-1 %" in capsys.readouterr().out
     assert main([*words, "--json"]) == 0  # on all that ship
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 2 * 6 and {line["input"] for line in lines} == {"lowformer_e1", "cpubone_nano"}

@@ -22,6 +22,7 @@ CUT_LOOKS = 200
 
 # What Pillow raises on broken files: among them OSError (also truncated or unknown ones), struct.error.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error)
+_DECODERS = (RuntimeError, TypeError, LookupError)  # of AVIF, BLP, DDS and TIFF; as OSError they are among them too
 
 
 class Decoded(NamedTuple):
@@ -95,6 +96,8 @@ def opened(item: Path | bytes | Pixels, enough: Callable[[int, int], tuple[float
         with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
             if file.format == "EPS":  # a program, which Pillow would have Ghostscript run
                 raise OSError("PostScript is not decoded")
+            if file.format == "PNG":  # of which Pillow decodes all to find EXIF, and hides what breaks there
+                file.load()
             turned = _turned(file)
             size = file.size[::-1] if turned in _SIDEWAYS else file.size
             width, height = enough(*size)
@@ -104,6 +107,8 @@ def opened(item: Path | bytes | Pixels, enough: Callable[[int, int], tuple[float
             return (picture if turned is None else picture.transpose(turned)), size
     except Image.DecompressionBombError as error:
         raise OSError(str(error)) from None
+    except _DECODERS as error:
+        raise OSError(f"{type(error).__name__}: {error}") from None
 
 
 def described(item: Path | bytes | Pixels, index: int, error: Exception) -> str:
@@ -140,7 +145,7 @@ def _turned(file: Any) -> Any:
     ways = Image.Transpose
     try:
         orientation = file.getexif().get(ExifTags.Base.Orientation)
-    except UNREADABLE:
+    except (*UNREADABLE, *_DECODERS):
         return None
     return {
         2: ways.FLIP_LEFT_RIGHT,
@@ -208,3 +213,5 @@ def _size(item: Path | bytes | Pixels) -> Size:
             return file.size
     except Image.DecompressionBombError as error:
         raise OSError(str(error)) from None
+    except _DECODERS as error:
+        raise OSError(f"{type(error).__name__}: {error}") from None

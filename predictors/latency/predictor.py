@@ -202,7 +202,7 @@ class LatencyPredictor:
 
     def predict(self, items: Iterable[Item], coverage: float = 0.9) -> list[LatencyPrediction]:
         """Predicts latencies with intervals, for configurations, operator graphs and ONNX files."""
-        if isinstance(items, str | Path | LowFormerConfig | OpGraph):
+        if isinstance(items, str | Path | LowFormerConfig | OpGraph | OnnxFile):
             raise ValueError(f"predict takes several items, given one {type(items).__name__}: put it into a list")
         checked = [self._checked(item) for item in items]
         found: dict[int, LatencyPrediction] = {}
@@ -224,11 +224,17 @@ class LatencyPredictor:
         middle, ends = physical * math.exp(center), (low - center, high - center)
         least, most = (physical * np.exp(center + widening * end) for end in ends)
         names, source = self._costs[0].names, self.source
-        columns = (each.tolist() for each in (middle, least, most, outside))
+        columns = (each.tolist() for each in (middle, least, most * self._upper_factors(outside), outside))
         return [
             LatencyPrediction(ms, low_ms, high_ms, coverage, source, names(number))
             for ms, low_ms, high_ms, number in zip(*columns, strict=True)
         ]
+
+    def _upper_factors(self, outside: NDArray[np.uint64]) -> Floats:
+        """(n,) by how much further the upper end is, where networks have operators without a cost model."""
+        different, place = np.unique(outside, return_inverse=True)
+        factors = [UNMODELLED_FACTOR if "other" in self._costs[0].names(int(each)) else 1.0 for each in different]
+        return np.array(factors, dtype=np.float64)[place]
 
     def _beyond(self, outside: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """(n,) whether what networks have outside of what was fitted on is more than `errors` allows for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -118,6 +119,8 @@ def elements(
         raise ValueError(f"--emit-space: {full} cannot be measured here, and nothing is left out by predictions")
     limit_s = parse_duration(time_limit or (QUICK_TIME_LIMIT if quick else TIME_LIMIT), "time_limit")
     given = SearchSpace.load(space)  # before anything is measured
+    if onnx and not full.can_be_measured:
+        raise ValueError(f"--onnx: {full} cannot be measured here; `lownas predict --onnx` predicts files for it")
     networks = _networks(onnx, quick=quick)
     folder = Path(out) if out is not None else Path(f"elements-{full.file_name.removesuffix('.json')}")
     predictor = None
@@ -127,19 +130,19 @@ def elements(
     if full.can_be_measured:
         with open_meter(full) as meter:
             about = {"target": str(full), "machine": meter.target.fingerprint(), "quick": quick}
-        file = LooksFile(folder / "looks.jsonl", about)
+        file, contents = LooksFile(folder / "looks.jsonl", about), _contents(networks)
         known_ms = measure_elements(
             planned,
             file,
             time_limit_s=limit_s,
-            networks=networks,
+            networks={f"{name}{contents.get(name, '')}": network for name, network in networks.items()},
             profiles=profiles,
             progress=progress,
             say=say,
         )
         costs = measured_costs(planned, file.looks, known_ms)
         macs, predicted = _macs(networks), _predicted(predictor, networks)
-        measured = measured_networks(full, file.looks, known_ms.get(str(full)), macs, predicted)
+        measured = measured_networks(full, file.looks, known_ms.get(str(full)), macs, predicted, contents)
     else:
         if predictor is None:
             raise ValueError(f"{full} can be neither measured here nor predicted: it has no profile (`lownas targets`)")
@@ -218,8 +221,16 @@ def _networks(onnx: Sequence[str | Path], *, quick: bool) -> dict[str, Any]:
     for path in map(Path, onnx):
         if not path.is_file():
             raise ValueError(f"--onnx: no file at {path}")
+        if path.stem in found:
+            raise ValueError(f"--onnx: another network is called {path.stem!r:.80} already: rename {path}")
         found[path.stem] = path
     return found
+
+
+def _contents(networks: Mapping[str, Any]) -> dict[str, str]:
+    """What tells a network from another one of its name: of files the hash of what is in them."""
+    files = {name: path for name, path in networks.items() if isinstance(path, Path)}
+    return {name: f" {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}" for name, path in files.items()}
 
 
 def _macs(networks: Mapping[str, Any]) -> dict[str, int | None]:

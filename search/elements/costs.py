@@ -103,6 +103,9 @@ def measured_costs(
             chain = latencies.get(element.key)
             if reason := failures.get(element.key):
                 found.append(ElementCost(setting.target, element, None, float("nan"), 0, "measured", reason))
+            elif chain is not None and frame is None:
+                reason = f"its frame gave no time: {failures.get(EmptyFrame(*element.place).key, 'not measured')}"
+                found.append(ElementCost(setting.target, element, None, float("nan"), chain[2], "measured", reason))
             elif chain is not None and frame is not None:
                 found.append(_of_copy(setting.target, element, chain, frame, element.copies(batch)))
     return found
@@ -149,15 +152,17 @@ def measured_networks(
     known_ms: float | None,
     macs: Mapping[str, int | None],
     predicted_ms: Mapping[str, float],
+    contents: Mapping[str, str],
 ) -> list[NetworkCost]:
-    """Whole networks, by the looks at them."""
+    """Whole networks, by the looks at them; `contents` follow names in the looks' keys."""
     latencies, failures = _latencies([look for look in looks if look.setting == str(setting)], known_ms)
     found = []
     for name, count in macs.items():
-        known = latencies.get(f"network/{name}")
+        key = f"network/{name}{contents.get(name, '')}"
+        known = latencies.get(key)
         if known is not None:
             found.append(NetworkCost(name, count, known[0], known[1], predicted_ms.get(name)))
-        elif f"network/{name}" in failures:
+        elif key in failures:
             found.append(NetworkCost(name, count, None, float("nan"), predicted_ms.get(name)))
     return found
 

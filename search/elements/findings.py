@@ -247,18 +247,20 @@ def _layers(costs: Costs) -> Finding:
 def crossing(costs: Costs, pixels: int) -> tuple[float | None, list[tuple[int, float, float]]]:
     """The channels from which on fused MBConv is slower than unfused, and (channels, ratio, standard error) of each.
 
-    None where it never is, or always.
+    None where there is no such place, or more than one.
     """
     rows = []
     for place in sorted(costs.places("fusion")):
         fused, unfused = (costs.at("fusion", f"{name} MBConv", place) for name in ("fused", "unfused"))
         if place[1] == pixels and fused is not None and unfused is not None:
             rows.append((place[0], fused[0] / unfused[0], float(np.hypot(fused[1], unfused[1]))))
-    for (before, low, _), (after, high, _) in pairwise(rows):
-        if low <= 1 < high:
-            share = np.log(1 / low) / np.log(high / low)
-            return float(before * (after / before) ** share), rows
-    return None, rows
+    faster = [ratio <= 1 for _, ratio, _ in rows]
+    count = sum(faster)
+    if not 0 < count < len(rows) or not all(faster[:count]):
+        return None, rows
+    (before, low, _), (after, high, _) = rows[count - 1 : count + 1]
+    share = np.log(1 / low) / np.log(high / low)
+    return float(before * (after / before) ** share), rows
 
 
 def _fusion(costs: Costs) -> Finding:
@@ -274,6 +276,8 @@ def _fusion(costs: Costs) -> Finding:
         fused = [channels for channels, ratio, _ in rows if ratio <= 1]
         if at is not None:
             parts.append(f"up to {at:.0f} channels at {size} pixels")
+        elif 0 < len(fused) < len(rows):
+            parts.append(f"at {', '.join(map(str, fused))} channels at {size} pixels")
         elif fused:
             parts.append(f"at all of {rows[0][0]} to {rows[-1][0]} channels at {size} pixels")
         else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...predictors.latency.undisturbed import Look
 from ...version import __version__
+from ..trials.run_folder import write_text
 
 FORMAT = 1
 FAILED_COUNTS = 1000
@@ -69,6 +70,8 @@ class LooksFile:
         try:
             rows = [json.loads(line) for line in complete]
             known = rows[0]
+            if not isinstance(known, dict):
+                raise TypeError
             self.looks = [ElementLook(**row) for row in rows[1:]]
         except (ValueError, TypeError, IndexError):
             raise ValueError(f"{self.path} is damaged or no file of looks: remove it, or name another --out") from None
@@ -78,11 +81,13 @@ class LooksFile:
                     f"{self.path} has looks of {name} {known.get(name)!r}, not of {value!r}: name another --out"
                 )
         if len(complete) < len(lines):  # the last line was cut off
-            self.path.write_text("".join(complete), encoding="utf-8")
+            write_text(self.path, "".join(complete))
 
-    def add(self, look: ElementLook) -> None:
+    def add(self, look: ElementLook, *, keep: bool = True) -> None:
+        """Adds a look; unless it is kept, the next run takes it again."""
         self.looks.append(look)
-        self._append(asdict(look))
+        if keep:
+            self._append(asdict(look))
 
     def _append(self, row: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as out:

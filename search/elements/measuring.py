@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from .looks_file import FAILED_COUNTS, ElementLook, LooksFile
 
 FEWEST_LOOKS, MOST_LOOKS = 3, 9
 """Looks at each chain: no fewer, however short the time is; and no more, however long."""
+MOST_IN_A_ROW = 3
+"""Measurements that may fail one after another without a reason that would stay."""
 LOOK_S, LOOK_RUNS = 0.12, 5
 """Time limit of a look in seconds, and the timed runs that it has anyway."""
 BATCHES = (8, 32)
@@ -122,6 +124,7 @@ class _Look:
     around: Callable[[Callable[[], Any]], tuple[Any, float]] | None
     file: LooksFile
     say: Callable[[str], object]
+    in_a_row: list[str] = field(default_factory=list)  # reasons that may pass, of the last looks, while they fail
 
     def __call__(self, key: str, chain: Chain, copies: int) -> int:
         target = self.meter.target
@@ -134,8 +137,14 @@ class _Look:
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             self.say(f"{key} does not run on {target}: {reason:.150}")
-            self.file.add(ElementLook(str(target), key, copies, failed=reason[:300]))
+            # What refuses it will refuse it again; a full disk, or another measurement under way, may pass.
+            passing = isinstance(error, RuntimeError)
+            self.file.add(ElementLook(str(target), key, copies, failed=reason[:300]), keep=not passing)
+            self.in_a_row.extend([reason] * passing)
+            if len(self.in_a_row) >= MOST_IN_A_ROW:
+                raise OSError(f"{target}: {MOST_IN_A_ROW} measurements in a row failed: {reason:.200}") from None
             return FAILED_COUNTS
+        self.in_a_row.clear()
         latency_ms = float(measured.undisturbed_ms)
         disturbance = max(0.0, float(measured.median_ms) / latency_ms - 1)
         self.file.add(ElementLook(str(target), key, copies, latency_ms, disturbance, sentinel_ms))

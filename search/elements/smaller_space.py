@@ -55,7 +55,7 @@ def smaller_space(space: SearchSpace, costs: Sequence[ElementCost]) -> tuple[dic
         _leave_out(stage, "reduction", (0.25, 0.5, 1.0), reductions, out, prefix)
     for number, stage in enumerate(content["stages"], start=1):
         _fusion(known, stage, number, out)
-    content["name"] = f"{space.name}-smaller"
+    content["name"] = f"{space.name[:56]}-smaller"  # of at most 64 characters
     return content, out
 
 

@@ -133,8 +133,10 @@ class _Judged:
 
     def is_its(self, data: Data | None) -> bool:
         """Whether these are the data that it was trained on, as far as their specification tells."""
-        spec = sources.source(absolute_data(data) if isinstance(data, str) else data).spec if data is not None else None
-        return spec is None or spec == self.about.get("data")
+        if data is None:
+            return True
+        spec = sources.source(absolute_data(data) if isinstance(data, str) else data).spec
+        return _unfitted(spec) == _unfitted(self.about.get("data") or "")
 
     def with_defaults(self, data: Data | None, task: str | tasks.Task | None, seed: int | None) -> _Judged:
         """With the data, task and seed that were given, or those of its training."""
@@ -234,6 +236,11 @@ def _onnx(path: Path, resolution: int | None, given: Pixels | None, threads: int
     about = _about_training(path.parent) | _about_file(path)
     share = about.get("judged_share", 1.0)
     return _Judged(opened, side, pixels, tuple(opened.classes or ()), opened.outputs, str(path), share, about)
+
+
+def _unfitted(spec: str) -> str:
+    """A specification of data without how pictures are made squares."""
+    return spec.removeprefix("squash:").removeprefix("pad:")
 
 
 def _about_file(path: Path) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from ...predictors import LatencyPrediction, Target
+from ...predictors.accuracy.prior import AccuracyPrediction
 from ..trials.run_folder import write_text
 
 Predictions = Mapping[Target, Sequence[tuple[str, LatencyPrediction]]]
@@ -19,17 +21,24 @@ def short_name(target: Target) -> str:
     return (target.alias or str(target)) + (" (per image)" if target.batch is None else "")
 
 
-def comparison_table(found: Predictions, coverage: float) -> Table:
-    """A row for each network, a column for each target; * where a kernel is outside of what was measured there."""
+def comparison_table(
+    found: Predictions, coverage: float, accuracy: Sequence[AccuracyPrediction | None] | None = None
+) -> Table:
+    """A row for each network, a column for each target; * where a kernel is outside of what was measured there.
+
+    With `accuracy` a last column has ImageNet top-1 of each network.
+    """
     table = Table(title=f"predicted latency, ms, and {100 * coverage:g} % interval")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True, overflow="fold")
     for target in found:
         table.add_column(short_name(target).replace(":", ":\n").replace(" (", "\n("), justify="right")
-    for row in zip(*found.values(), strict=True):
-        cells = (
-            f"{one.latency_ms:.3g}{'*' * bool(one.outside)}\n{one.low_ms:.2g} - {one.high_ms:.2g}" for _, one in row
-        )
-        table.add_row(row[0][0], *cells)
+    if accuracy is not None:
+        table.add_column("top-1 %", justify="right")
+    for number, row in enumerate(zip(*found.values(), strict=True)):
+        cells = [_cell(one) for _, one in row]
+        if accuracy is not None and (expected := accuracy[number]) is not None:
+            cells.append(f"{expected.top1:.1f}\n{expected.low_top1:.1f} - {expected.high_top1:.1f}")
+        table.add_row(escape(row[0][0]), *cells)
     if any(one.outside for rows in found.values() for _, one in rows):
         table.caption = "* has kernels outside of what was measured there; --json names them"
     return table

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -102,7 +103,7 @@ def prediction_table(
         if any(expected is not None and expected.outside for expected in accuracy):
             table.add_column("outside of what was published")
     for (name, one), expected in zip(found, accuracy or [None] * len(found), strict=True):
-        row = [name, f"{one.latency_ms:.4g}", f"{one.low_ms:.3g} - {one.high_ms:.3g}", ", ".join(one.outside)]
+        row = [escape(name), f"{one.latency_ms:.4g}", f"{one.low_ms:.3g} - {one.high_ms:.3g}", ", ".join(one.outside)]
         if expected is not None:
             row += [f"{expected.top1:.1f}", f"{expected.low_top1:.1f} - {expected.high_top1:.1f}", expected.nearest]
             row += [", ".join(expected.outside)] if expected.outside else []
@@ -119,7 +120,9 @@ def measurement_table(target: Target, found: Mapping[str, MeasuredLatency]) -> T
     for name, one in found.items():
         under_load = (f"{one.under_load[quantile]:.4g}" for quantile in ("p50", "p90", "p99"))
         error = f"{100 * one.repeatability:.1f}"
-        table.add_row(name, f"{one.undisturbed_ms:.4g}", error, *under_load, str(len(one.rounds)), str(one.runs))
+        table.add_row(
+            escape(name), f"{one.undisturbed_ms:.4g}", error, *under_load, str(len(one.rounds)), str(one.runs)
+        )
     table.caption = "+-: standard error of the undisturbed latency over looks"
     return table
 

@@ -91,6 +91,8 @@ def _by_name(inputs: Mapping[str, list[_Size] | None], given: InputShapes) -> di
     if "" in found:
         loose = [name for name, sizes in inputs.items() if sizes is None or not all(isinstance(s, int) for s in sizes)]
         only = loose if len(loose) == 1 else list(inputs)
+        if not only:
+            raise UnreadableModel("it has no inputs")
         if len(only) != 1:
             raise UnreadableModel(f"it has several inputs: say which shape is whose (--input-shape {only[0]}=...)")
         found = {only[0]: found.pop(""), **found}

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import math
+import pathlib
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from lownas.search_space import PRESETS, build_model, export_state_dict, load_checkpoint
-from lownas.search_space.checkpoints import HEAD, has_head, infer_config, read_state_dict, timm_arguments
+from lownas.search_space.checkpoints import HEAD, infer_config, lacks_head, read_state_dict, timm_arguments
 from lownas.search_space.config import LowFormerConfig
 
 GOLDENS: dict[str, Any] = json.loads(gzip.decompress((Path(__file__).parent / "goldens/goldens.json.gz").read_bytes()))
@@ -168,6 +169,40 @@ def test_averaged_weights_come_first_and_what_is_left_is_said(tmp_path: Path) ->
         read_state_dict(tmp_path / "two.pt")
 
 
+def test_what_stands_under_a_name_of_weights_without_being_some_is_passed_over(tmp_path: Path) -> None:
+    state = nano_state()
+    assert "model of model, model_ema" in loads({"model": state, "model_ema": {"config": {"d": 1}}}, tmp_path, state)
+    assert "model of model, ema" in loads({"model": nano_state(1), "ema": {"x": 1}}, tmp_path, nano_state(1))
+    assert "ema of ema, model" in loads({"model": nano_state(1), "ema": {"module": state, "n": 3}}, tmp_path, state)
+
+
+def test_paths_of_another_system_are_plain_data(tmp_path: Path) -> None:
+    class Saved:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __reduce__(self):
+            return getattr(pathlib, self.name), ("runs", "1")
+
+    for name in ("PosixPath", "WindowsPath", "PurePosixPath"):
+        assert "without out" in loads({**nano_state(), "out": Saved(name)}, tmp_path, nano_state())
+
+
+def test_a_head_of_ones_own_is_no_backbone_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lownas.search_space import heads
+
+    from ..evaluators.toys import MeanHead
+
+    monkeypatch.setitem(heads.HEADS, "toy_mean", MeanHead())
+    config = NANO.replace(head="toy_mean")
+    state = build_model(config).state_dict()
+    assert not lacks_head(config, state)
+    load_checkpoint(config, state, fresh_head=True)
+    with pytest.raises(ValueError, match=r"missing \(output\."):
+        without = {name: value for name, value in state.items() if not name.startswith("output.")}
+        load_checkpoint(config, without, fresh_head=True)
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_half_precision_is_read(kind: torch.dtype, tmp_path: Path) -> None:
     half = {name: value.to(kind) if value.is_floating_point() else value for name, value in nano_state().items()}
@@ -184,7 +219,7 @@ def test_a_backbone_alone_has_a_fresh_head(tmp_path: Path) -> None:
     torch.save({"backbone." + name: value for name, value in state.items()}, tmp_path / "backbone.pt")
     read = read_state_dict(tmp_path / "backbone.pt")
     config = infer_config(read, NANO.resolution)
-    assert config == NANO and not has_head(read) and has_head(nano_state())
+    assert config == NANO and lacks_head(NANO, read) and not lacks_head(NANO, nano_state())
     with pytest.raises(ValueError, match="missing"):
         load_checkpoint(config, read)
     loaded = load_checkpoint(config, read, fresh_head=True).state_dict()

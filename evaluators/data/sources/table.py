@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ SPLIT_COLUMNS = ("split", "subset", "part", "set", "partition")
 _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _MOST_BYTES = 2**30
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Table(DataSource):
             name = row[file].strip()
             if not name or "\0" in name:
                 raise ValueError(f"{self.spec}: row {number} names no file")
+            if not row[label].strip():
+                raise ValueError(f"{self.spec}: row {number} has no label")
             by_part.setdefault(part, []).append((name.replace("\\", "/"), row[label].strip()))
         return _Rows(by_part)
 
@@ -137,5 +141,5 @@ def _delimiter(text: str) -> str:
 def _classes(labels: Sequence[str]) -> tuple[str, ...]:
     """Names of classes, sorted; numbers by their values."""
     names = set(labels)
-    numeric = all(name.lstrip("-").isdecimal() for name in names)
-    return tuple(sorted(names, key=int) if numeric else sorted(names))
+    numeric = all(_NUMBER.fullmatch(name) for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names))

@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ....search_space import LowFormerConfig, build_model
-from ....search_space.checkpoints import has_head, infer_config, load_checkpoint, read_state_dict
+from ....search_space.checkpoints import infer_config, lacks_head, load_checkpoint, read_state_dict
 from ....search_space.model import LowFormer
 from ... import tasks
 from ..inherit import Source, inherit
@@ -117,7 +117,7 @@ def load_weights(spec: str | Path) -> Weights:
         text = metadata.get("config")
         config = infer_config(state) if text is None else LowFormerConfig.from_json(text)
         model = load_checkpoint(config, state, fresh_head=True).eval()
-        fresh_head = not has_head(state)
+        fresh_head = lacks_head(config, state)
     except (ValueError, RuntimeError) as error:  # torch's for tensors that cannot be copied (sparse, quantized)
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     return Weights(model, state, config, resolution, classes, pixels, str(path), fresh_head)

@@ -61,6 +61,28 @@ def test_a_jpeg_on_its_side_is_decoded_at_a_fraction_of_its_size_too() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_pictures_are_skipped_whatever_their_format() -> None:
+    Image.init()
+    writable = {"AVIF", "BLP", "DDS", "JPEG", "PNG", "TIFF", "WEBP"} & set(Image.SAVE)
+    rng, skipped = np.random.default_rng(0), dict.fromkeys(writable, 0)
+    noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    for format in sorted(writable):
+        file = BytesIO()
+        noise.convert("P" if format == "BLP" else "RGB").save(file, format)
+        for _ in range(40):
+            content = bytearray(file.getvalue())
+            for place in rng.integers(0, len(content), 4):
+                content[place] ^= 1 << int(rng.integers(8))
+            items = [bytes(content), file.getvalue()]
+            found = decoded(LabelledImages(items, np.arange(2)), 16)
+            assert found.readable[1]
+            skipped[format] += not found.readable[0]
+            if format == "PNG" and found.readable[0]:  # its checksums tell what is damaged
+                assert np.array_equal(found.images[0], found.images[1])
+    assert skipped["PNG"] > 20
+
+
 def test_broken_metadata_leave_a_picture_as_it_is() -> None:
     file = BytesIO()
     Image.fromarray(quarters()).save(file, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")

@@ -4,6 +4,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -18,7 +19,8 @@ from lownas.predictors.latency.kernels import KERNEL_CLASSES
 from lownas.predictors.latency.predictor import SCHEMA
 from lownas.predictors.latency.sizes import Sizes
 from lownas.predictors.latency.uncertainty import LogErrors
-from lownas.search_space import PRESETS, SearchSpace, op_graph
+from lownas.search_space import PRESETS, SearchSpace, heads, op_graph
+from lownas.search_space.graph import GRAPH_INPUT
 from lownas.search_space.graph.onnx_reader import op_graph_from_onnx
 from lownas.search_space.graph.onnx_writer import write_onnx
 
@@ -205,6 +207,29 @@ def test_intervals_come_in_bulk_too(predictor):
         assert [one.latency_ms, one.low_ms, one.high_ms] == pytest.approx(
             [other.latency_ms, other.low_ms, other.high_ms]
         )
+
+
+def test_intervals_in_bulk_know_operators_without_a_cost_model(predictor, monkeypatch):
+    class Unit(NamedTuple):
+        cin: int
+        size: int
+        kind: str = "odd"
+
+        def graph(self, build):
+            build.pointwise("other", [GRAPH_INPUT], (self.cin, self.size, self.size))
+
+    class Odd:
+        name = "odd"
+
+        def units(self, config, channels, size):
+            return [Unit(channels, size)]
+
+    monkeypatch.setitem(heads.HEADS, "odd", Odd())
+    config = PRESETS["lowformer_b0"].replace(head="odd")
+    for found in predictor.predict([config, op_graph(config)]):
+        assert "other" in found.outside and found.high_ms > 10 * found.latency_ms
+    in_bulk, alone = predictor.predict([config])[0], predictor._predict(config, 0.9)
+    assert in_bulk.high_ms == pytest.approx(alone.high_ms)
 
 
 def test_predicting_loads_neither_torch_nor_ray_nor_optuna(folder):

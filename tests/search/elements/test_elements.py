@@ -14,10 +14,13 @@ import pytest
 from lownas.predictors import Target
 from lownas.search.elements import api, measuring
 from lownas.search.elements.api import elements
-from lownas.search.elements.catalog import Element
+from lownas.search.elements.catalog import Element, EmptyFrame
 from lownas.search.elements.catalog import elements as catalog
-from lownas.search.elements.findings import Costs, compared, crossing
-from lownas.search_space import OpGraph, SearchSpace, op_graph_from_onnx
+from lownas.search.elements.costs import measured_costs
+from lownas.search.elements.findings import Costs, compared, crossing, findings
+from lownas.search.elements.looks_file import ElementLook, LooksFile
+from lownas.search.elements.measuring import settings
+from lownas.search_space import PRESETS, OpGraph, SearchSpace, op_graph_from_onnx, write_onnx
 
 NS_PER_MAC = 0.02
 
@@ -25,8 +28,16 @@ NS_PER_MAC = 0.02
 class MadeUp:
     """A device on which a MAC takes 6 times as long in depthwise convolutions, in 2 groups 2 times, else 1.5 times."""
 
-    def __init__(self, *, noise: float = 0.005, breaks_after: int | None = None, refuses: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        noise: float = 0.005,
+        breaks_after: int | None = None,
+        refuses: str = "",
+        fails_at: set[int] = frozenset(),
+    ) -> None:
         self.rng = np.random.default_rng(0)
+        self.fails_at = fails_at or set()
         self.noise, self.breaks_after, self.refuses = noise, breaks_after, refuses
         self.looks = 0
 
@@ -50,6 +61,8 @@ class MadeUp:
             if self.looks == self.breaks_after:
                 raise OSError("the box is gone")
             self.looks += 1
+            if self.looks - 1 in self.fails_at:
+                raise RuntimeError("the disk is full")
             graph = op_graph_from_onnx(network) if isinstance(network, Path) else network
             graph = graph if isinstance(graph, OpGraph) else api.op_graph(graph)
             if self.refuses and self.refuses in graph.kinds:
@@ -139,9 +152,10 @@ def test_looks_of_another_machine_are_refused(tmp_path, on, monkeypatch) -> None
     monkeypatch.setattr(Target, "fingerprint", lambda self: {"cpu": "another"})
     with pytest.raises(ValueError, match=r"has looks of machine .* name another --out"):
         quick(tmp_path / "out")
-    (tmp_path / "out" / "looks.jsonl").write_text("no JSON\n")
-    with pytest.raises(ValueError, match="damaged"):
-        quick(tmp_path / "out")
+    for broken in ("no JSON\n", "[]\n", "1\n", ""):
+        (tmp_path / "out" / "looks.jsonl").write_text(broken)
+        with pytest.raises(ValueError, match="damaged"):
+            quick(tmp_path / "out")
 
 
 def test_an_element_that_does_not_run_is_said_and_left_empty(tmp_path, on) -> None:
@@ -154,6 +168,51 @@ def test_an_element_that_does_not_run_is_said_and_left_empty(tmp_path, on) -> No
     assert [each.ms for each in found.networks] == [None] * len(networks)
     rows = list(csv.DictReader((tmp_path / "out" / "elements.csv").open()))
     assert {row["ms"] for row in rows if row["failed"]} == {""}
+
+
+def test_what_may_pass_is_tried_again(tmp_path, on) -> None:
+    device = on(MadeUp(fails_at={20, 40, 41}))
+    _, lines = quick(tmp_path / "out")
+    assert len(lines) == 3 and all("the disk is full" in line for line in lines)
+    assert "the disk is full" not in (tmp_path / "out" / "looks.jsonl").read_text()
+    again, lines = quick(tmp_path / "out")
+    assert not lines and not [cost for cost in again.costs if cost.failed] and again.costs
+    device.fails_at = set(range(device.looks, device.looks + 3))
+    with pytest.raises(OSError, match="3 measurements in a row failed: the disk is full"):
+        quick(tmp_path / "other")
+
+
+def test_elements_whose_frame_fails_say_so(tmp_path, on) -> None:
+    on(MadeUp())
+    found, _ = quick(tmp_path / "out")
+    place = next(cost.element.place for cost in found.costs)
+    looks = LooksFile(tmp_path / "out" / "looks.jsonl", found_about(tmp_path / "out")).looks
+    frame = EmptyFrame(*place).key
+    bad = [ElementLook(look.setting, frame, 0, failed="no room") if look.key == frame else look for look in looks]
+    costs = measured_costs(settings(found.target, quick=True)[:1], bad, {})
+    reasons = {cost.failed for cost in costs if cost.element.place == place}
+    assert reasons == {"its frame gave no time: no room"}
+    assert not any(cost.failed for cost in costs if cost.element.place != place)
+
+
+def found_about(folder: Path) -> dict:
+    about = json.loads((folder / "looks.jsonl").read_text().splitlines()[0])
+    return {name: value for name, value in about.items() if name not in ("format", "lownas")}
+
+
+def test_files_of_one_name_are_told_apart(tmp_path, on) -> None:
+    on(MadeUp())
+    files = []
+    for number, preset in enumerate(("lowformer_b0", "lowformer_b1")):
+        files.append(tmp_path / str(number) / "mine.onnx")
+        files[-1].parent.mkdir()
+        write_onnx(PRESETS[preset], files[-1])
+    with pytest.raises(ValueError, match="another network is called 'mine' already"):
+        quick(tmp_path / "out", onnx=files)
+    first, second = (quick(tmp_path / "out", onnx=[file])[0].networks[-1] for file in files)
+    assert first.name == second.name == "mine" and second.ms > 1.2 * first.ms
+    with pytest.raises(ValueError, match=r"rtx3090.* cannot be measured here; `lownas predict --onnx`"):
+        elements("rtx3090", out=tmp_path / "other", quick=True, onnx=files[:1])
 
 
 def test_a_target_that_is_not_at_hand_is_predicted_without_findings(tmp_path) -> None:
@@ -189,6 +248,10 @@ def test_where_fused_becomes_slower_is_between_the_places() -> None:
     at, rows = crossing(Costs(costs), 14)
     assert at == pytest.approx((128 * 256) ** 0.5) and [row[0] for row in rows] == [64, 128, 256]
     assert crossing(Costs(costs[:5]), 14)[0] is None
+    only_wide = [*costs[:3], *(cost("fused MBConv", width, ms) for width, ms in ((64, 1.5), (128, 0.7), (256, 0.7)))]
+    assert crossing(Costs(only_wide), 14)[0] is None
+    said = next(each.text for each in findings(only_wide, []) if each.guideline.startswith("Fused MBConv"))
+    assert said == "Fused MBConv is the faster one at 128, 256 channels at 14 pixels."
 
 
 def test_what_lies_within_the_noise_is_equal() -> None:

@@ -55,6 +55,11 @@ def test_what_is_open_or_wrong_is_said_with_a_way_out(inputs: dict, given: dict,
     assert said in str(error.value)
 
 
+def test_a_file_without_inputs_has_no_sizes_to_say() -> None:
+    with pytest.raises(ValueError, match="it has no inputs"):
+        shapes_of({}, {"": (1, 3)})
+
+
 def test_a_shape_without_a_name_is_that_of_the_only_open_input() -> None:
     assert shapes_of({"x": ["n", 3, "h", "w"], "scale": [1]}, {"": (1, 3, 8, 8)})["x"] == (1, 3, 8, 8)
 

@@ -54,6 +54,11 @@ def test_a_split_column_says_the_parts(pictures: Path) -> None:
 def test_numbers_are_classes_in_their_order(pictures: Path) -> None:
     rows = [(name, str(number)) for (name, _), number in zip(ROWS, (10, 9, 10, 9, 10, 9), strict=True)]
     assert find_parts(written(pictures, "file,label", rows)).classes == ("9", "10")
+    for names in (("1", "01"), ("01", "1")):  # of one value: two classes in one order
+        rows = [(name, names[number % 2]) for number, (name, _) in enumerate(ROWS)]
+        assert find_parts(written(pictures, "file,label", rows)).classes == ("01", "1")
+    odd = [(name, ("--5", "9" * 5000)[number % 2]) for number, (name, _) in enumerate(ROWS)]
+    assert find_parts(written(pictures, "file,label", odd)).classes == ("--5", "9" * 5000)
 
 
 def test_backslashes_missing_files_and_quotes(pictures: Path) -> None:
@@ -70,6 +75,7 @@ def test_backslashes_missing_files_and_quotes(pictures: Path) -> None:
         ("file,label,split", [(*row, "holdout") for row in ROWS], "row 2 is of part 'holdout'; known are train"),
         ("file,label", [("a.png",)], "row 2 has 1 columns"),
         ("file,label", [("", "cat")], "row 2 names no file"),
+        ("file,label", [*ROWS, ("a.png", " ")], "row 8 has no label"),
         ("file,label", [], "no picture to train on"),
         ("file,label,split", [(*ROWS[0], "train"), ("b.png", "cow", "val")], "'cow' is no class"),
     ],
