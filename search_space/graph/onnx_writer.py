@@ -184,7 +184,10 @@ class _Writer:
         weights = self.weights[row]
         if kind in ("add", "mul") and weights:
             weights = [weights[0].reshape(self.operand_shape(op, layout))]
-        constants = [self.constant(f"{name}.{i}", value) for i, value in enumerate(weights)]
+        names = [f"{name}.{i}" for i in range(len(weights))]
+        if kind == "conv" and op["params"] > op["weights"]:  # named as exporters name what is left of a BatchNorm
+            names[1] = f"{name}.0_bias"
+        constants = [self.constant(each, value) for each, value in zip(names, weights, strict=True)]
         if kind in ("conv", "conv_transpose"):
             onnx_kind = "Conv" if kind == "conv" else "ConvTranspose"
             return self.node(onnx_kind, [*inputs, *constants], name, **self.window(op), group=op["groups"])[0]

@@ -25,12 +25,17 @@ from lownas.search_space.graph import COLUMN, COLUMNS
 from lownas.search_space.graph.onnx_reader import graph_from_model
 from lownas.search_space.graph.onnx_writer import random_weights
 
-COMPARED = [COLUMN[name] for name in COLUMNS if name != "params"]  # a file does not tell BatchNorm's parameters
+COMPARED = [COLUMN[name] for name in COLUMNS if name != "params"]  # a bias before a BatchNorm is not told by a file
+
+
+def normed(graph: OpGraph) -> list[bool]:
+    return (graph.column("params") > graph.column("weights")).tolist()
 
 
 def assert_same(graph: OpGraph, expected: OpGraph) -> None:
     assert graph.kinds == expected.kinds
     assert np.array_equal(graph.table[:, COMPARED], expected.table[:, COMPARED])
+    assert normed(graph) == normed(expected)
     assert np.array_equal(graph.edges, expected.edges)
     assert (graph.macs, graph.bytes) == (expected.macs, expected.bytes)
 
