@@ -242,12 +242,17 @@ def picture(kind: str, number: int) -> bytes:
     out, exif = io.BytesIO(), Image.Exif()
     exif[ExifTags.Base.Orientation] = 1 + number % 8
     options = {"exif": exif} if kind in ("JPEG", "PNG", "WEBP", "TIFF") else {}
-    Image.fromarray(pixels).save(out, kind, **options)
+    Image.fromarray(pixels).convert("P" if kind == "BLP" else "RGB").save(out, kind, **options)
     return out.getvalue()
 
 
 def data_seeds() -> list[Mapping[str, bytes]]:
+    from PIL import Image
+
+    Image.init()
     kinds = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "tif": "TIFF", "gif": "GIF", "bmp": "BMP", "jp2": "JPEG2000"}
+    kinds |= {name: name.upper() for name in ("avif", "blp", "dds", "ico", "pcx", "ppm", "sgi", "tga")}
+    kinds = {ending: kind for ending, kind in kinds.items() if kind in Image.SAVE}
     good = {f"{label}/{n}.png": picture("PNG", n) for label in ("cat", "dog") for n in range(3)}
     return [{**good, f"cat/x.{ending}": picture(kind, n)} for n, (ending, kind) in enumerate(kinds.items())]
 
