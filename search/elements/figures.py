@@ -12,6 +12,8 @@ from .findings import FUSE_BELOW, Comparison, Costs, between_settings, crossing,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.ticker import Locator
 
 DOTS_PER_INCH = 150
 
@@ -59,15 +61,41 @@ def _drawn(path: Path, title: str, draw: Callable[[Axes], bool]) -> str | None:
 
 def _bars(axis: Axes, comparisons: Sequence[Comparison]) -> bool:
     """Ratios with their intervals, on a log scale."""
+    from matplotlib.ticker import MaxNLocator
+
     for place, each in enumerate(reversed(comparisons)):
         color = "0.6" if each.differs == 0 else "C0"
         axis.barh(place, each.ratio - 1, left=1, color=color)
         axis.plot([each.low, each.high], [place, place], color="black", linewidth=1)
     axis.set_yticks(range(len(comparisons)), [_short(each.name) for each in reversed(comparisons)], fontsize=7)
     axis.set_xscale("log")
+    ends = [1.0, *(each.low for each in comparisons), *(each.high for each in comparisons)]
+    doublings = [t for t in _RATIOS if min(ends) / 1.4 <= t <= 1.4 * max(ends)]
+    if len(doublings) > 2:
+        _plain_ticks(axis, doublings)
+    else:
+        _plain(axis.xaxis, MaxNLocator(6))
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xlabel("ratio, with its 95 % interval over places; grey: equal within the noise")
     return bool(comparisons)
+
+
+_RATIOS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+def _plain_ticks(axis: Axes, values: Sequence[float]) -> None:
+    """Numbers along a log axis as people write them, and no others."""
+    axis.minorticks_off()
+    axis.set_xticks(values, [f"{value:g}" for value in values])
+
+
+def _plain(axis: Axis, places: Locator | None = None) -> None:
+    """Numbers as people write them along a log axis, by default 1, 2, 5, 10, ..."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(places or LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _short(name: str) -> str:
@@ -85,6 +113,7 @@ def _fusion(axis: Axes, costs: Costs) -> bool:
     axis.axhline(1, color="black", linewidth=0.8)
     axis.axvline(FUSE_BELOW, color="0.5", linestyle=":", label="the papers' limit")
     axis.set(xscale="log", xlabel="channels", ylabel="fused over unfused")
+    _plain_ticks(axis, sorted({channels for channels, _ in costs.places("fusion")}))
     if sizes:
         axis.legend(fontsize=8)
     return bool(sizes)
@@ -108,6 +137,7 @@ def _topic(axis: Axes, costs: Costs, topic: str) -> bool:
         )
     axis.set_xticks(range(len(places)), [f"{c} ch\n{p} px" for c, p in places], fontsize=8)
     axis.set(yscale="log", ylabel="ms")
+    _plain(axis.yaxis)
     if names:
         axis.legend(fontsize=6)
     return bool(names)
@@ -121,4 +151,6 @@ def _networks(axis: Axes, networks: Sequence[NetworkCost]) -> bool:
         axis.plot(macs, ms, "o", color="C0", markersize=4)
         axis.annotate(each.name, (macs, ms), fontsize=6, xytext=(3, 2), textcoords="offset points")
     axis.set(xscale="log", yscale="log", xlabel="MACs, millions", ylabel="latency, ms")
+    _plain(axis.xaxis)
+    _plain(axis.yaxis)
     return bool(known)

@@ -26,6 +26,11 @@ LEAST_DIFFERENCE = 0.03
 _LEVEL = 0.975  # of both ends of a 95 % interval
 
 
+def ratio_text(ratio: float) -> str:
+    """A ratio as text: "0.95", "2.30", "14"."""
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How long one element takes over another, at the places where both were measured.
@@ -54,8 +59,8 @@ class Comparison:
 
     @property
     def text(self) -> str:
-        """The ratio with its interval: "2.3 (2.0 to 2.7)"."""
-        return f"{self.ratio:.2g} ({self.low:.2g} to {self.high:.2g})"
+        """The ratio with its interval: "2.30 (2.04 to 2.70)"."""
+        return f"{ratio_text(self.ratio)} ({ratio_text(self.low)} to {ratio_text(self.high)})"
 
     def to_dict(self) -> dict[str, Any]:
         numbers = {"ratio": self.ratio, "low": self.low, "high": self.high, "noise": self.noise}

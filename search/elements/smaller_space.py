@@ -16,7 +16,7 @@ import numpy as np
 from ...search_space import SearchSpace
 from .catalog import Place
 from .costs import ElementCost
-from .findings import Cost, Costs
+from .findings import Cost, Costs, ratio_text
 
 SIZES: dict[int, tuple[int, ...]] = {1: (56,), 2: (28,), 3: (14, 28), 4: (7, 14)}
 """Sides of the maps of each stage, of those that are measured."""
@@ -88,7 +88,7 @@ def _leave_out(
             ratio = _not_faster(times(value), times(better))
             if ratio is not None and better in content[field]:
                 content[field] = [each for each in content[field] if each != value]
-                reason = f"{better} takes {ratio:.2g} times as long as {value} where that saves most"
+                reason = f"{better} takes {ratio_text(ratio)} times as long as {value} where that saves most"
                 out.append(LeftOut(prefix + field, value, reason))
                 break
 
@@ -114,11 +114,11 @@ def _fusion(costs: Costs, stage: dict[str, Any], number: int, out: list[LeftOut]
         widths = [width for width in stage["width"] if low <= width < high]
         if ratio is not None and widths and name in stage["local"]:
             stage["local"] = [each for each in stage["local"] if each != name]
-            reason = f"{higher}: fused takes {ratio:.2g} times as long as unfused from {low} to {high} channels"
+            reason = f"{higher}: fused takes {ratio_text(ratio)} times as long as unfused from {low} to {high} channels"
             out.append(LeftOut(f"s{number}.local", name, reason))
     if {"fused", "unfused"} <= set(stage["local"]):
         ratio = _not_faster(unfused, fused)
         if ratio is not None:
             stage["local"] = [each for each in stage["local"] if each != "unfused"]
-            reason = f"fused takes {ratio:.2g} times as long as unfused where that saves most"
+            reason = f"fused takes {ratio_text(ratio)} times as long as unfused where that saves most"
             out.append(LeftOut(f"s{number}.local", "unfused", reason))

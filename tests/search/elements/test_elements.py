@@ -234,6 +234,7 @@ def test_the_smaller_space_lacks_what_saves_no_time(tmp_path, on) -> None:
     assert ("groups", 2) in left_out  # as slow as dense ones
     assert ("kernel", 2) not in left_out  # 4/9 of the time
     space = SearchSpace.load(tmp_path / "mine.yaml")
+    assert "groups = 2: 1 takes 1.00 times as long as 2 where" in (tmp_path / "mine.yaml").read_text()
     assert space.name == "default-smaller" and space.choices.groups == (1,) and space.choices.kernel == (2, 3)
     assert (tmp_path / "mine.yaml").read_text().startswith("# Without what is dominated on cpu/")
 
