@@ -28,6 +28,7 @@ from .features import NAMES, SIDE
 Floats = NDArray[np.float64]
 
 SCHEMA = 1
+_LARGEST = 1e9
 _REMEDY = "fit the prior again (experiments/prior/fit.py)"
 
 
@@ -112,6 +113,8 @@ class FamilyLaw:
         deviations = (*self.scale, *self.family_sd, self.smooth_sd, self.architecture_sd, self.noise_sd)
         if min(deviations) < 0 or min(*self.scale, self.smooth_length, self.noise_sd) <= 0:
             raise ValueError(f"broken accuracy prior {path}: a standard deviation is not positive")
+        if max(*deviations, self.smooth_length) > _LARGEST:  # whose squares would be infinite
+            raise ValueError(f"broken accuracy prior {path}: a standard deviation beyond {_LARGEST:g}")
 
     def save(self, path: Path) -> None:
         """Writes it to a file, over an older one."""

@@ -72,7 +72,7 @@ class Table(DataSource):
             header, *lines = [row for row in reader if any(cell.strip() for cell in row)] or [[]]
         except csv.Error as error:
             raise ValueError(f"{self.spec}: not a table: {error}") from None
-        names = [name.strip("\ufeff \t").lower() for name in header]
+        names = [_in_one_line(name.strip("\ufeff")).lower() for name in header]
         columns = {}
         for what, known in (("file", FILE_COLUMNS), ("label", LABEL_COLUMNS), ("split", SPLIT_COLUMNS)):
             columns[what] = next((names.index(name) for name in known if name in names), None)
@@ -98,9 +98,9 @@ class Table(DataSource):
             name = row[file].strip()
             if not name or "\0" in name:
                 raise ValueError(f"{self.spec}: row {number} names no file")
-            if not row[label].strip():
+            if not (called := _in_one_line(row[label])):
                 raise ValueError(f"{self.spec}: row {number} has no label")
-            by_part.setdefault(part, []).append((name.replace("\\", "/"), row[label].strip()))
+            by_part.setdefault(part, []).append((name.replace("\\", "/"), called))
         return _Rows(by_part)
 
     def _text(self) -> str:
@@ -130,6 +130,11 @@ class _Rows:
     @property
     def said(self) -> str:
         return ", ".join(f"{len(rows)} of {part}" for part, rows in self.by_part.items()) or "no rows"
+
+
+def _in_one_line(cell: str) -> str:
+    """A name without spaces around it, and with single ones between its words: a quoted cell may have several lines."""
+    return " ".join(cell.split())
 
 
 def _delimiter(text: str) -> str:

@@ -76,6 +76,8 @@ def test_backslashes_missing_files_and_quotes(pictures: Path) -> None:
         ("file,label", [("a.png",)], "row 2 has 1 columns"),
         ("file,label", [("", "cat")], "row 2 names no file"),
         ("file,label", [*ROWS, ("a.png", " ")], "row 8 has no label"),
+        ('file,"label\nof what"', ROWS, "there are file, label of what"),
+        ("file,label", [(name, '"cat\nor dog"') for name, _ in ROWS], "found 1 .cat or dog."),
         ("file,label", [], "no picture to train on"),
         ("file,label,split", [(*ROWS[0], "train"), ("b.png", "cow", "val")], "'cow' is no class"),
     ],
