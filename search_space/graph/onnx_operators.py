@@ -90,6 +90,8 @@ def _matrix_product(t: Translation, node: Node) -> int:
         right = right[::-1]
     left = left if len(left) > 1 else (1, *left)
     right = right if len(right) > 1 else (*right, 1)
+    if len(left) < 2 or len(right) < 2:
+        raise UnreadableModel(f"{node.op} of {list(left)} and {list(right)}")
     rows, contracted, columns = left[-2], left[-1], right[-1]
     factors = [name for name in node.inputs[:2] if name in t.rows]
     if len(factors) == 2:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from lownas.search_space.graph.onnx_reader import graph_from_model
@@ -277,3 +277,11 @@ def test_permutations_of_elements_are_told_apart(perm: list[int], kind: str) -> 
     ]
     model = model_of(nodes, [ints("apart", 1, 3, 16, 2, 16, 2)], image=(1, 3, 32, 32))
     assert graph_from_model(model).kinds == [kind, "relu"]
+
+
+def test_a_product_with_a_scalar_is_refused() -> None:
+    nodes = [node("ReduceMean", ["x"], ["scalar"], keepdims=0), node("Gemm", ["scalar", "w"], ["y"], transB=1)]
+    model = model_of(nodes, [floats("w", 8, 4)])
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8]))
+    with pytest.raises(ValueError, match=r"Gemm of \[1\] and \[4, 8\]"):
+        graph_from_model(model)
