@@ -176,50 +176,34 @@ def findings(costs: Sequence[ElementCost], networks: Sequence[NetworkCost]) -> l
     return [*found, _macs_of_networks(networks)]
 
 
-def _slower(
-    guideline: str, comparison: Comparison | None, says: Callable[[Comparison], str], *, expects: int = 1
-) -> Finding:
-    """The finding of a guideline that one thing takes longer (1), or less long (-1), than another."""
+def _slower(guideline: str, comparison: Comparison | None, says: str, *, expects: int = 1) -> Finding:
+    """The finding of a guideline that one thing takes longer (1), or less long (-1), than another.
+
+    `says` has {} for the ratio and its interval.
+    """
     if comparison is None:
         return Finding(guideline, "not measured", "Not measured here.")
     verdict: Verdict = (
         "equal" if comparison.differs == 0 else "holds" if comparison.differs == expects else "does not hold"
     )
-    return Finding(guideline, verdict, says(comparison), (comparison,))
+    return Finding(guideline, verdict, says.format(comparison.text), (comparison,))
 
 
-def _depthwise(costs: Costs) -> Finding:
-    return _slower(
-        "A depthwise convolution takes more time per MAC than a dense one.",
-        costs.over("convolution", "depthwise 3x3", "dense 3x3", per_mac=True),
-        lambda c: f"Per MAC, a depthwise 3x3 convolution takes {c.text} times as long as a dense one.",
-    )
+@dataclass(frozen=True)
+class _Rule:
+    """A guideline about two elements of a topic at the same places, as `_slower` takes it."""
 
+    guideline: str
+    topic: str
+    upper: str
+    lower: str
+    says: str
+    per_mac: bool = False
+    expects: int = 1
 
-def _grouped(costs: Costs) -> Finding:
-    return _slower(
-        "A grouped convolution takes more time per MAC than a dense one.",
-        costs.over("convolution", "3x3 in 4 groups", "dense 3x3", per_mac=True),
-        lambda c: f"Per MAC, a 3x3 convolution in 4 groups takes {c.text} times as long as a dense one.",
-    )
-
-
-def _two_groups(costs: Costs) -> Finding:
-    return _slower(
-        "Two groups save time (CPUBone).",
-        costs.over("convolution", "3x3 in 2 groups", "dense 3x3"),
-        lambda c: f"In 2 groups, with half the MACs, a 3x3 convolution takes {c.text} times as long as a dense one.",
-        expects=-1,
-    )
-
-
-def _small_kernel(costs: Costs) -> Finding:
-    return _slower(
-        "2x2 kernels save time (CPUBone).",
-        costs.over("convolution", "dense 2x2", "dense 3x3"),
-        lambda c: f"A dense 2x2 convolution, with 4/9 of the MACs, takes {c.text} times as long as a 3x3 one.",
-        expects=-1,
-    )
+    def __call__(self, costs: Costs) -> Finding:
+        comparison = costs.over(self.topic, self.upper, self.lower, per_mac=self.per_mac)
+        return _slower(self.guideline, comparison, self.says, expects=self.expects)
 
 
 def _resolution(costs: Costs) -> Finding:
@@ -232,7 +216,7 @@ def _resolution(costs: Costs) -> Finding:
     return _slower(
         "At equal MACs, fewer pixels with more channels take less time.",
         compared("twice the pixels a side and half the channels, dense 3x3", pairs),
-        lambda c: f"At equal MACs, twice the pixels a side with half the channels takes {c.text} times as long.",
+        "At equal MACs, twice the pixels a side with half the channels takes {} times as long.",
     )
 
 
@@ -245,7 +229,7 @@ def _layers(costs: Costs) -> Finding:
     return _slower(
         "Few wide layers take less time than many thin ones.",
         compared("four layers over one of twice the channels", pairs),
-        lambda c: f"Four layers take {c.text} times as long as one of twice the channels, with as many MACs.",
+        "Four layers take {} times as long as one of twice the channels, with as many MACs.",
     )
 
 
@@ -296,61 +280,87 @@ def _fusion(costs: Costs) -> Finding:
 
 
 _BASE = "Lowtention, stride 2, 0.5, transposed"
-
-
-def _attention_stride(costs: Costs) -> Finding:
-    return _slower(
-        "Attention at half the resolution takes less time.",
-        costs.over("attention", "Lowtention, stride 1, 0.5, transposed", _BASE),
-        lambda c: f"Lowtention at full resolution takes {c.text} times as long as at half of it.",
-    )
-
-
-def _attention_channels(costs: Costs) -> Finding:
-    return _slower(
-        "Attention with half the channels takes less time.",
-        costs.over("attention", "Lowtention, stride 2, 1, transposed", _BASE),
-        lambda c: f"Lowtention with all channels takes {c.text} times as long as with half of them.",
-    )
-
-
-def _multi_head(costs: Costs) -> Finding:
-    return _slower(
-        "Lowtention takes less time than multi-head attention at full resolution.",
-        costs.over("attention", "multi-head attention", _BASE),
-        lambda c: f"Multi-head attention at full resolution takes {c.text} times as long as Lowtention.",
-    )
-
-
-def _linear(costs: Costs) -> Finding:
-    return _slower(
-        "Lowtention takes less time than ReLU linear attention.",
-        costs.over("attention", "ReLU linear attention", _BASE),
-        lambda c: f"ReLU linear attention takes {c.text} times as long as Lowtention.",
-    )
-
-
-def _upsampling(costs: Costs) -> Finding:
-    return _slower(
-        "A 1x1 convolution and nearest upsampling take less time than a transposed convolution (CPUBone).",
-        costs.over("attention", "Lowtention, stride 2, 0.5, nearest", _BASE),
-        lambda c: f"Lowtention with nearest upsampling takes {c.text} times as long as with a transposed convolution.",
-        expects=-1,
-    )
-
-
-def _edge_series(costs: Costs) -> Finding:
-    return _slower(
-        "Attention and MLP take more time per MAC than the block's convolutions (the E series leaves them out).",
-        costs.over("block", "with attention and MLP", "convolutions alone", per_mac=True),
-        lambda c: f"Per MAC, a block with attention and MLP takes {c.text} times as long as its convolutions alone.",
-    )
-
-
 _RULES: tuple[Callable[[Costs], Finding], ...] = (
-    _depthwise, _grouped, _two_groups, _small_kernel, _resolution, _layers, _fusion, _attention_stride,
-    _attention_channels, _multi_head, _linear, _upsampling, _edge_series,
-)  # fmt: skip
+    _Rule(
+        "A depthwise convolution takes more time per MAC than a dense one.",
+        "convolution",
+        "depthwise 3x3",
+        "dense 3x3",
+        "Per MAC, a depthwise 3x3 convolution takes {} times as long as a dense one.",
+        per_mac=True,
+    ),
+    _Rule(
+        "A grouped convolution takes more time per MAC than a dense one.",
+        "convolution",
+        "3x3 in 4 groups",
+        "dense 3x3",
+        "Per MAC, a 3x3 convolution in 4 groups takes {} times as long as a dense one.",
+        per_mac=True,
+    ),
+    _Rule(
+        "Two groups save time (CPUBone).",
+        "convolution",
+        "3x3 in 2 groups",
+        "dense 3x3",
+        "In 2 groups, with half the MACs, a 3x3 convolution takes {} times as long as a dense one.",
+        expects=-1,
+    ),
+    _Rule(
+        "2x2 kernels save time (CPUBone).",
+        "convolution",
+        "dense 2x2",
+        "dense 3x3",
+        "A dense 2x2 convolution, with 4/9 of the MACs, takes {} times as long as a 3x3 one.",
+        expects=-1,
+    ),
+    _resolution,
+    _layers,
+    _fusion,
+    _Rule(
+        "Attention at half the resolution takes less time.",
+        "attention",
+        "Lowtention, stride 1, 0.5, transposed",
+        _BASE,
+        "Lowtention at full resolution takes {} times as long as at half of it.",
+    ),
+    _Rule(
+        "Attention with half the channels takes less time.",
+        "attention",
+        "Lowtention, stride 2, 1, transposed",
+        _BASE,
+        "Lowtention with all channels takes {} times as long as with half of them.",
+    ),
+    _Rule(
+        "Lowtention takes less time than multi-head attention at full resolution.",
+        "attention",
+        "multi-head attention",
+        _BASE,
+        "Multi-head attention at full resolution takes {} times as long as Lowtention.",
+    ),
+    _Rule(
+        "Lowtention takes less time than ReLU linear attention.",
+        "attention",
+        "ReLU linear attention",
+        _BASE,
+        "ReLU linear attention takes {} times as long as Lowtention.",
+    ),
+    _Rule(
+        "A 1x1 convolution and nearest upsampling take less time than a transposed convolution (CPUBone).",
+        "attention",
+        "Lowtention, stride 2, 0.5, nearest",
+        _BASE,
+        "Lowtention with nearest upsampling takes {} times as long as with a transposed convolution.",
+        expects=-1,
+    ),
+    _Rule(
+        "Attention and MLP take more time per MAC than the block's convolutions (the E series leaves them out).",
+        "block",
+        "with attention and MLP",
+        "convolutions alone",
+        "Per MAC, a block with attention and MLP takes {} times as long as its convolutions alone.",
+        per_mac=True,
+    ),
+)
 
 
 def _macs_of_networks(networks: Sequence[NetworkCost]) -> Finding:
