@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ CUT_LOOKS = 200
 
 # What Pillow raises on broken files: among them OSError (also truncated or unknown ones), struct.error.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error)
-_DECODERS = (RuntimeError, TypeError, LookupError)  # of AVIF, BLP, DDS and TIFF; as OSError they are among them too
+_DECODERS = (RuntimeError, TypeError, LookupError)  # of AVIF, BLP, DDS and TIFF
 
 
 class Decoded(NamedTuple):
@@ -92,19 +92,27 @@ def opened(item: Path | bytes | Pixels, enough: Callable[[int, int], tuple[float
     if not isinstance(item, Path | bytes):
         picture = Image.fromarray(item)
         return picture, picture.size
+    with _as_os_errors(), Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
+        if file.format == "EPS":  # a program, which Pillow would have Ghostscript run
+            raise OSError("PostScript is not decoded")
+        if file.format == "PNG":  # of which Pillow decodes all to find EXIF, and hides what breaks there
+            file.load()
+        turned = _turned(file)
+        size = file.size[::-1] if turned in _SIDEWAYS else file.size
+        width, height = enough(*size)
+        wanted = (height, width) if turned in _SIDEWAYS else (width, height)
+        file.draft("RGB", (math.ceil(wanted[0]), math.ceil(wanted[1])))
+        picture = _rgb(file)
+        return (picture if turned is None else picture.transpose(turned)), size
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Makes what decoders raise beside `UNREADABLE`, and for too many pixels, one of them."""
+    from PIL import Image
+
     try:
-        with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
-            if file.format == "EPS":  # a program, which Pillow would have Ghostscript run
-                raise OSError("PostScript is not decoded")
-            if file.format == "PNG":  # of which Pillow decodes all to find EXIF, and hides what breaks there
-                file.load()
-            turned = _turned(file)
-            size = file.size[::-1] if turned in _SIDEWAYS else file.size
-            width, height = enough(*size)
-            wanted = (height, width) if turned in _SIDEWAYS else (width, height)
-            file.draft("RGB", (math.ceil(wanted[0]), math.ceil(wanted[1])))
-            picture = _rgb(file)
-            return (picture if turned is None else picture.transpose(turned)), size
+        yield
     except Image.DecompressionBombError as error:
         raise OSError(str(error)) from None
     except _DECODERS as error:
@@ -208,10 +216,5 @@ def _size(item: Path | bytes | Pixels) -> Size:
 
     if not isinstance(item, Path | bytes):
         return item.shape[1], item.shape[0]
-    try:
-        with Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
-            return file.size
-    except Image.DecompressionBombError as error:
-        raise OSError(str(error)) from None
-    except _DECODERS as error:
-        raise OSError(f"{type(error).__name__}: {error}") from None
+    with _as_os_errors(), Image.open(BytesIO(item) if isinstance(item, bytes) else item) as file:
+        return file.size

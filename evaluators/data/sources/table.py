@@ -67,7 +67,8 @@ class Table(DataSource):
         return LabelledImages(ImageFiles.of(Path(self.file).parent, (file for file, _ in rows)), labels)
 
     def _rows(self) -> _Rows:
-        reader = csv.reader(io.StringIO(self._text(), newline=""), delimiter=_delimiter(self._text()))
+        text = self._text()
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
         try:
             header, *lines = [row for row in reader if any(cell.strip() for cell in row)] or [[]]
         except csv.Error as error:
