@@ -161,14 +161,14 @@ def unwrap(content: Any, origin: str = "the checkpoint") -> dict[str, Tensor]:
     return _taken(tensors, origin, said)
 
 
-def _has_tensors(content: Mapping[Any, Any], name: str) -> bool:
-    """Whether there are tensors under a name, or under a name of `WRAPPERS` in what is there."""
+def _has_tensors(content: Mapping[Any, Any], name: str, depth: int = 3) -> bool:
+    """Whether there are tensors under a name, or some names of `WRAPPERS` deeper; a file may hold itself."""
     inside = content.get(name)
     if not isinstance(inside, Mapping):
         return False
-    return any(isinstance(value, Tensor) for value in inside.values()) or any(
-        _has_tensors(inside, deeper) for deeper in WRAPPERS
-    )
+    if any(isinstance(value, Tensor) for value in inside.values()):
+        return True
+    return depth > 1 and any(_has_tensors(inside, deeper, depth - 1) for deeper in WRAPPERS)
 
 
 def _taken(tensors: Mapping[str, Tensor], origin: str, said: list[str]) -> dict[str, Tensor]:

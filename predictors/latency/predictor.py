@@ -232,15 +232,16 @@ class LatencyPredictor:
 
     def _upper_factors(self, outside: NDArray[np.uint64]) -> Floats:
         """(n,) by how much further the upper end is, where networks have operators without a cost model."""
-        different, place = np.unique(outside, return_inverse=True)
-        factors = [UNMODELLED_FACTOR if "other" in self._costs[0].names(int(each)) else 1.0 for each in different]
-        return np.array(factors, dtype=np.float64)[place]
+        return self._by_names(outside, lambda names: UNMODELLED_FACTOR if "other" in names else 1.0)
 
     def _beyond(self, outside: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """(n,) whether what networks have outside of what was fitted on is more than `errors` allows for."""
+        return self._by_names(outside, lambda names: bool(set(names) - self.allowed))
+
+    def _by_names(self, outside: NDArray[np.uint64], rule: Callable[[tuple[str, ...]], Any]) -> NDArray[Any]:
+        """(n,) what `rule` says of the kernel classes that each number of `outside` stands for."""
         different, place = np.unique(outside, return_inverse=True)
-        beyond = [bool(set(self._costs[0].names(int(each))) - self.allowed) for each in different]
-        return np.array(beyond, dtype=np.bool_)[place]
+        return np.array([rule(self._costs[0].names(int(each))) for each in different])[place]
 
     def _predict(self, item: LowFormerConfig | OpGraph, coverage: float) -> LatencyPrediction:
         """The prediction for one network by the model of this predictor itself."""

@@ -176,6 +176,14 @@ def test_what_stands_under_a_name_of_weights_without_being_some_is_passed_over(t
     assert "ema of ema, model" in loads({"model": nano_state(1), "ema": {"module": state, "n": 3}}, tmp_path, state)
 
 
+def test_a_file_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content["ema"] = content
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="a state dict maps names to tensors"):
+        read_state_dict(tmp_path / "x.pt")
+
+
 def test_paths_of_another_system_are_plain_data(tmp_path: Path) -> None:
     class Saved:
         def __init__(self, name: str) -> None:
