@@ -393,7 +393,7 @@ def _values(
     # The range of a front without a budget is that of the run's device: of another one it is another.
     ranged = about is not None and about.get(_WHOLE_RANGE, False) and not resume
     if ranged:
-        del values["latency_budget_ms"]
+        values.pop("latency_budget_ms", None)
     budgeted = budget is not None or "latency_budget_ms" in values
     if about is not None:
         file = about.get("target_file")

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,12 +214,18 @@ def mutate_run(files: Mapping[str, bytes], rng: random.Random) -> Mapping[str, b
 
 
 def read_run(folder: Path) -> object:
-    from lownas.search.api import dry_run
+    """As exporting from a run, replaying and resuming it read it; one in twenty is planned anew, as a dry run says."""
+    from lownas.search import api
     from lownas.search.results.files import exportable
     from lownas.search.trials.run_folder import RunFolder
 
+    def replayed() -> object:
+        return api._prepare(api._Asked({}, None, None, None, False, None, earlier=folder), calibrate=False)
+
     found = []
-    for read in (lambda: exportable(folder), lambda: dry_run({}, earlier=folder), lambda: exportable(folder, 1)):
+    planned = zlib.crc32((folder / "run.json").read_bytes()) % 20 == 0 if (folder / "run.json").exists() else True
+    again = (lambda: api.dry_run({}, earlier=folder)) if planned else replayed
+    for read in (lambda: exportable(folder), again, lambda: exportable(folder, 1)):
         try:
             found.append(read())
         except ValueError as error:

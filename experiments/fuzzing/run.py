@@ -1,6 +1,6 @@
 """Broken files of all kinds: no traceback, no hang, no flood of memory, nothing executed.
 
-    python experiments/fuzzing/run.py --inputs 10000 [--kind onnx] [--models FOLDER]   # fuzzing.json; an hour
+    python experiments/fuzzing/run.py --inputs 10000 [--kind onnx] [--models FOLDER]   # fuzzing.json; 90 minutes
     python experiments/fuzzing/run.py --again onnx:4711 --keep FOLDER      # one input, as it was
     python experiments/fuzzing/run.py --atheris csv --inputs 10000         # by coverage (pip install atheris)
 
@@ -11,9 +11,11 @@ OSError), within `SECONDS` and `MEMORY`, and if nothing is run or unpickled mean
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import random
 import resource
@@ -25,6 +27,9 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,8 @@ from lownas.experiments.fuzzing.kinds import Kind, check_line, kinds
 
 HERE = Path(__file__).parent
 SECONDS, MEMORY = 10.0, 2 * 2**30
+SLICE = 200
+"""Inputs that a process reads before it says how far it is."""
 EXECUTES = frozenset(
     {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pickle.find_class", "socket.connect"}
 )
@@ -46,6 +53,12 @@ _watching = False
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if _watching and event in EXECUTES:
         _seen.append(f"{event} {arguments!r:.200}")
+
+
+def watch() -> None:
+    """Prepares this process for reading broken files."""
+    logging.getLogger("lownas").setLevel(logging.CRITICAL)
+    sys.addaudithook(_audit)
 
 
 class TooLong(BaseException):
@@ -113,12 +126,17 @@ def _most_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def fuzz(name: str, kind: Kind, inputs: int, first: int = 0, tell: int = 1000) -> dict[str, Any]:
+def fuzz(name: str, kind: Kind, inputs: int, first: int = 0) -> dict[str, Any]:
     """Reads so many mutated files."""
-    seeds, counts, parsed, slowest = kind.seeds(), Counter[str](), 0, 0.0
+    return summary(name, [read_some(kind.seeds(), name, kind, range(first, first + inputs))])
+
+
+def read_some(seeds: list[Any], name: str, kind: Kind, numbers: range) -> dict[str, Any]:
+    """What came of the inputs of these numbers."""
+    counts, parsed, slowest = Counter[str](), 0, 0.0
     before = _most_memory()
     bad: list[dict[str, Any]] = []
-    for number in range(first, first + inputs):
+    for number in numbers:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
             written(made(name, kind, seeds, number), Path(folder))
             parsed += kind.parses(Path(folder))
@@ -128,33 +146,76 @@ def fuzz(name: str, kind: Kind, inputs: int, first: int = 0, tell: int = 1000) -
         counts[found.partition(" ")[0]] += 1
         if found.startswith("BAD"):
             bad.append({"input": f"{name}:{number}", "what": found[4:]})
-        if (number + 1) % tell == 0:
-            print(time.strftime("%X"), name, number + 1, dict(counts), f"slowest {slowest:.1f} s", flush=True)
     most = _most_memory()
-    result = {"inputs": inputs, "read": counts["read"], "refused": counts["refused"], "bad": len(bad)}
-    result |= {"past the first stage": round(parsed / inputs, 3), "slowest, s": round(slowest, 2)}
+    flooded = most > max(MEMORY, before)
+    return {"counts": counts, "parsed": parsed, "slowest": slowest, "bad": bad, "memory": most, "flooded": flooded}
+
+
+def summary(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one kind, from what came of parts of the inputs."""
+    counts = sum((part["counts"] for part in parts), Counter[str]())
+    bad = [each for part in parts for each in part["bad"]]
+    inputs = counts.total()
     return {
-        **result,
-        "memory, MB": round(most / 2**20),
-        "over the memory": most > max(MEMORY, before),
+        "inputs": inputs,
+        "read": counts["read"],
+        "refused": counts["refused"],
+        "bad": len(bad),
+        "past the first stage": round(sum(part["parsed"] for part in parts) / inputs, 3),
+        "slowest, s": round(max(part["slowest"] for part in parts), 2),
+        "memory, MB": round(max(part["memory"] for part in parts) / 2**20),
+        "over the memory": any(part["flooded"] for part in parts),
         "first bad": bad[:20],
     }
 
 
+class Reading:
+    """Reads inputs of a kind in a process of its own."""
+
+    kind: Kind
+    seeds: list[Any]
+
+    @classmethod
+    def begin(cls, name: str, models: Path | None) -> None:
+        watch()
+        cls.kind = kinds(models)[name]
+        cls.seeds = cls.kind.seeds()
+
+    @classmethod
+    def some(cls, name: str, numbers: range) -> dict[str, Any]:
+        return read_some(cls.seeds, name, cls.kind, numbers)
+
+
+def fuzz_in(workers: int, name: str, models: Path | None, inputs: int) -> dict[str, Any]:
+    """As `fuzz`, by several processes."""
+    slices = [range(first, min(first + SLICE, inputs)) for first in range(0, inputs, SLICE)]
+    parts: list[dict[str, Any]] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, Reading.begin, (name, models)) as pool:
+        for part in pool.map(partial(Reading.some, name), slices):
+            parts.append(part)
+            done = summary(name, parts)
+            print(time.strftime("%X"), name, json.dumps({key: done[key] for key in list(done)[:-1]}), flush=True)
+    return summary(name, parts)
+
+
 def by_coverage(name: str, kind: Kind, inputs: int) -> None:
-    """Lets atheris mutate the first file of the seeds, by what of the code it reaches."""
+    """Lets atheris mutate the first file of the seeds, by what of the code it reaches; ends the process."""
     import atheris  # type: ignore[import-not-found]
 
     seeds = kind.seeds()
     base = dict(seeds[0])
     endings = (".csv", ".pt", ".onnx", ".json", ".safetensors")
-    target = next((file for file in base if file.endswith(endings)), next(iter(base)))
+    target = next((file for file in base if "/x." in file or file.endswith(endings)), next(iter(base)))
+    parts: list[dict[str, Any]] = []
 
     def one(content: bytes) -> None:
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-            written({**base, target: content}, Path(folder))
-            found = outcome(kind, Path(folder))
-            assert not found.startswith("BAD"), found
+        part = read_some([{**base, target: content}], name, replace(kind, mutate=lambda files, _: files), range(1))
+        if part["bad"]:
+            part["bad"][0]["input"] = base64.b64encode(content[:4000]).decode()
+        parts.append(part)
+        if len(parts) == inputs:
+            record(f"{name}, by coverage", summary(name, parts))
 
     with tempfile.TemporaryDirectory() as corpus:
         for number, files in enumerate(seeds):
@@ -165,17 +226,26 @@ def by_coverage(name: str, kind: Kind, inputs: int) -> None:
         atheris.Fuzz()
 
 
+def record(name: str, result: dict[str, Any]) -> None:
+    """Puts a result among the others."""
+    path = HERE / "fuzzing.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[name] = result
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(name, json.dumps(result, indent=1), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--kind", action="append")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--models", type=Path, help="a folder of further ONNX files to begin with")
     parser.add_argument("--again", help="KIND:NUMBER")
     parser.add_argument("--keep", type=Path, help="where the input of --again is left")
     parser.add_argument("--atheris", metavar="KIND")
     given = parser.parse_args()
-    logging.getLogger("lownas").setLevel(logging.CRITICAL)
-    sys.addaudithook(_audit)
+    watch()
     known = kinds(given.models)
     if given.again:
         name, _, number = given.again.partition(":")
@@ -187,12 +257,8 @@ def main() -> None:
     if given.atheris:
         by_coverage(given.atheris, known[given.atheris], given.inputs)
         return
-    path = HERE / "fuzzing.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
     for name in given.kind or known:
-        results[name] = fuzz(name, known[name], given.inputs)
-        print(name, json.dumps(results[name], indent=1), flush=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        record(name, fuzz_in(given.workers, name, given.models, given.inputs))
 
 
 if __name__ == "__main__":

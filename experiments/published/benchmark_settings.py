@@ -88,10 +88,12 @@ def pads_by_class(matrix: int, grouped: int, tokens: int) -> dict[str, int]:
     return dict.fromkeys(ON_MATRIX_UNITS, matrix) | {"conv_grouped": grouped, "attention": tokens}
 
 
-def gpu(name: str, file: str, speed: float, memory: float, about: str, *, check: bool = False) -> Setting:
+def gpu(
+    name: str, file: str, speed: float, memory: float, about: str, *, compiled: bool = False, check: bool = False
+) -> Setting:
     """A GPU with `speed` times the FP16 rate of an RTX 3090 and `memory` times its bandwidth (936 GB/s)."""
     return Setting(
-        target=f"{name}:throughput",
+        target=f"{name}:{'compile' if compiled else 'throughput'}",
         file=file,
         rate=30e9 * speed,
         bandwidth=0.35e9 * memory,
@@ -99,7 +101,8 @@ def gpu(name: str, file: str, speed: float, memory: float, about: str, *, check:
         launch_ms=0.005,
         pads=pads_by_class(8, 16, 64),
         spread=GPU_SPREAD,
-        about=f"PyTorch eager, AMP, {about}",
+        about=f"{'torch.compile' if compiled else 'PyTorch eager'}, AMP, {about}",
+        runtime="torch-compile" if compiled else "torch-amp",
         rates=GPU_RATES,
         check=check,
     )
@@ -131,6 +134,10 @@ SETTINGS = (
     gpu("rtx3090", "rtx3090-amp-nchw.csv", 1.0, 1.0, "channels-first (PyTorch 2.4)", check=True),
     gpu("rtx4090", "rtx4090-amp-nhwc.csv", 2.3, 1.08, "channels-last (PyTorch 2.4)"),
     gpu("rtx5090", "rtx5090-amp-nchw.csv", 2.9, 1.9, "channels-first (PyTorch 2.9)"),
+    gpu("rtxpro6000", "rtxpro6000maxq-amp-nchw.csv", 6.2, 1.9, "channels-first (PyTorch 2.9), Max-Q"),
+    gpu("rtx4090", "rtx4090-amp-compile.csv", 2.3, 1.08, "channels-first (PyTorch 2.9)", compiled=True),
+    gpu("rtx5090", "rtx5090-amp-compile.csv", 2.9, 1.9, "channels-first (PyTorch 2.9)", compiled=True),
+    gpu("rtxpro6000", "rtxpro6000maxq-amp-compile.csv", 6.2, 1.9, "channels-first (PyTorch 2.9), Max-Q", compiled=True),
     cpu("i7-12700h", "i7_12700h-fp32-batch1.csv"),
     cpu("i9-10940x", "i9_10940x-fp32-batch1.csv"),
 )

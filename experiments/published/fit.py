@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark_settings import FITTED_PER_CLASS, SETTINGS, Setting
-from held_out import developed_on, report_benchmark, rounded
+from held_out import developed_on, report_benchmark, report_kinds, rounded
 from measurements import load_anchors, load_benchmark
 from profiles import benchmark_profile, fit_and_report_batch1
 from roofline import fit_roofline
@@ -57,7 +57,8 @@ def fit_file(
         Reports by file, and the profiles.
     """
     data, left_out = load_benchmark(setting, published, graphs, families)
-    report, residual = report_benchmark(setting, data, developed_on(families))
+    report, _ = report_benchmark(setting, data, developed_on(families))
+    report["kinds"], residual = report_kinds(setting, data)
     report["left_out"] = left_out
     roofline = fit_roofline(setting, data, np.arange(len(data.ms)))
     report["fitted"] = {
@@ -82,7 +83,7 @@ def show(file: str, report: dict[str, Any]) -> None:
     if file == ANCHORS:
         print(json.dumps({key: value for key, value in report.items() if key != "anchors_held_out"}, indent=1))
         return
-    shown = ("median_error", "mape", "spearman", "families_developed_on", "other_families", "interval")
+    shown = ("median_error", "mape", "spearman", "families_developed_on", "other_families", "interval", "kinds")
     print(file, json.dumps({key: report[key] for key in shown}, indent=1), flush=True)
 
 

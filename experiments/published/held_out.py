@@ -91,16 +91,39 @@ def report_benchmark(setting: Setting, data: Benchmark, development: set[str]) -
         "other_families": figures(predicted[~seen], data.ms[~seen], data.families[~seen]),
         "macs_alone": figures(by_macs, data.ms, data.families),
         "interval": interval_check(residual, data.families),
-        "by_family": {
-            family: {
-                "models": int((data.families == family).sum()),
-                "median_error": rounded(np.median(np.abs(np.expm1(-residual[data.families == family])))),
-                "bias": rounded(np.median(residual[data.families == family])),
-            }
-            for family in np.unique(data.families).tolist()
-        },
+        "by_family": by_group(residual, data.families),
     }
     return report, residual
+
+
+def report_kinds(setting: Setting, data: Benchmark) -> tuple[dict[str, Any], Array]:
+    """Errors on whole kinds left out, and the residuals; forms of intervals are chosen among the other kinds."""
+    predicted, by_macs = np.empty(len(data.ms)), np.empty(len(data.ms))
+    for kind in np.unique(data.kinds):
+        train, test = np.flatnonzero(data.kinds != kind), np.flatnonzero(data.kinds == kind)
+        predicted[test] = predicted_ms(fit_roofline(setting, data, train), data)[test]
+        line = macs_line(data.macs[train], data.ms[train], np.zeros(len(train)))
+        by_macs[test] = np.exp(line[0] + line[1] * np.log(data.macs[test]))
+    residual = np.log(data.ms / predicted)
+    report = {
+        **figures(predicted, data.ms, data.kinds),
+        "macs_alone": figures(by_macs, data.ms, data.kinds),
+        "interval": interval_check(residual, data.kinds, chosen=True),
+        "by_kind": by_group(residual, data.kinds),
+    }
+    return report, residual
+
+
+def by_group(residual: Array, groups: NDArray[np.str_]) -> dict[str, dict[str, float]]:
+    """For each group how many models, their median error, and their common factor (median log residual)."""
+    return {
+        group: {
+            "models": int((groups == group).sum()),
+            "median_error": rounded(np.median(np.abs(np.expm1(-residual[groups == group])))),
+            "bias": rounded(np.median(residual[groups == group])),
+        }
+        for group in np.unique(groups).tolist()
+    }
 
 
 def held_out(base: Array, anchors: Anchors, used: NDArray[np.int64], variant: Variant) -> Array:
@@ -169,36 +192,78 @@ def report_batch1(anchors: Anchors, setting: Setting, data: Benchmark) -> tuple[
     return report, residual
 
 
-def error_distribution(residual: Array, families: NDArray[np.str_], extra: float, values: int = 199) -> Array:
-    """(values,) quantiles of log(measured / predicted) for a model of a family that the fit has not seen.
+def error_distribution(
+    residual: Array, groups: NDArray[np.str_], extra: float, form: str | None = None, values: int = 199
+) -> Array:
+    """(values,) quantiles of log(measured / predicted) for a model of a group that the fit has not seen.
 
-    With `MANY_FAMILIES` the errors are drawn from the held-out residuals. With fewer, a family's common error is drawn
-    from a t distribution scaled by the families' mean residuals, and a model's own error with the residuals' spread
-    within families. `extra` is a further log standard deviation, for errors of the priors.
+    Args:
+        residual: (models,) of groups left out.
+        groups: (models,) their families or kinds.
+        extra: a further log standard deviation, for errors of the priors.
+        form: "models": errors are drawn from the residuals. "groups": the same, each group as often as any other.
+            "tails": a group's common error is drawn from a t distribution scaled by the groups' mean residuals, and a
+            model's own error with the residuals' spread within groups. By default the first with `MANY_FAMILIES`, the
+            last with fewer.
+        values: how many.
     """
-    names = np.unique(families)
-    if len(names) >= MANY_FAMILIES:
-        rng = np.random.default_rng(0)
-        draws = rng.choice(residual, ERROR_DRAWS) + extra * rng.standard_normal(ERROR_DRAWS)
-        return np.quantile(draws, np.arange(1, values + 1) / (values + 1))
-    common = np.array([residual[families == name].mean() for name in names])
-    within = np.sqrt(np.mean([residual[families == name].var() for name in names]))
-    rng = np.random.default_rng(0)
-    draws = np.sqrt(np.mean(common**2)) * rng.standard_t(len(names), ERROR_DRAWS)
-    draws += np.hypot(within, extra) * rng.standard_normal(len(draws))
+    names, rng = np.unique(groups), np.random.default_rng(0)
+    form = form or ("models" if len(names) >= MANY_FAMILIES else "tails")
+    if form == "tails":
+        common = np.array([residual[groups == name].mean() for name in names])
+        within = np.sqrt(np.mean([residual[groups == name].var() for name in names]))
+        draws = np.sqrt(np.mean(common**2)) * rng.standard_t(len(names), ERROR_DRAWS)
+        draws += np.hypot(within, extra) * rng.standard_normal(len(draws))
+    else:
+        sizes = {name: (groups == name).sum() for name in names.tolist()}
+        weight = np.array([1 / sizes[name] if form == "groups" else 1.0 for name in groups.tolist()])
+        draws = rng.choice(residual, ERROR_DRAWS, p=weight / weight.sum()) + extra * rng.standard_normal(ERROR_DRAWS)
     return np.quantile(draws, np.arange(1, values + 1) / (values + 1))
 
 
-def interval_check(residual: Array, families: NDArray[np.str_], coverage: float = 0.9) -> dict[str, Any]:
-    """How many measurements lie within the interval that is made from the errors of the other families."""
-    inside = np.zeros(len(residual), dtype=bool)
-    widths = np.empty(len(residual))
-    for name in np.unique(families):
-        test = families == name
-        errors = LogErrors.from_errors(error_distribution(residual[~test], families[~test], 0.0))
+def covered(
+    residual: Array, groups: NDArray[np.str_], form: str | None, coverage: float
+) -> tuple[NDArray[np.bool_], Array]:
+    """(models,) whether each lies within the interval made of the errors of the other groups, and half its width."""
+    inside, widths = np.zeros(len(residual), dtype=bool), np.empty(len(residual))
+    for name in np.unique(groups):
+        test = groups == name
+        errors = LogErrors.from_errors(error_distribution(residual[~test], groups[~test], 0.0, form))
         low, high = errors.interval(coverage)
         inside[test] = (residual[test] >= low) & (residual[test] <= high)
         widths[test] = (np.exp(high) - np.exp(low)) / 2
+    return inside, widths
+
+
+def chosen_form(residual: Array, groups: NDArray[np.str_], coverage: float) -> str:
+    """The form with the narrowest intervals among those that hold what they promise; else that which holds most.
+
+    What an interval holds is the mean of the share of all models and of that of a group.
+    """
+    held, width = {}, {}
+    for form in ("models", "groups", "tails"):
+        inside, widths = covered(residual, groups, form, coverage)
+        by_group = [inside[groups == name].mean() for name in np.unique(groups)]
+        held[form], width[form] = (inside.mean() + np.mean(by_group)) / 2, float(np.median(widths))
+    good = [form for form in held if held[form] >= coverage]
+    return min(good, key=width.__getitem__) if good else max(held, key=held.__getitem__)
+
+
+def interval_check(
+    residual: Array, families: NDArray[np.str_], coverage: float = 0.9, *, chosen: bool = False
+) -> dict[str, Any]:
+    """How many measurements lie within the interval that is made from the errors of the other families.
+
+    With `chosen` each family's form is chosen on the other families.
+    """
+    if not chosen:
+        inside, widths = covered(residual, families, None, coverage)
+    else:
+        inside, widths = np.zeros(len(residual), dtype=bool), np.empty(len(residual))
+        for name in np.unique(families):
+            test = families == name
+            form = chosen_form(residual[~test], families[~test], coverage)
+            inside[test], widths[test] = (each[test] for each in covered(residual, families, form, coverage))
     bounds = binomtest(int(inside.sum()), len(inside)).proportion_ci()
     return {
         "nominal": coverage,

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from benchmark_settings import Setting
+from kinds import kind_of
 from numpy.typing import NDArray
 from timm_graphs import BENCHMARKS, anchor_rows, benchmark_rows, load_graph
 
@@ -75,6 +77,11 @@ class Benchmark:
     macs: Array
     batch: Array
     ms: Array
+
+    @cached_property
+    def kinds(self) -> NDArray[np.str_]:
+        """(models,) the kind of each (`kinds.py`)."""
+        return np.array([kind_of(name, family) for name, family in zip(self.names, self.families, strict=True)])
 
 
 def load_benchmark(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from batch1 import fit_batch1
 from benchmark_settings import Setting
-from held_out import best_variant, error_distribution, interval_check, report_batch1, rounded
+from held_out import best_variant, chosen_form, error_distribution, interval_check, report_batch1, rounded
 from measurements import Anchors, Array, Benchmark
 from roofline import Roofline
 from unmeasured_kernels import (
@@ -32,6 +32,7 @@ from lownas.predictors.latency.uncertainty import LogErrors
 from lownas.search_space import PRESETS, op_graph
 
 LARGE_BATCH = 256  # at which the GPU profiles predict
+INTERVAL = 0.9  # coverage of the intervals whose form is chosen
 
 
 def predict_presets(model: KernelModel) -> dict[str, dict[str, Any]]:
@@ -52,13 +53,21 @@ def predict_presets(model: KernelModel) -> dict[str, dict[str, Any]]:
 
 
 def benchmark_profile(roofline: Roofline, data: Benchmark, report: dict[str, Any], residual: Array) -> LatencyPredictor:
-    """The profile of one benchmark file, in ms per image; on GPUs at a batch of `LARGE_BATCH`."""
+    """The profile of one benchmark file, in ms per image; on GPUs at a batch of `LARGE_BATCH`.
+
+    Args:
+        roofline: The fitted model.
+        data: What it was fitted on.
+        report: Held-out errors.
+        residual: (models,) those of whole kinds left out, of which the intervals are made.
+    """
     setting = roofline.setting
     model = with_ranges(roofline.kernel_model(LARGE_BATCH if setting.is_gpu else 1), [Kernels(data.kernels.table)])
     lowformer = {name for config in PRESETS.values() for name in fuse(op_graph(config), setting.runtime).classes}
     missing = sorted(name for name in lowformer if model.counts[KERNEL_CLASS[name]] == 0)
     # Kernels that only have a prior are taken to be a tenth of the time.
-    errors = error_distribution(residual, data.families, 0.1 * UNMEASURED_SPREAD)
+    form = chosen_form(residual, data.kinds, INTERVAL)
+    errors = error_distribution(residual, data.kinds, 0.1 * UNMEASURED_SPREAD, form)
     batch = f", batch {LARGE_BATCH}" if setting.is_gpu else ""
     return LatencyPredictor(
         Target.parse(setting.target),
@@ -72,6 +81,11 @@ def benchmark_profile(roofline: Roofline, data: Benchmark, report: dict[str, Any
             "macs_only_error": report["macs_alone"]["mape"]["value"],
             "held_out": f"whole families, {report['folds']} folds; mean absolute relative error",
             "held_out_interval": report["interval"],
+            "held_out_kinds": {
+                "median_error": report["kinds"]["median_error"]["value"],
+                "held_out_error": report["kinds"]["mape"]["value"],
+                "interval": report["kinds"]["interval"],
+            },
             "refers_to": f"ms per image, {setting.about}{batch}",
             "not_covered": missing,
             "lowformer_measured": False,

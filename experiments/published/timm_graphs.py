@@ -26,6 +26,10 @@ BENCHMARKS = {
     "rtx3090-amp-nchw.csv": "nchw",
     "rtx4090-amp-nhwc.csv": "nhwc",
     "rtx5090-amp-nchw.csv": "nchw",
+    "rtxpro6000maxq-amp-nchw.csv": "nchw",
+    "rtx4090-amp-compile.csv": "compiled",
+    "rtx5090-amp-compile.csv": "compiled",
+    "rtxpro6000maxq-amp-compile.csv": "compiled",
     "i7_12700h-fp32-batch1.csv": "compiled",
     "i9_10940x-fp32-batch1.csv": "compiled",
 }

@@ -26,15 +26,18 @@ from .target import Target, full_names, profile_folders, user_profiles
 from .uncertainty import LogErrors
 from .unit_costs import UnitCosts
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the profile files. Files of older versions are read, newer ones refused.
 
-2: stacked models. 3: models of their own for networks of further spaces. 4: weights beyond the caches.
+2: stacked models. 3: models of their own for networks of further spaces. 4: weights beyond the caches. 5: errors on
+networks of other kinds.
 """
 OUTSIDE_WIDENING = 3.0
 """Factor on log errors for networks with operators or shapes beyond those fitted on."""
-UNMODELLED_FACTOR = 10.0
-"""Factor on the upper end of the interval for networks with operators of no known kind, known by their sizes alone."""
+UNMODELLED_FACTORS = (1 / 1.5, 10.0)
+"""Factors on the ends of the interval for networks with operators of no known kind, known by their sizes alone."""
+LEVELS = np.arange(1, 200) / 200
+"""At which the quantiles of error distributions that are made of others are kept."""
 
 Floats = NDArray[np.float64]
 Item = LowFormerConfig | OpGraph | str | Path | OnnxFile
@@ -71,6 +74,8 @@ class LatencyPredictor:
             line in log MACs).
         model: the target's own latency model, or that stacked with those of known targets.
         errors: distribution of the model's errors.
+        other_kinds: the same on other people's networks with operators or shapes beyond those fitted on, where that is
+            known.
         fingerprint: device model and runtime version that the profile belongs to; empty for devices elsewhere.
         allowed: names, as `KernelModel.outside` gives them, for which `errors` allows already (the priors of a profile
             from published measurements). They are still named, but widen no interval.
@@ -88,6 +93,7 @@ class LatencyPredictor:
         allowed: Iterable[str] = (),
         sizes: Sizes | None = None,
         further: Sequence[LatencyPredictor] = (),
+        other_kinds: LogErrors | None = None,
     ) -> None:
         if further and not (sizes and all(each.sizes for each in further)):
             raise ValueError("where there are models for networks of other sizes, all say of which")
@@ -96,6 +102,7 @@ class LatencyPredictor:
         self.target = target
         self.model = model
         self.errors = errors
+        self.other_kinds = other_kinds
         self.provenance = provenance
         self.fingerprint = fingerprint or {}
         self.allowed = frozenset(allowed)
@@ -143,6 +150,8 @@ class LatencyPredictor:
             provenance, fingerprint = dict(data["provenance"]), dict(data["fingerprint"])
             allowed = [str(name) for name in data["uncertainty"].get("allows_for", [])]
             sizes = Sizes.from_dict(data["sizes"]) if "sizes" in data else None
+            others = data["uncertainty"].get("other_kinds")
+            other_kinds = None if others is None else LogErrors.from_errors(others)
             further = [
                 cls(
                     target,
@@ -150,6 +159,7 @@ class LatencyPredictor:
                     LogErrors.from_errors(each["uncertainty"]["log_errors"]),
                     provenance,
                     sizes=Sizes.from_dict(each["sizes"]),
+                    other_kinds=other_kinds,
                 )
                 for each in data.get("further", [])
             ]
@@ -164,19 +174,21 @@ class LatencyPredictor:
             )
             command = _calibrate_command(target, None if path.parent == user_profiles() else path.parent)
             raise ValueError(f"the profile of {target} is another machine's ({differing}): make one with `{command}`")
-        return cls(target, model, errors, provenance, fingerprint, allowed, sizes, further)
+        return cls(target, model, errors, provenance, fingerprint, allowed, sizes, further, other_kinds)
 
     def save(self, profiles: str | Path | None = None) -> Path:
         """Writes the profile into folder `profiles` (default: the user's own) over an older one. Returns its path."""
         folder = Path(profiles) if profiles is not None else user_profiles()
         folder.mkdir(parents=True, exist_ok=True)
-        allowed = {"allows_for": sorted(self.allowed)} if self.allowed else {}
+        more: dict[str, Any] = {"allows_for": sorted(self.allowed)} if self.allowed else {}
+        if self.other_kinds is not None:
+            more["other_kinds"] = self.other_kinds.to_dict()["log_errors"]
         content: dict[str, Any] = {
             "target": str(self.target),
             "fingerprint": self.fingerprint,
             "provenance": self.provenance,
             "model": self.model.to_dict(),
-            "uncertainty": self.errors.to_dict() | allowed,
+            "uncertainty": self.errors.to_dict() | more,
         }
         if self.sizes is not None:
             content["sizes"] = self.sizes.to_dict()
@@ -224,15 +236,16 @@ class LatencyPredictor:
         middle, ends = physical * math.exp(center), (low - center, high - center)
         least, most = (physical * np.exp(center + widening * end) for end in ends)
         names, source = self._costs[0].names, self.source
-        columns = (each.tolist() for each in (middle, least, most * self._upper_factors(outside), outside))
+        shorter, longer = (self._by_unmodelled(outside, factor) for factor in UNMODELLED_FACTORS)
+        columns = (each.tolist() for each in (middle, least * shorter, most * longer, outside))
         return [
             LatencyPrediction(ms, low_ms, high_ms, coverage, source, names(number))
             for ms, low_ms, high_ms, number in zip(*columns, strict=True)
         ]
 
-    def _upper_factors(self, outside: NDArray[np.uint64]) -> Floats:
-        """(n,) by how much further the upper end is, where networks have operators without a cost model."""
-        return self._by_names(outside, lambda names: UNMODELLED_FACTOR if "other" in names else 1.0)
+    def _by_unmodelled(self, outside: NDArray[np.uint64], factor: float) -> Floats:
+        """(n,) `factor` where networks have operators without a cost model, 1 elsewhere."""
+        return self._by_names(outside, lambda names: factor if "other" in names else 1.0)
 
     def _beyond(self, outside: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """(n,) whether what networks have outside of what was fitted on is more than `errors` allows for."""
@@ -245,19 +258,38 @@ class LatencyPredictor:
 
     def _predict(self, item: LowFormerConfig | OpGraph, coverage: float) -> LatencyPrediction:
         """The prediction for one network by the model of this predictor itself."""
-        low, high = self.errors.interval(coverage)
-        center = float(self.errors.quantile(0.5))
         physical, outside = self._item_ms(item)
-        upper_factor = UNMODELLED_FACTOR if "other" in outside else 1.0
-        widening = OUTSIDE_WIDENING if set(outside) - self.allowed else 1.0
+        errors = self.errors
+        if set(outside) - self.allowed:
+            errors = self._errors_elsewhere if isinstance(item, OpGraph) else self._widened_errors
+        low, high = errors.interval(coverage)
+        shorter, longer = UNMODELLED_FACTORS if "other" in outside else (1.0, 1.0)
         return LatencyPrediction(
-            latency_ms=physical * math.exp(center),
-            low_ms=physical * math.exp(center + widening * (low - center)),
-            high_ms=upper_factor * physical * math.exp(center + widening * (high - center)),
+            latency_ms=physical * math.exp(float(errors.quantile(0.5))),
+            low_ms=shorter * physical * math.exp(low),
+            high_ms=longer * physical * math.exp(high),
             coverage=coverage,
             source=self.source,
             outside=_named(outside, item),
         )
+
+    @cached_property
+    def _widened_errors(self) -> LogErrors:
+        """`errors` on networks of the space with operators or shapes beyond those fitted on."""
+        center = float(self.errors.quantile(0.5))
+        return LogErrors.from_errors(center + OUTSIDE_WIDENING * (self.errors.quantile(LEVELS) - center))
+
+    @cached_property
+    def _errors_elsewhere(self) -> LogErrors:
+        """Errors on other networks with operators or shapes beyond those fitted on.
+
+        At each level those of `other_kinds`, or the widened ones if they are further from the middle.
+        """
+        if self.other_kinds is None:
+            return self._widened_errors
+        known, wide = (each.quantile(LEVELS) for each in (self.other_kinds, self._widened_errors))
+        outer = np.where(LEVELS < 0.5, np.minimum(wide, known), np.maximum(wide, known))
+        return LogErrors.from_errors(np.where(LEVELS == 0.5, known, outer))
 
     def _whose(self, networks: Sequence[LowFormerConfig | OpGraph]) -> list[LatencyPredictor]:
         """For each network the predictor whose model was fitted on networks of its size."""

@@ -21,6 +21,8 @@ FEWEST_LOOKS, MOST_LOOKS = 3, 9
 """Looks at each chain: no fewer, however short the time is; and no more, however long."""
 MOST_IN_A_ROW = 3
 """Measurements that may fail one after another without a reason that would stay."""
+TOGETHER = 4
+"""Chains that are looked at between two looks at the sentinel."""
 LOOK_S, LOOK_RUNS = 0.12, 5
 """Time limit of a look in seconds, and the timed runs that it has anyway."""
 BATCHES = (8, 32)
@@ -102,7 +104,7 @@ def measure_elements(
         with open_meter(setting.target) as meter, meter.measuring(profiles) as measuring:
             known_ms[name] = measuring.known_ms
             watch = measuring.watch()
-            look = _Look(meter, watch.around if watch is not None else None, file, say)
+            look = _Looks(meter, watch.around if watch is not None else None, file, say)
             _passes(look, chains, file, time_limit_s * setting.share, name, progress)
     return known_ms
 
@@ -117,8 +119,8 @@ def _chains(setting: Setting, folder: Path) -> Iterator[tuple[str, tuple[Chain, 
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Takes one look and keeps it; gives for how many it counts."""
+class _Looks:
+    """Takes looks at some chains, one after the other, and keeps them; gives for how many looks each counts."""
 
     meter: Meter
     around: Callable[[Callable[[], Any]], tuple[Any, float]] | None
@@ -126,14 +128,29 @@ class _Look:
     say: Callable[[str], object]
     in_a_row: list[str] = field(default_factory=list)  # reasons that may pass, of the last looks, while they fail
 
-    def __call__(self, key: str, chain: Chain, copies: int) -> int:
+    def __call__(self, chains: Mapping[str, tuple[Chain, int]]) -> dict[str, int]:
+        def looks() -> list[Any]:
+            found: list[Any] = []
+            for key, chain in chains.items():
+                if len(self.in_a_row) < MOST_IN_A_ROW:
+                    found.append(self._look(key, *chain))
+            return found
+
+        found, sentinel_ms = (looks(), None) if self.around is None else self.around(looks)
+        for (key, (_, copies)), measured in zip(chains.items(), found, strict=False):
+            if measured is not None:
+                latency_ms = float(measured.undisturbed_ms)
+                disturbance = max(0.0, float(measured.median_ms) / latency_ms - 1)
+                self.file.add(ElementLook(str(self.meter.target), key, copies, latency_ms, disturbance, sentinel_ms))
+        if len(self.in_a_row) >= MOST_IN_A_ROW:
+            raise OSError(f"{self.meter.target}: {MOST_IN_A_ROW} measurements in a row failed: {self.in_a_row[0]:.200}")
+        return {key: FAILED_COUNTS if each is None else 1 for key, each in zip(chains, found, strict=True)}
+
+    def _look(self, key: str, chain: Chain, copies: int) -> Any:
+        """One look; None if it failed, which is said."""
         target = self.meter.target
-
-        def look() -> Any:
-            return self.meter.measure(chain, target, time_limit_s=LOOK_S, min_runs=LOOK_RUNS)
-
         try:
-            measured, sentinel_ms = (look(), None) if self.around is None else self.around(look)
+            measured = self.meter.measure(chain, target, time_limit_s=LOOK_S, min_runs=LOOK_RUNS)
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             self.say(f"{key} does not run on {target}: {reason:.150}")
@@ -141,18 +158,13 @@ class _Look:
             passing = isinstance(error, RuntimeError)
             self.file.add(ElementLook(str(target), key, copies, failed=reason[:300]), keep=not passing)
             self.in_a_row.extend([reason] * passing)
-            if len(self.in_a_row) >= MOST_IN_A_ROW:
-                raise OSError(f"{target}: {MOST_IN_A_ROW} measurements in a row failed: {reason:.200}") from None
-            return FAILED_COUNTS
+            return None
         self.in_a_row.clear()
-        latency_ms = float(measured.undisturbed_ms)
-        disturbance = max(0.0, float(measured.median_ms) / latency_ms - 1)
-        self.file.add(ElementLook(str(target), key, copies, latency_ms, disturbance, sentinel_ms))
-        return 1
+        return measured
 
 
 def _passes(
-    look: _Look,
+    look: _Looks,
     chains: Mapping[str, tuple[Chain, int]],
     file: LooksFile,
     limit_s: float,
@@ -167,11 +179,12 @@ def _passes(
         if least >= MOST_LOOKS or (least >= FEWEST_LOOKS and left_s <= 0):
             return
         due = [key for key in chains if counts.get(key, 0) == least]
-        for place in np.random.default_rng(least).permutation(len(due)):
+        order = [due[place] for place in np.random.default_rng(least).permutation(len(due))]
+        for first in range(0, len(order), TOGETHER):
             if least >= FEWEST_LOOKS and time.monotonic() - begin > limit_s:
                 return
-            key = due[int(place)]
-            counts[key] = counts.get(key, 0) + look(key, *chains[key])
+            for key, count in look({key: chains[key] for key in order[first : first + TOGETHER]}).items():
+                counts[key] = counts.get(key, 0) + count
             done = sum(min(counts.get(each, 0), FEWEST_LOOKS) for each in chains)
             left_s = max(0.0, limit_s - (time.monotonic() - begin))
             progress(ElementsProgress(setting, done, FEWEST_LOOKS * len(chains), left_s))

@@ -85,7 +85,8 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 def missing_data(model: onnx.ModelProto, folder: Path) -> list[str]:
     """The files with external data that are not there, of a model that `load_model` gave."""
-    found = {_entries(tensor).get("location", "") for tensor in _tensors(model.graph) if tensor.external_data}
+    outside = [tensor for tensor in _tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL]
+    found = {_entries(tensor).get("location", "") for tensor in outside}
     return sorted(name for name in found if name and not (folder / name).is_file())
 
 

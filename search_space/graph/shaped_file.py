@@ -26,6 +26,9 @@ class OnnxFile:
     path: Path
     input_shapes: InputShapes = field(default_factory=dict, hash=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a string is as good
+
     def __str__(self) -> str:
         return str(self.path)
 

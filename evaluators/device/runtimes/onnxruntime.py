@@ -6,13 +6,14 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ....search_space import LowFormerConfig, OnnxFile
+from ....search_space import LowFormerConfig, OnnxFile, OpGraph
 from ..agent.models import Job, load_onnxruntime, time_model
 from ..latency_record import LatencyMeasurement, Setting, latency_measurement
 from .base import Network, check_batch
@@ -165,15 +166,25 @@ def onnx_source(network: Network, setting: Setting, weights: Weights | None = No
             return path.name, quantized_file(path)
         _warn_of_other_precision(path, setting)
         return path.name, path
+    if isinstance(network, LowFormerConfig):
+        write = _kept_model if weights is None else _written_model
+        return network.id, write(network, weights, setting.batch or 1, setting.precision)
+    return "graph", _written_model(network, weights, setting.batch or 1, setting.precision)
+
+
+def _written_model(network: LowFormerConfig | OpGraph, weights: Weights | None, batch: int, precision: str) -> bytes:
     from ....search_space.graph.onnx_writer import onnx_model
 
-    what = network.id if isinstance(network, LowFormerConfig) else "graph"
-    model = onnx_model(network, weights, batch=setting.batch or 1)
-    if setting.precision == "int8":
+    model = onnx_model(network, weights, batch=batch)
+    if precision == "int8":
         from ..quantize import quantized
 
         model = quantized(model)
-    return what, model.SerializeToString()
+    return model.SerializeToString()
+
+
+_kept_model = lru_cache(maxsize=2)(_written_model)
+"""Keeps the sentinel's, which is looked at between others."""
 
 
 def onnx_shapes(network: Network, setting: Setting) -> dict[str, tuple[int, ...]]:

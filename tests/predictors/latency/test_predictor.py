@@ -232,6 +232,40 @@ def test_intervals_in_bulk_know_operators_without_a_cost_model(predictor, monkey
     assert in_bulk.high_ms == pytest.approx(alone.high_ms)
 
 
+def other_network():
+    """A graph whose kernels are larger than all that was fitted on."""
+    return op_graph(PRESETS["lowformer_b3"].replace(resolution=1024))
+
+
+def test_errors_on_networks_of_other_kinds_are_their_own(predictor, folder):
+    """A graph beyond what was fitted on has the interval of other kinds, or a wider one; the space keeps its own."""
+    known = LogErrors.from_errors(np.random.default_rng(1).normal(0.05, 0.2, 60))
+    taught = LatencyPredictor(
+        predictor.target,
+        predictor.model,
+        predictor.errors,
+        predictor.provenance,
+        predictor.fingerprint,
+        other_kinds=known,
+    )
+    taught.save(folder)
+    read = LatencyPredictor.load("cpu", profiles=folder)
+    graph, config = other_network(), sampled(1)[0]
+    before, after = predictor.predict([graph])[0], read.predict([graph])[0]
+    assert before.outside and after.outside
+    low, high = np.exp(known.interval(0.9))
+    physical = before.latency_ms / np.exp(predictor.errors.quantile(0.5))
+    assert after.latency_ms == pytest.approx(physical * np.exp(known.quantile(0.5)), rel=1e-3)
+    assert after.low_ms <= physical * low * 1.001 and after.high_ms >= physical * high * 0.999
+    mine, same = read.predict([config])[0], predictor.predict([config])[0]
+    assert (mine.low_ms, mine.high_ms) == pytest.approx((same.low_ms, same.high_ms), rel=1e-5)
+    narrow = LogErrors.from_errors(np.random.default_rng(1).normal(0.0, 0.001, 60))
+    read.other_kinds = narrow
+    del read.__dict__["_errors_elsewhere"]
+    least = read.predict([graph])[0]
+    assert (least.low_ms, least.high_ms) == pytest.approx((before.low_ms, before.high_ms), rel=0.01)
+
+
 def test_predicting_loads_neither_torch_nor_ray_nor_optuna(folder):
     code = f"""
 import sys

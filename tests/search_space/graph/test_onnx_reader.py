@@ -285,3 +285,29 @@ def test_a_product_with_a_scalar_is_refused() -> None:
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8]))
     with pytest.raises(ValueError, match=r"Gemm of \[1\] and \[4, 8\]"):
         graph_from_model(model)
+
+
+def test_a_hardswish_in_four_operators_stays_four_as_in_onnxruntime(tmp_path) -> None:
+    import onnxruntime
+
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], kernel_shape=[1, 1]),
+        node("Add", ["a", "three"], ["b"]),
+        node("Clip", ["b", "zero", "six"], ["c"]),
+        node("Div", ["c", "six"], ["d"]),
+        node("Mul", ["a", "d"], ["e"]),
+        node("Conv", ["e", "v"], ["y"], kernel_shape=[1, 1]),
+    ]
+    numbers = {"zero": 0.0, "three": 3.0, "six": 6.0}
+    constants = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in numbers.items()]
+    model = model_of(
+        nodes, [floats("w", 16, 3, 1, 1), floats("v", 8, 16, 1, 1), *constants], image=(1, 3, 8, 8), opset=13
+    )
+    assert graph_from_model(model).kinds == ["conv", "add", "relu", "mul", "mul", "conv"]
+    onnx.save(model, tmp_path / "model.onnx")
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    settings.log_severity_level = 3
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", settings, providers=["CPUExecutionProvider"])
+    run = [each.op_type for each in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert [name for name in run if name in ("Add", "Clip", "Div", "Mul")] == ["Add", "Clip", "Div", "Mul"]
