@@ -272,10 +272,17 @@ def _fusion(costs: Costs) -> Finding:
         else:
             parts.append(f"at none of {rows[0][0]} to {rows[-1][0]} channels at {size} pixels")
     against = [c for c, z in sure if (z > 2 and c < FUSE_BELOW) or (z < -2 and c >= FUSE_BELOW)]
-    agree = [c for c, z in sure if (z < -2 and c < FUSE_BELOW) or (z > 2 and c >= FUSE_BELOW)]
-    verdict: Verdict = "holds" if not against and agree else "does not hold" if not agree else "depends"
+    pays = [c for c, z in sure if z < -2 and c < FUSE_BELOW]  # what one fuses for
+    verdict: Verdict = "does not hold" if not pays else "depends" if against else "holds"
     comparison = costs.over("fusion", "fused MBConv", "unfused MBConv")
     text = f"Fused MBConv is the faster one {'; '.join(parts)}."
+    ratios = {channels: ratio for _, _, rows in known for channels, ratio, _ in rows}
+    if min(ratios.values()) > 1:
+        slower = [ratio for _, _, rows in known for _, ratio, _ in rows]
+        text = "Fused MBConv is nowhere the faster one: "
+        text += (
+            f"it takes {min(slower):.1f} to {max(slower):.1f} times as long at {min(ratios)} to {max(ratios)} channels."
+        )
     return Finding(guideline, verdict, text, () if comparison is None else (comparison,))
 
 

@@ -253,6 +253,10 @@ def test_where_fused_becomes_slower_is_between_the_places() -> None:
     assert crossing(Costs(only_wide), 14)[0] is None
     said = next(each.text for each in findings(only_wide, []) if each.guideline.startswith("Fused MBConv"))
     assert said == "Fused MBConv is the faster one at 128, 256 channels at 14 pixels."
+    never = [*costs[:3], *(cost("fused MBConv", width, ms) for width, ms in ((64, 1.5), (128, 1.7), (256, 2.04)))]
+    found = next(each for each in findings(never, []) if each.guideline.startswith("Fused MBConv"))
+    assert found.verdict == "does not hold"
+    assert found.text.endswith("nowhere the faster one: it takes 1.5 to 2.0 times as long at 64 to 256 channels.")
 
 
 def test_what_lies_within_the_noise_is_equal() -> None:
