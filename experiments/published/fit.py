@@ -28,7 +28,7 @@ from held_out import developed_on, report_benchmark, report_kinds, rounded
 from measurements import load_anchors, load_benchmark
 from profiles import benchmark_profile, fit_and_report_batch1
 from roofline import fit_roofline
-from timm_graphs import ANCHORS
+from timm_graphs import ANCHORS, anchor_rows, benchmark_rows
 
 from lownas.predictors.latency.kernels import KERNEL_CLASSES
 from lownas.predictors.latency.predictor import LatencyPredictor
@@ -36,6 +36,10 @@ from lownas.search_space import PRESETS
 
 BATCH1_BASE = "rtx3090-amp-nhwc.csv"
 """The file whose roofline the batch-1 model of `rtx3090` is fitted on top of."""
+FIRST_FILES = (
+    *("rtx3090-amp-nhwc.csv", "rtx3090-amp-nchw.csv", "rtx4090-amp-nhwc.csv", "rtx5090-amp-nchw.csv"),
+    *("i7_12700h-fp32-batch1.csv", "i9_10940x-fp32-batch1.csv"),
+)
 A40_IMAGES_PER_S = {
     "lowformer_b0": 5988,
     "lowformer_b1": 4237,
@@ -57,7 +61,7 @@ def fit_file(
         Reports by file, and the profiles.
     """
     data, left_out = load_benchmark(setting, published, graphs, families)
-    report, _ = report_benchmark(setting, data, developed_on(families))
+    report, _ = report_benchmark(setting, data, developed_on(families, measured_first(published)))
     report["kinds"], residual = report_kinds(setting, data)
     report["left_out"] = left_out
     roofline = fit_roofline(setting, data, np.arange(len(data.ms)))
@@ -76,6 +80,12 @@ def fit_file(
         reports[ANCHORS], batch1_profile = fit_and_report_batch1(anchors, setting, data, roofline.values)
         profiles.append(batch1_profile)
     return reports, profiles
+
+
+def measured_first(published: Path) -> set[str]:
+    """The models of the files that there were when the form of the rooflines was developed."""
+    names = {model.name for model, _, _ in anchor_rows(published / ANCHORS)}
+    return names | {model.name for file in FIRST_FILES for model, _ in benchmark_rows(published / file)}
 
 
 def show(file: str, report: dict[str, Any]) -> None:

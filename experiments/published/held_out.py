@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -43,9 +44,14 @@ def macs_line(macs: Array, ms: Array, source: Array) -> Array:
     return np.linalg.lstsq(terms, np.log(ms), rcond=None)[0]
 
 
-def developed_on(families: dict[str, str]) -> set[str]:
-    """The families in sight of which the form of the rooflines was developed."""
-    names = sorted(set(families.values()))
+def developed_on(families: dict[str, str], known: Collection[str]) -> set[str]:
+    """The families in sight of which the form of the rooflines was developed.
+
+    Args:
+        families: by model.
+        known: the models that there were measurements of at that time.
+    """
+    names = sorted({family for name, family in families.items() if name in known})
     np.random.default_rng(DEVELOPMENT_SEED).shuffle(names)
     return set(names[: len(names) // 2])
 

@@ -29,6 +29,10 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "rtx3090:throughput": "rtx3090/torch/amp/bmax/t1",
         "rtx4090:throughput": "rtx4090/torch/amp/bmax/t1",
         "rtx5090:throughput": "rtx5090/torch/amp/bmax/t1",
+        "rtxpro6000:throughput": "rtxpro6000/torch/amp/bmax/t1",
+        "rtx4090:compile": "rtx4090/torch-compile/amp/bmax/t1",
+        "rtx5090:compile": "rtx5090/torch-compile/amp/bmax/t1",
+        "rtxpro6000:compile": "rtxpro6000/torch-compile/amp/bmax/t1",
         "i7-12700h": "i7-12700h/torch-compile/fp32/b1/t14",
         "i9-10940x": "i9-10940x/torch-compile/fp32/b1/t14",
     }

@@ -14,7 +14,9 @@ from lownas.search_space import PRESETS, SearchSpace, op_graph
 from lownas.search_space.graph import GraphBuilder
 
 THROUGHPUT = ("rtx3090:throughput", "rtx4090:throughput", "rtx5090:throughput")
-TARGETS = ("rtx3090", *THROUGHPUT, "i7-12700h", "i9-10940x")
+COMPILED = ("rtx4090:compile", "rtx5090:compile", "rtxpro6000:compile")
+TIMM = (*THROUGHPUT, "rtxpro6000:throughput", *COMPILED, "i7-12700h", "i9-10940x")
+TARGETS = ("rtx3090", *TIMM)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,23 @@ def test_the_shipped_profile_is_small_and_says_where_it_comes_from(target: str) 
     assert "conv_transpose" in provenance["not_covered"]
     interval = provenance["held_out_interval"]
     assert 0.8 < interval["covered"] < 1 and interval["median_half_width"] < 0.5
+
+
+@pytest.mark.parametrize("target", TIMM)
+def test_intervals_are_those_of_whole_kinds_left_out(target: str) -> None:
+    provenance = LatencyPredictor.load(target).provenance
+    kinds = provenance["held_out_kinds"]
+    assert 0.85 <= kinds["interval"]["covered"] <= 0.96
+    assert provenance["held_out_median_error"] / 1.1 <= kinds["median_error"] < 0.17
+
+
+def test_what_is_compiled_is_faster() -> None:
+    configs = [PRESETS["lowformer_b1"], PRESETS["lowformer_e3"]]
+    for card in ("rtx4090", "rtx5090", "rtxpro6000"):
+        eager, compiled = (
+            LatencyPredictor.load(f"{card}:{how}").latency_ms(configs) for how in ("throughput", "compile")
+        )
+        assert (compiled < eager).all()
 
 
 def test_every_shipped_profile_is_tested_here() -> None:
