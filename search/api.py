@@ -396,10 +396,10 @@ def _values(
         values.pop("latency_budget_ms", None)
     budgeted = budget is not None or "latency_budget_ms" in values
     if about is not None:
-        file = about.get("target_file")
+        file, known = about.get("target_file"), values.get("target")
         if target is None and isinstance(file, str) and not Path(file).is_file():
-            raise ValueError(f"the run's target file {file} is gone: name it, or {values['target']}, with --target")
-        target = target or file or values["target"]
+            raise ValueError(f"the run's target file {file} is gone: name it, or {known}, with --target")
+        target = target or file or known
     if target is None:
         raise ValueError("--target is missing: which device? (rtx3090, cpu, ...; `lownas targets` lists them)")
     if not budgeted and not given.get("pareto", values.get("pareto")):

@@ -251,10 +251,8 @@ def read_about(path: Path) -> dict[str, Any]:
         about = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not readable: {error}") from None
-    if not isinstance(about, dict) or not isinstance(settings := about.get("settings"), dict):
+    if not isinstance(about, dict) or not isinstance(about.get("settings"), dict):
         raise ValueError(f"{file} is not a run's description: it has no settings")
-    if not isinstance(settings.get("target"), str):
-        raise ValueError(f"{file} is not a run's description: its settings name no target")
     if about.get("schema") != SCHEMA:
         raise ValueError(f"{file} has schema {about.get('schema')!r}; this version reads {SCHEMA}")
     return about
