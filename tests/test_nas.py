@@ -15,6 +15,7 @@ from lownas.nas import main
 from lownas.predictors.latency.machine import physical_cores
 from lownas.predictors.latency.target import shipped_profiles
 from lownas.search import search
+from lownas.search.trials.run_folder import SCHEMA
 from lownas.search_space import PRESETS, write_onnx
 from lownas.version import __version__
 
@@ -212,6 +213,14 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path, capsys: pytest.Captu
     assert main([*SEARCH, "2ms", "--run", str(tmp_path)]) == 2
     assert "--resume" in capsys.readouterr().err
     assert (tmp_path / "run.json").read_text() == "{}"
+
+
+def test_a_run_that_names_no_target_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA, "settings": {"latency_budget_ms": 1.0}}))
+    for words in (["--replay", str(tmp_path)], ["--resume", "--run", str(tmp_path)]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "--target is missing" in said and said.count("\n") == 1
 
 
 def test_an_unwritable_run_folder_is_the_machines_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

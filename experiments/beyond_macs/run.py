@@ -1,7 +1,7 @@
 """What design elements cost on this machine, beside the papers' guidelines and published latencies of other devices.
 
     python experiments/beyond_macs/run.py export --models FOLDER      # timm's networks as ONNX files; needs timm
-    python experiments/beyond_macs/run.py measure NAME --models FOLDER --work WORK     # `lownas elements`, 25 minutes
+    python experiments/beyond_macs/run.py measure NAME --models FOLDER --work WORK     # `lownas elements`, 20 minutes
     python experiments/beyond_macs/run.py agree NAME OTHER            # two runs: agree.json
     python experiments/beyond_macs/run.py networks NAME               # whole networks on devices: networks.json
     python experiments/beyond_macs/run.py space NAME --work WORK      # searches in the smaller space: space.json
