@@ -210,7 +210,8 @@ def _about(
 def _yaml(content: Mapping[str, Any], left_out: Sequence[LeftOut], target: Target) -> str:
     import yaml
 
-    lines = [f"# Without what is dominated on {target}: less capable than another choice, and not faster."]
+    rule = "less capable than another choice and not faster, or slower than a mix of two others with as many MACs"
+    lines = [f"# Without what is dominated on {target}: {rule}."]
     lines += [f"# Left out: {each.parameter} = {each.value}: {each.reason}." for each in left_out]
     return "\n".join(lines) + "\n" + yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=110)
 

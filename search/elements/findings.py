@@ -108,6 +108,10 @@ class Costs:
             return None
         return (cost.ms / cost.macs * 1e6 if per_mac else cost.ms), cost.error
 
+    def element(self, topic: str, name: str, place: Place) -> ElementCost | None:
+        """What is known of an element at a place."""
+        return self._known.get((topic, name, place))
+
     def names(self, topic: str) -> list[str]:
         return list(dict.fromkeys(name for known, name, _ in self._known if known == topic))
 

@@ -20,6 +20,7 @@ from lownas.search.elements.costs import measured_costs
 from lownas.search.elements.findings import Costs, compared, crossing, findings
 from lownas.search.elements.looks_file import ElementLook, LooksFile
 from lownas.search.elements.measuring import settings
+from lownas.search.elements.smaller_space import smaller_space
 from lownas.search_space import PRESETS, OpGraph, SearchSpace, op_graph_from_onnx, write_onnx
 
 NS_PER_MAC = 0.02
@@ -237,6 +238,51 @@ def test_the_smaller_space_lacks_what_saves_no_time(tmp_path, on) -> None:
     assert "groups = 2: 1 takes 1.00 times as long as 2 where" in (tmp_path / "mine.yaml").read_text()
     assert space.name == "default-smaller" and space.choices.groups == (1,) and space.choices.kernel == (2, 3)
     assert (tmp_path / "mine.yaml").read_text().startswith("# Without what is dominated on cpu/")
+
+
+def attention(name: str, place: tuple[int, int], ms: float, macs: int, error: float = 0.01):
+    element = SimpleNamespace(topic="attention", name=f"Lowtention, {name}", place=place)
+    return SimpleNamespace(element=element, ms=ms, error=error, macs=macs)
+
+
+def upsamplings(separable_ms: float, error: float = 0.01):
+    """Three ways to go back to the map, at the same two places; a mix of the outer two as large takes 1.1 ms."""
+    times = (("nearest", 1.0, 10), ("separable", separable_ms, 11), ("transposed", 2.0, 20))
+    return [
+        attention(f"stride 2, 0.5, {name}", place, ms, macs, error)
+        for place in ((128, 14), (256, 7))
+        for name, ms, macs in times
+    ]
+
+
+@pytest.mark.parametrize(
+    ("costs", "left_out"),
+    [
+        (upsamplings(1.5), {"separable"}),
+        (upsamplings(1.12), set()),  # equal, as far as 3 % go
+        (upsamplings(1.4, error=0.1), set()),  # within the noise
+        (upsamplings(0.9), {"nearest"}),  # more capable, and faster
+        ([*upsamplings(1.5)[:5], attention("stride 2, 0.5, transposed", (256, 7), 3.0, 20)], {"separable"}),
+        ([*upsamplings(1.5)[:4], *upsamplings(1.05)[4:]], set()),  # at one place only
+        (upsamplings(1.5)[:2], set()),  # nothing is known of the third
+    ],
+)
+def test_a_choice_slower_than_a_mix_of_two_others_is_left_out(costs, left_out) -> None:
+    content, out = smaller_space(SearchSpace.load("default"), costs)
+    assert {each.value for each in out} == left_out
+    assert set(content["upsampling"]) == {"transposed", "separable", "nearest"} - left_out
+
+
+def test_only_places_that_a_stage_can_have_count() -> None:
+    def strides(place, slow_ms):
+        fast = [attention(f"stride {stride}, 0.5, transposed", place, ms, 10) for stride, ms in ((2, 1.0), (1, 3.0))]
+        return [*fast, attention("stride 4, 0.5, transposed", place, slow_ms, 8)]
+
+    slow, saves_in_narrow_ones = strides((256, 14), 1.2), strides((48, 14), 0.5)  # stage 3 has 96 to 288 channels
+    _, out = smaller_space(SearchSpace.load("default"), [*slow, *saves_in_narrow_ones])
+    assert [(each.parameter, each.value) for each in out] == [("s3.stride", 4)]
+    _, out = smaller_space(SearchSpace.load("default"), [*slow, *strides((128, 14), 0.5)])
+    assert not out
 
 
 def test_where_fused_becomes_slower_is_between_the_places() -> None:
