@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,18 +30,21 @@ from .units import (
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A convolution whose padding at the top and left may differ from that at the bottom and right (2x2 kernels)."""
-
-    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False) -> None:
-        begin, end = same_padding(kernel)
-        super().__init__(cin, cout, kernel, stride, begin if begin == end else 0, groups=groups, bias=bias)
-        self.uneven = begin != end
+    """A convolution with an even kernel, which is padded by one pixel less at the top and left than elsewhere."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.uneven:
-            begin, end = same_padding(self.kernel_size[0])
-            input = F.pad(input, (begin, end, begin, end))
-        return super().forward(input)
+        begin, end = same_padding(self.kernel_size[0])
+        return super().forward(F.pad(input, (begin, end, begin, end)))
+
+
+def convolution(
+    cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1, bias: bool = False, *, pad: bool = True
+) -> nn.Conv2d:
+    """A convolution that keeps the size of a map, but for its stride; torch's own where its padding is even."""
+    begin, end = same_padding(kernel) if pad else (0, 0)
+    if begin != end:
+        return PaddedConv2d(cin, cout, kernel, stride, groups=groups, bias=bias)
+    return nn.Conv2d(cin, cout, kernel, stride, begin, groups=groups, bias=bias)
 
 
 class ConvLayer(nn.Module):
@@ -57,9 +61,10 @@ class ConvLayer(nn.Module):
         bias: bool = False,
         norm: bool = True,
         act: bool = True,
+        pad: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = PaddedConv2d(cin, cout, kernel, stride, groups, bias)
+        self.conv = convolution(cin, cout, kernel, stride, groups, bias, pad=pad)
         self.norm = nn.BatchNorm2d(cout) if norm else nn.Identity()
         self.act = nn.Hardswish() if act else nn.Identity()
 
@@ -104,6 +109,22 @@ class MBConv(nn.Module):
         return cast(Tensor, self.point_conv(self.depth_conv(self.inverted_conv(x))))
 
 
+@torch.fx.wrap
+def _padded(x: Tensor, stride: int) -> Tensor:
+    """The map as a strided 2x2 convolution needs it."""
+    bottom, right = (attention_padding(2, stride, size)[1] for size in x.shape[-2:])
+    return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
+
+
+@torch.fx.wrap  # the branch cannot be traced symbolically, as pruning and quantization tools do
+def _tokens(qkv: Tensor, heads: int) -> Tensor:
+    """Queries, keys and values of (N, heads * 3 * head_dim, H, W) as (N, heads, H * W, 3 * head_dim)."""
+    n, channels, h, w = qkv.shape
+    if h * w == 1:  # a transpose of one token has strides that CUDA's attention kernels refuse
+        return qkv.reshape(n, heads, 1, channels // heads)
+    return qkv.reshape(n, heads, channels // heads, h * w).transpose(2, 3)
+
+
 class Lowtention(nn.Module):
     """The attention of LowFormer (arXiv 2409.03460, section 3), which works on a reduced feature map.
 
@@ -119,9 +140,8 @@ class Lowtention(nn.Module):
         self.stride = stride
         inner = self.heads * self.head_dim
         # A strided 2x2 convolution is padded in `forward`, because its padding depends on the size of its input.
-        self.conv_proj = ConvLayer(width, width, self.kernel, stride=stride, groups=width, act=False)
-        if self.kernel == 2 and stride > 1:
-            self.conv_proj.conv.uneven = False
+        self.pads = self.kernel == 2 and stride > 1
+        self.conv_proj = ConvLayer(width, width, self.kernel, stride=stride, groups=width, act=False, pad=not self.pads)
         self.pwise = nn.Conv2d(width, 3 * inner, 1, bias=False)
         up_kernel, up_pad = upsampling_kernel(stride)
         self.o_proj: nn.Module
@@ -138,18 +158,9 @@ class Lowtention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        if self.kernel == 2 and self.stride > 1:
-            right = attention_padding(2, self.stride, width)[1]
-            bottom = attention_padding(2, self.stride, height)[1]
-            if right or bottom:
-                x = F.pad(x, (0, right, 0, bottom))
-        qkv = self.pwise(self.conv_proj(x))
+        qkv = self.pwise(self.conv_proj(_padded(x, self.stride) if self.pads else x))
         n, _, h, w = qkv.shape
-        if h * w == 1:  # a transpose of one token has strides that CUDA's attention kernels refuse
-            qkv = qkv.reshape(n, self.heads, 1, 3 * self.head_dim)
-        else:
-            qkv = qkv.reshape(n, self.heads, 3 * self.head_dim, h * w).transpose(2, 3)  # (N, heads, T, 3 * head_dim)
-        q, k, v = qkv.chunk(3, dim=3)
+        q, k, v = _tokens(qkv, self.heads).chunk(3, dim=3)
         out = F.scaled_dot_product_attention(q, k, v)
         out = out.transpose(2, 3).reshape(n, self.heads * self.head_dim, h, w)
         out = self.upsampling(self.o_proj(out))

@@ -49,3 +49,13 @@ def test_the_written_onnx_file_computes_what_the_module_computes(seed: int) -> N
     )
     (output,) = session.run(None, {"input": x.numpy()})
     assert np.abs(output - expected).max() < 1e-4 * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["lowformer_b0", "cpubone_nano"])
+def test_networks_can_be_traced_symbolically(name: str) -> None:
+    model = build_model(PRESETS[name].replace(classes=10)).eval()
+    traced = torch.fx.symbolic_trace(model)  # as pruning and quantization tools do
+    for size in (64, 72, 32):
+        images = torch.rand(2, 3, size, size)
+        with torch.no_grad():
+            assert torch.equal(traced(images), model(images))

@@ -17,7 +17,7 @@ from lownas.evaluators.training.channels import NEW, kept_channels, kernel_taps
 from lownas.evaluators.training.inherit import Inherited, Source, inherit, load_source, save_source
 from lownas.evaluators.training.proxy import prepared_model
 from lownas.search_space import PRESETS, LowFormerConfig, SearchSpace, build_model, op_graph
-from lownas.search_space.blocks import LowFormerBlock, PaddedConv2d, Residual
+from lownas.search_space.blocks import LowFormerBlock, Residual, convolution
 from lownas.search_space.checkpoints import export_state_dict, infer_config
 from lownas.search_space.model import LowFormer
 from lownas.search_space.units import attention_heads
@@ -256,7 +256,7 @@ def test_attention_that_returns_in_another_way_keeps_its_scores_and_starts_silen
 
 def test_kernels_see_the_same_pixels() -> None:
     def taps(new: int, old: int, stride: int = 1) -> list[int]:
-        layers = [PaddedConv2d(4, 4, kernel, stride) for kernel in (new, old)]
+        layers = [convolution(4, 4, kernel, stride) for kernel in (new, old)]
         return kernel_taps(*layers).tolist()
 
     assert taps(5, 3) == [NEW, 0, 1, 2, NEW] and taps(3, 5) == [1, 2, 3]
