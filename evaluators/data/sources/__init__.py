@@ -15,6 +15,7 @@ from .fitted import Fitted, fitted
 from .formula import Formula
 from .hugging_face import HuggingFace
 from .imagefolder import ImageFolder
+from .scenes import Scenes
 from .table import Table
 
 __all__ = ["ArraySource", "Data", "DataSource", "Fitted", "register_source", "source", "source_forms", "source_names"]
@@ -40,6 +41,7 @@ _KINDS: dict[str, _Kind] = {
     "hf": _Kind(HuggingFace.named, ("hf:NAME", "hf:NAME:CONFIG")),
     "digits": _Kind(Digits, ("digits",), "none"),
     "formula": _Kind(Formula.named, ("formula", "formula:CLASSES"), "optional"),
+    "scenes": _Kind(Scenes, ("scenes:DIR",), "optional"),
     "squash": _Kind(fitted("squash", lambda spec: _named(spec)), ("squash:DATA",)),
     "pad": _Kind(fitted("pad", lambda spec: _named(spec)), ("pad:DATA",)),
 }

@@ -5,6 +5,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from lownas.evaluators.data.sources import scenes
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all of them take half a minute."""
+    monkeypatch.setattr(scenes, "TRAIN_SCENES", 50)
+    monkeypatch.setattr(scenes, "TEST_SCENES", 20)
 
 
 def arrays(count: int = 40, classes: int = 4, shape: tuple[int, ...] = (20, 28)) -> dict[str, np.ndarray]:

@@ -50,7 +50,7 @@ def made(name: str, folder: Path) -> DataSource:
                 for i in range(count):
                     picture = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
                     picture.save(folder / part / label / f"{i}.png")
-    elif name == "fashion-mnist":
+    elif name in ("fashion-mnist", "scenes"):
         folder.mkdir()
         fashion_of(folder)
     elif name == "cifar10":

@@ -25,6 +25,7 @@ from .test_sources import write_cifar
 TEST_FILES = {
     "imagefolder": ["test"],
     "fashion-mnist": ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
+    "scenes": ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
     "cifar10": ["cifar-10-batches-py/test_batch"],
     "cifar100": ["cifar-100-python/test"],
     "arrays": ["test_images.npy", "test_labels.npy"],
@@ -46,7 +47,7 @@ def spec_of(kind: str, folder: Path) -> str:
         return f"csv:{folder / 'list.csv'}"
     elif kind in ("squash", "pad"):
         return f"{kind}:{spec_of('imagefolder', folder)}"
-    elif kind == "fashion-mnist":
+    elif kind in ("fashion-mnist", "scenes"):
         folder.mkdir()
         fashion_of(folder)
     elif kind == "cifar10":
