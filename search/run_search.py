@@ -142,6 +142,8 @@ def run_search(settings: SearchSettings, parts: Parts, *, resume: bool = False) 
                 pass
         limits = Limits(settings, parts.also)
         latency = LatencyTracker(settings, run, parts.predictor, limits, parts.measuring)
+        if training and not objective.goal.front:
+            latency.admit_likely()
         latency.check_budget(parts.space)
         latency.learn_known()
         pool = _pool(settings, parts.space, objective, latency, resume=resume)
@@ -278,7 +280,7 @@ def _pool(
             objective.before_training,
             settings.latency_budget_ms,
             stream(settings.seed, "front"),
-            confidence=settings.confidence,
+            confidence=latency.confidence,
             evaluations=settings.evaluations,
             seeds=chain(*published.values()),
             latency=use.latency,
@@ -292,8 +294,8 @@ def _pool(
         if not (resume and latency.predictor.measured):
             raise
         fits, found = False, find(latency.uncorrected_use)
-    budget_ms, confidence = settings.latency_budget_ms, settings.confidence
-    pool = FeasiblePool(space, latency.predictor, latency.budget_use, budget_ms, confidence, again, found, published)
+    budget_ms, likely = settings.latency_budget_ms, latency.confidence
+    pool = FeasiblePool(space, latency.predictor, latency.budget_use, budget_ms, likely, again, found, published)
     pool.nothing_fits = not fits
     return pool
 

@@ -34,18 +34,19 @@ def measured_finalists(
     measurements: Measurements,
     predictor: CorrectedPredictor,
     settings: SearchSettings,
+    likely: float,
 ) -> Conclusion:
     """Measures the best ones that should fit, and chooses the best one measured within the budget.
 
-    Which should fit says the predictor as corrected by those measured before. A finalist is within the budget if a
-    further measurement would be, with probability `settings.confidence`: being chosen for a good measurement must not
-    be luck.
+    Which should fit says the predictor as corrected by those measured before, with the probability `likely`. A finalist
+    is within the budget if a further measurement would be, with probability `settings.confidence`: being chosen for a
+    good measurement must not be luck.
     """
     budget, confidence = settings.latency_budget_ms, settings.confidence
-    known = _measure_in_turn(candidates, measurements, predictor, settings)
+    known = _measure_in_turn(candidates, measurements, predictor, settings, likely)
     done = [candidate for candidate in candidates if candidate.config.id in known]
     if not done:
-        conclusion = predicted_answer(candidates, measurements, predictor, settings)
+        conclusion = predicted_answer(candidates, measurements, predictor, settings, likely)
         return replace(conclusion, note=f"No finalist could be measured. {conclusion.note}")
     best = next((c.config.id for c in done if known[c.config.id].budget_ms <= budget), None)
     corrected = tuple(_as_known(candidate, measurements, predictor, confidence) for candidate in candidates)
@@ -69,6 +70,7 @@ def _measure_in_turn(
     measurements: Measurements,
     predictor: CorrectedPredictor,
     settings: SearchSettings,
+    likely: float,
 ) -> dict[str, MeasuredLatency]:
     """Measures finalists until enough are measured and one of them is within the budget; gives those by their id."""
     budget, confidence = settings.latency_budget_ms, settings.confidence
@@ -79,8 +81,8 @@ def _measure_in_turn(
         within = any(latency.budget_ms <= budget for latency in done.values())
         if within and len(done) >= settings.finalists:
             break
-        quantile = _budget_ms(left, measurements, predictor, confidence)
-        fitting = np.flatnonzero(quantile <= budget)
+        quantile = _budget_ms(left, measurements, predictor, confidence, likely)
+        fitting = np.flatnonzero((quantile <= budget) | _were_finalists(left, measurements))
         if within and not len(fitting):
             break
         # The first ones in turn, so that all see the machine in the same moods; further ones by what these showed.
@@ -91,7 +93,7 @@ def _measure_in_turn(
         for config in working:
             if latency := measurements.latency(config, confidence):
                 done[config.id] = latency
-                predictor.learn(config, latency.undisturbed_ms)
+                predictor.learn(config, latency.undisturbed_ms, latency.repeatability)
         predictor.load_factor = measurements.load_factor
         for name in done:  # what the machine can do may have shown meanwhile
             config = next(candidate.config for candidate in candidates if candidate.config.id == name)
@@ -99,28 +101,41 @@ def _measure_in_turn(
     return done
 
 
+def _were_finalists(candidates: Sequence[Candidate], measurements: Measurements) -> NDArray[np.bool_]:
+    """(n,) which candidates have all their looks, by an earlier process of the run: they count as measured."""
+    known = (measurements.latency(candidate.config, 0.5) for candidate in candidates)
+    return np.array([latency is not None and len(latency.rounds) >= FINALIST_ROUNDS for latency in known], bool)
+
+
 def predicted_answer(
     candidates: Sequence[Candidate],
     measurements: Measurements,
     predictor: CorrectedPredictor,
     settings: SearchSettings,
+    likely: float,
 ) -> Conclusion:
     """Chooses the best one that is within the budget as far as is known, without measuring finalists.
 
-    What was measured on the way counts, also where it was measured after some candidates were trained.
+    What was measured on the way counts, also where it was measured after some candidates were trained. Where none is at
+    `settings.confidence`, the best one is chosen that is with the probability `likely`.
     """
-    for config, latency_ms in measurements.known():
-        predictor.learn(config, latency_ms)
+    for config, latency in measurements.known():
+        predictor.learn(config, latency.undisturbed_ms, latency.repeatability)
     predictor.load_factor = measurements.load_factor
     if predictor.measured:
         candidates = [_as_known(each, measurements, predictor, settings.confidence) for each in candidates]
-    for candidate in candidates:
-        if candidate.quantile_ms <= settings.latency_budget_ms:
+    budget = settings.latency_budget_ms
+    for confidence in dict.fromkeys((settings.confidence, likely)):
+        for candidate in candidates:
+            if _budget_ms([candidate], measurements, predictor, settings.confidence, confidence)[0] > budget:
+                continue
             how = "was measured on the way" if candidate.latency_source == "measured" else "is predicted, not measured"
             note = (
                 f"The answer's undisturbed latency {how}: {candidate.latency_ms:.3g} ms "
                 f"(90 % interval {candidate.low_ms:.3g} to {candidate.high_ms:.3g})."
             )
+            if confidence < settings.confidence:
+                note += f" It is within the budget with a probability of {confidence:g} only: measure it."
             return Conclusion(tuple(candidates), candidate, note)
     note = "After what was measured during the run no candidate trained is within the budget."
     return Conclusion(tuple(candidates), None, note)
@@ -137,10 +152,10 @@ def measured_front(
     places = np.unique(np.linspace(0, len(front) - 1, min(MOST_OF_FRONT, len(front))).round().astype(int))
     measured = measurements.measure([front[i].config for i in places], FINALIST_ROUNDS, "finalist")
     if not measured:
-        conclusion = predicted_answer(candidates, measurements, predictor, settings)
+        conclusion = predicted_answer(candidates, measurements, predictor, settings, settings.confidence)
         return replace(conclusion, note=f"Nothing on the front could be measured. {conclusion.note}")
-    for config, latency_ms in measurements.known():
-        predictor.learn(config, latency_ms)
+    for config, latency in measurements.known():
+        predictor.learn(config, latency.undisturbed_ms, latency.repeatability)
     predictor.load_factor = measurements.load_factor
     result = tuple(_as_known(each, measurements, predictor, settings.confidence) for each in candidates)
     within = [c for c in result if c.latency_source == "measured" and c.quantile_ms <= settings.latency_budget_ms]
@@ -165,10 +180,14 @@ def _as_measured(candidate: Candidate, latency: MeasuredLatency) -> Candidate:
 
 
 def _budget_ms(
-    candidates: Sequence[Candidate], measurements: Measurements, predictor: CorrectedPredictor, confidence: float
+    candidates: Sequence[Candidate],
+    measurements: Measurements,
+    predictor: CorrectedPredictor,
+    confidence: float,
+    likely: float,
 ) -> NDArray[np.float64]:
-    """(n,) what is held against the budget: as measured, where a network was looked at, or as predicted now."""
-    found = np.array(predictor.quantile_ms([candidate.config for candidate in candidates], confidence), float)
+    """(n,) what is held against the budget: as measured at `confidence`, or else as predicted now at `likely`."""
+    found = np.array(predictor.quantile_ms([candidate.config for candidate in candidates], likely), float)
     for place, candidate in enumerate(candidates):
         if latency := measurements.latency(candidate.config, confidence):
             found[place] = latency.budget_ms

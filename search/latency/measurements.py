@@ -22,6 +22,8 @@ from .looks import (
 )
 
 UNKNOWN_S = 4.0  # what a look is taken to last before there was one
+REPEATABLE = 0.03  # repeatability that is enough
+LONGEST = 2.5  # times as many rounds as asked for are made where it is not
 
 
 class Measurements:
@@ -84,11 +86,11 @@ class Measurements:
         each = float(np.mean(self._seconds)) if self._seconds else UNKNOWN_S
         return rounds * networks * each + (rounds - 1) * self._measuring.rest_s
 
-    def known(self) -> list[tuple[LowFormerConfig, float]]:
-        """The networks measured, each with its undisturbed latency in ms."""
+    def known(self) -> list[tuple[LowFormerConfig, MeasuredLatency]]:
+        """The networks measured, and what the looks at each say."""
         reference_ms = self.reference_ms
         return [
-            (rounds[0].config, measured_latency(rounds, reference_ms).undisturbed_ms)
+            (rounds[0].config, measured_latency(rounds, reference_ms))
             for rounds in self._rounds.values()
             if rounds and rounds[0].config is not None
         ]
@@ -100,15 +102,16 @@ class Measurements:
     def measure(self, configs: Sequence[LowFormerConfig], rounds: int, role: MeasurementRole) -> list[LowFormerConfig]:
         """Looks at networks in turn until each has so many rounds; gives those where that worked.
 
+        On a restless machine it goes on with those whose latency is not repeatable yet: there will be calmer moments.
         What cannot be measured is logged and left out: what was trained must not be lost to it.
         """
         assert self._measuring is not None
         working = list(configs)
-        for number in range(rounds):
+        for number in range(int(LONGEST * rounds)):
             rested = number == 0
             for config in list(working):
                 known = self._rounds.setdefault(config.id, [])
-                if len(known) > number:
+                if len(known) > number or (number >= rounds and self._repeatable(known)):
                     continue
                 if not rested:
                     time.sleep(self._measuring.rest_s)
@@ -125,6 +128,9 @@ class Measurements:
                 known.append(measured)
                 self._run.log.info("measured %s, round %d: %.3f ms", config.id, number, measured.undisturbed_ms)
         return working
+
+    def _repeatable(self, rounds: Sequence[MeasuredRound]) -> bool:
+        return measured_latency(rounds, self.reference_ms).repeatability <= REPEATABLE
 
     def _look(self, config: LowFormerConfig, number: int, role: MeasurementRole) -> MeasuredRound:
         assert self._measuring is not None

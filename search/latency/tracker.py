@@ -26,6 +26,8 @@ from .measurements import Measurements
 ANCHORS = 3  # networks that are measured before anything trains, where the device is at hand
 LEADERS = 3  # of the best so far, measured half-way
 ROUNDS = 3  # measurements of each anchor and leader
+LIKELY = 0.6
+"""Probability of being within the budget from which on a candidate trains, where the best are measured in the end."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class LatencyTracker:
 
     Attributes:
         given: the predictor of the target's latency.
+        confidence: with which a candidate has to be predicted within the budget; `admit_likely` lowers it.
         predictor: the same, corrected by the run's measurements.
         limits: beside the latency budget.
         budget_use: latency and limits as one number, in ms of the budget.
@@ -62,6 +65,7 @@ class LatencyTracker:
     ) -> None:
         """`measuring` is how a network is measured where the device is at hand."""
         self.settings, self.limits, self.given = settings, limits, predictor
+        self.confidence = settings.confidence
         self.predictor = CorrectedPredictor(predictor)
         self.budget_use = BudgetUse(self.predictor, limits, settings.latency_budget_ms)
         self.uncorrected_use = BudgetUse(predictor, limits, settings.latency_budget_ms)
@@ -80,11 +84,20 @@ class LatencyTracker:
             limits=str(self.limits),
         )
 
+    def admit_likely(self) -> None:
+        """Admits candidates that are only likely to be within the budget, if the best are measured in the end.
+
+        What is uncertain of a prediction need not be kept free then: the answer is one that was measured within the
+        budget.
+        """
+        if self.measurements.possible:
+            self.confidence = min(self.settings.confidence, LIKELY)
+
     # --- predicting
 
     def cost(self, config: LowFormerConfig) -> Cost:
         """What a candidate is predicted to cost now."""
-        quantile_ms = float(self.predictor.quantile_ms([config], self.settings.confidence)[0])
+        quantile_ms = float(self.predictor.quantile_ms([config], self.confidence)[0])
         return Cost(self.predictor.predict([config])[0], quantile_ms)
 
     def known_latency(self, config: LowFormerConfig, cost: Cost) -> dict[str, Any]:
@@ -106,16 +119,15 @@ class LatencyTracker:
     def infeasible(self, config: LowFormerConfig, cost: Cost) -> str:
         """Why a candidate is not within the budget and limits, in words; empty if it is."""
         if over_budget(np.array([cost.quantile_ms]), self.settings.latency_budget_ms)[0]:
-            confidence = f"{self.settings.confidence:g}"
-            return f"latency {cost.quantile_ms:.4g} ms at confidence {confidence} is over the budget"
+            return f"latency {cost.quantile_ms:.4g} ms at confidence {self.confidence:g} is over the budget"
         return self.limits.reason(config)
 
     # --- measuring, and learning from it
 
     def learn_known(self) -> None:
         """Takes into account what an earlier process of the run has measured."""
-        for config, latency_ms in self.measurements.known():
-            self.predictor.learn(config, latency_ms)
+        for config, latency in self.measurements.known():
+            self.predictor.learn(config, latency.undisturbed_ms, latency.repeatability)
         self.predictor.load_factor = self.measurements.load_factor
 
     def measure_anchors(self, anchors: Sequence[LowFormerConfig]) -> bool:
@@ -150,6 +162,7 @@ class LatencyTracker:
     def conclude(self, candidates: Sequence[Candidate], goal: Goal, *, measure: bool) -> Conclusion:
         """Chooses the answer among ranked candidates, measuring finalists where that is possible and wanted."""
         if not (measure and self.measurements.possible):
-            return predicted_answer(candidates, self.measurements, self.predictor, self.settings)
-        choose = measured_front if goal.front else measured_finalists
-        return choose(candidates, self.measurements, self.predictor, self.settings)
+            return predicted_answer(candidates, self.measurements, self.predictor, self.settings, self.confidence)
+        if goal.front:
+            return measured_front(candidates, self.measurements, self.predictor, self.settings)
+        return measured_finalists(candidates, self.measurements, self.predictor, self.settings, self.confidence)

@@ -43,12 +43,13 @@ def test_once_nothing_fits_as_measured_nothing_more_is_proposed(run_search, pred
     def ever_slower(config):
         nonlocal count
         count += 1
-        return StubMeasurement((1.0 if count <= 9 else 60.0) * float(predictor.latency_ms([config])[0]))
+        return StubMeasurement((1.0 if count <= 9 else 1e6) * float(predictor.latency_ms([config])[0]))
 
-    outcome = run_search(measure=ever_slower, data="digits", rungs=1, strategy=strategy, budget_on="p50")
+    asked = {"data": "digits", "rungs": 1, "strategy": strategy, "budget_on": "p50"}
+    outcome = run_search(measure=ever_slower, **asked)
     assert outcome.answer is None and outcome.counts == {"complete": 4}
     assert any("nothing more was proposed" in note for note in outcome.notes)
-    again = run_search(measure=ever_slower, data="digits", rungs=1, strategy=strategy, budget_on="p50", resume=True)
+    again = run_search(measure=ever_slower, **asked, resume=True)
     assert again.answer is None and again.counts == {"complete": 4}
 
 
