@@ -1,6 +1,6 @@
 """The networks that the study compares: what each arm is, how it is scaled to a budget, written, and measured.
 
-python -m lownas.experiments.case_study.arms KIND BUDGET_MS WORK     # one search (`study.py searches` calls it)
+python -m lownas.experiments.case_study.arms TASK KIND BUDGET_MS WORK     # one search (`study.py searches` calls it)
 """
 
 from __future__ import annotations
@@ -31,14 +31,9 @@ from lownas.search_space.scaling import scaled
 if TYPE_CHECKING:
     from torch import nn
 
-ROWS = Path(__file__).parent / "rows"
-BUDGETS_MS = (0.15, 0.6)
-ALL_SEARCHES_AT_MS = 0.6
-"""The budget at which the search without one of its parts runs too."""
 TARGET = Target.parse("cpu")
-SPACE, DATA = "tiny", "fashion-mnist"
-CLASSES = 10
-SEARCH: Mapping[str, Any] = {"space": SPACE, "data": DATA, "proxy_budget": "20m", "trials": 24, "seed": 0}
+SPACE, CLASSES = "tiny", 10
+SEARCH: Mapping[str, Any] = {"space": SPACE, "proxy_budget": "20m", "trials": 24, "seed": 0}
 """What all searches have in common."""
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "search": {},
@@ -49,14 +44,63 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 }
 ELSEWHERE = "rtx3090"
 """Target of the searches by MACs."""
-PIXELS = 48
-"""Side of the pictures, where nothing else is said: Fashion-MNIST's 28 are enlarged."""
 WIDTHS = np.geomspace(0.06, 1.5, 160)
-NEAR, LEAST_SHARE = (0.8, 1.12), 0.98
-"""Predicted shares of the budget within which networks are measured; the least measured share that is asked for."""
+NEAR = (0.8, 1.12)
+"""Predicted shares of the budget within which networks are measured."""
 LOOK_S, LEAST_RUNS, TRUTH_QUANTILE = 0.3, 12, 0.1
 CHOICE_ROUNDS, CHOICE_PAUSE_S = 12, 2.0
 MOST_MEASURED = 12
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on, within which budgets.
+
+    Attributes:
+        data: the source; its rows lie in a folder of that name.
+        pixels: side of the pictures of scaled networks.
+        larger_pixels: the same of their second form: larger pictures, narrower networks.
+        epochs: of every training.
+        searches: kinds of searches by budget in ms, the most important ones first.
+        others: models of timm's that are scaled in width.
+    """
+
+    data: str
+    pixels: int
+    larger_pixels: int
+    epochs: int
+    searches: Mapping[float, Sequence[str]]
+    others: Sequence[str] = ()
+
+    @property
+    def budgets_ms(self) -> tuple[float, ...]:
+        return tuple(self.searches)
+
+    @property
+    def rows(self) -> Path:
+        """The folder of its rows."""
+        return Path(__file__).parent / "rows" / self.data
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """What all trainings have in common."""
+        return {"epochs": self.epochs, "recipe": {"precision": "bf16"}, "train_on": "train+validation"}
+
+
+TASKS: Mapping[str, Task] = {
+    task.data: task
+    for task in (
+        Task(
+            "fashion-mnist",
+            pixels=48,  # its 28 are enlarged
+            larger_pixels=64,
+            epochs=8,
+            searches={0.15: ("search", "random", "macs"), 0.6: tuple(KINDS)},
+            others=("mobilenetv3_small", "efficientnet_lite0", "resnet18"),
+        ),
+        Task("scenes", pixels=64, larger_pixels=96, epochs=16, searches={0.6: ("search", "random")}),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +111,7 @@ class Network:
         name: of the arm and the budget.
         config: None for a model of timm's.
         timm: its name, the factor on its channels, and the resolution; None for a configuration.
+        pruned: name of a file of weights under `PRUNED` with fewer channels than the configuration has; or None.
         share: latency over budget, by the looks when it was chosen; None for what a search answers.
         about: what else is to be kept of it.
     """
@@ -74,48 +119,69 @@ class Network:
     name: str
     config: LowFormerConfig | None = None
     timm: tuple[str, float, int] | None = None
+    pruned: str | None = None
     share: float | None = None
     about: Mapping[str, Any] | None = None
 
     def to_row(self) -> dict[str, Any]:
         config = None if self.config is None else self.config.to_dict()
-        return {"name": self.name, "config": config, "timm": self.timm, "share": self.share, **(self.about or {})}
+        made_of = {"config": config, "timm": self.timm, "pruned": self.pruned}
+        return {"name": self.name, **made_of, "share": self.share, **(self.about or {})}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         config = None if row["config"] is None else LowFormerConfig.from_dict(row["config"])
-        return cls(row["name"], config, tuple(row["timm"]) if row["timm"] else None, row["share"])
+        timm = tuple(row["timm"]) if row["timm"] else None
+        return cls(row["name"], config, timm, row["pruned"], row["share"])
 
     @property
     def resolution(self) -> int:
         return self.config.resolution if self.config is not None else (self.timm or ("", 1.0, 0))[2]
 
-    def model(self) -> LowFormerConfig | nn.Module:
-        """What `train` takes."""
-        return self.config if self.config is not None else timm_model(*(self.timm or ("", 1.0, 0))[:2])
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a torch module of its own, not a configuration."""
+        return self.config is None or self.pruned is not None
 
-    def trained(self, folder: Path) -> dict[str, Any]:
+    def module(self, work: Path) -> nn.Module:
+        """The network with fresh weights, or pruned ones."""
+        if self.pruned is not None and self.config is not None:
+            from lownas.experiments.case_study.pruned import read_pruned
+
+            return read_pruned(self.config, work / PRUNED / f"{self.pruned}.safetensors")
+        assert self.timm is not None
+        return timm_model(*self.timm[:2])
+
+    def model(self, work: Path) -> LowFormerConfig | nn.Module:
+        """What `train` takes."""
+        return self.module(work) if self.is_module or self.config is None else self.config
+
+    def trained(self, folder: Path, work: Path) -> dict[str, Any]:
         """What `evaluate` takes of a finished training."""
-        if self.config is not None:
+        if not self.is_module:
             return {"network": folder}
         from lownas.evaluators.training.final.weights import load_weights
 
-        weights, model = load_weights(folder), timm_model(*(self.timm or ("", 1.0, 0))[:2])
+        weights, model = load_weights(folder), self.module(work)
         model.load_state_dict(weights.state)
         pixels = {} if weights.pixels is None else weights.pixels.to_dict()
         return {"network": model, "resolution": self.resolution, **pixels}
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: Path, work: Path) -> Path:
         """The network as an ONNX file, to be measured."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name.replace('/', '-').replace(' ', '-')}.onnx"
-        if not path.exists():
-            if self.config is not None:
-                write_onnx(self.config, path)
-            else:
-                export(timm_model(*(self.timm or ("", 1.0, 0))[:2]), self.resolution, path)
+        if path.exists():
+            return path
+        if self.is_module or self.config is None:
+            export(self.module(work), self.resolution, path)
+        else:
+            write_onnx(self.config, path)
         return path
 
+
+PRUNED = "pruned"
+"""Folder of the weights of pruned networks."""
 
 # --- timm's ----------------------------------------------------------------------------------------------------------
 
@@ -167,11 +233,12 @@ def look_in_rounds(files: Mapping[str, Path], rounds: int, pause_s: float, tell:
         time.sleep(pause_s)
 
 
-def measured_ms(networks: Sequence[Network]) -> list[float]:
+def measured_ms(networks: Sequence[Network], work: Path) -> list[float]:
     """Undisturbed latencies, by looks that are spread over a minute: the lower decile of their medians."""
     looks: dict[str, list[float]] = {str(place): [] for place in range(len(networks))}
     with tempfile.TemporaryDirectory() as folder:
-        files = {str(place): replace(each, name=str(place)).write(Path(folder)) for place, each in enumerate(networks)}
+        named = {str(place): replace(each, name=str(place)) for place, each in enumerate(networks)}
+        files = {place: each.write(Path(folder), work) for place, each in named.items()}
         look_in_rounds(files, CHOICE_ROUNDS, CHOICE_PAUSE_S, lambda name, ms: looks[name].append(ms))
     return [float(np.quantile(values, TRUTH_QUANTILE)) for values in looks.values()]
 
@@ -180,24 +247,31 @@ def measured_ms(networks: Sequence[Network]) -> list[float]:
 
 
 class ScaledArm(ABC):
-    """What is published, scaled to a budget."""
+    """What is published, scaled to a budget.
+
+    Attributes:
+        widths: factors that are tried.
+    """
+
+    widths: Sequence[float] = tuple(WIDTHS.tolist())
 
     def __init__(self, name: str, work: Path) -> None:
         self.name, self.work = name, work
 
     @abstractmethod
-    def at(self, width: float) -> Network:
-        """The network with this factor on its widths."""
+    def at(self, width: float) -> Network | None:
+        """The network with this factor on its widths; None where there is none."""
 
     def network(self, name: str, budget_ms: float) -> Network:
         """The slowest one within the budget, by looks at those that are predicted to be near."""
         predictor, found = profile(self.work), {}
-        for width in WIDTHS:
-            network = self.at(float(width))
-            found.setdefault(str(network.to_row()), network)
+        for width in self.widths:
+            if (network := self.at(width)) is not None:
+                found.setdefault(str(network.to_row()), network)
         candidates = list(found.values())
         with tempfile.TemporaryDirectory() as folder:
-            files = [replace(each, name=str(place)).write(Path(folder)) for place, each in enumerate(candidates)]
+            named = [replace(each, name=str(place)) for place, each in enumerate(candidates)]
+            files = [each.write(Path(folder), self.work) for each in named]
             predicted = np.array([each.latency_ms for each in predictor.predict(files)])
         shares = predicted / budget_ms
         near = [place for place in np.argsort(shares) if NEAR[0] <= shares[place] <= NEAR[1]]
@@ -207,7 +281,7 @@ class ScaledArm(ABC):
             candidates[near[place]]
             for place in np.unique(np.linspace(0, len(near) - 1, MOST_MEASURED).round()).astype(int)
         ]
-        measured = np.array(measured_ms(chosen)) / budget_ms
+        measured = np.array(measured_ms(chosen, self.work)) / budget_ms
         within = np.where(measured <= 1, measured, 0)
         best = int(np.argmax(within))
         if not within[best]:
@@ -230,34 +304,30 @@ class ScaledPreset(ScaledArm):
 class ScaledTimm(ScaledArm):
     """A model of timm's."""
 
-    def __init__(self, model: str, work: Path) -> None:
+    def __init__(self, model: str, pixels: int, work: Path) -> None:
         super().__init__(f"{model}/width", work)
-        self.model = model
+        self.model, self.pixels = model, pixels
 
     def at(self, width: float) -> Network:
-        return Network(self.name, timm=(self.model, round(width, 4), PIXELS))
+        return Network(self.name, timm=(self.model, round(width, 4), self.pixels))
 
 
-LARGER_PIXELS = 64
-"""Side of the pictures in the second form: larger pictures, narrower networks."""
-
-
-def scaled_arms(work: Path) -> Iterator[ScaledArm]:
+def scaled_arms(task: Task, work: Path) -> Iterator[ScaledArm]:
     for preset in ("lowformer_b0", "lowformer_b1", "lowformer_e1", "cpubone_nano"):
-        yield ScaledPreset(preset, PIXELS, "width", work)
-        yield ScaledPreset(preset, LARGER_PIXELS, "resolution", work)
-    for model in ("mobilenetv3_small", "efficientnet_lite0", "resnet18"):
-        yield ScaledTimm(model, work)
+        yield ScaledPreset(preset, task.pixels, "width", work)
+        yield ScaledPreset(preset, task.larger_pixels, "resolution", work)
+    for model in task.others:
+        yield ScaledTimm(model, task.pixels, work)
 
 
 # --- searches --------------------------------------------------------------------------------------------------------
 
 
-def searches() -> Iterator[tuple[float, str]]:
+def searches(task: Task) -> Iterator[tuple[float, str]]:
     """Budgets and kinds of the searches, the most important ones first."""
     for kind in KINDS:
-        for budget_ms in BUDGETS_MS:
-            if kind in ("search", "random", "macs") or budget_ms == ALL_SEARCHES_AT_MS:
+        for budget_ms, kinds in task.searches.items():
+            if kind in kinds:
                 yield budget_ms, kind
 
 
@@ -303,15 +373,15 @@ def median_macs(work: Path, budget_ms: float) -> float:
     return float(np.median([op_graph(config).macs / 1e6 for config, one in zip(configs, near, strict=True) if one]))
 
 
-def run_folder(kind: str, budget_ms: float, work: Path) -> Path:
-    return work / "runs" / f"{kind.replace(' ', '-')}-{budget_ms:g}"
+def run_folder(task: Task, kind: str, budget_ms: float, work: Path) -> Path:
+    return work / "runs" / task.data / f"{kind.replace(' ', '-')}-{budget_ms:g}"
 
 
-def run(kind: str, budget_ms: float, work: Path) -> None:
+def run(task: Task, kind: str, budget_ms: float, work: Path) -> None:
     """One search; it goes on where it was interrupted."""
     from lownas.search import resume, search
 
-    folder = run_folder(kind, budget_ms, work)
+    folder = run_folder(task, kind, budget_ms, work)
     profile(work)
     target, budget = str(TARGET), f"{budget_ms}ms"
     about: dict[str, Any] = {"profiles": work / "profiles", "progress": True}
@@ -321,14 +391,14 @@ def run(kind: str, budget_ms: float, work: Path) -> None:
     if (folder / "run.json").exists():
         resume(folder, **about)
     else:
-        search(target, budget, run=folder, **SEARCH, **KINDS[kind], **about)
+        search(target, budget, run=folder, data=task.data, **SEARCH, **KINDS[kind], **about)
 
 
-def found_by(kind: str, budget_ms: float, work: Path, name: str) -> Network:
+def found_by(task: Task, kind: str, budget_ms: float, work: Path, name: str) -> Network:
     """What a search answered."""
-    config = run_config(run_folder(kind, budget_ms, work))
+    config = run_config(run_folder(task, kind, budget_ms, work))
     return Network(name, config=config, about={"macs": op_graph(config).macs})
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], float(sys.argv[2]), Path(sys.argv[3]))
+    run(TASKS[sys.argv[1]], sys.argv[2], float(sys.argv[3]), Path(sys.argv[4]))

@@ -23,8 +23,9 @@ from lownas.evaluators.data.feeding import Batch, image_feed
 from lownas.evaluators.data.loading import find_parts
 from lownas.evaluators.device.quantize import QUANTIZED, quantized
 from lownas.evaluators.training.final.judging import OnnxNetwork
-from lownas.experiments.case_study import arms, report, study
-from lownas.experiments.case_study.arms import DATA, Network
+from lownas.experiments.case_study import arms, report
+from lownas.experiments.case_study.arms import TASKS, Network
+from lownas.experiments.case_study.study import Study
 from lownas.search.results.exporters import export_config
 from lownas.search.results.files import exportable
 
@@ -41,11 +42,12 @@ def export(training: Path, out: Path) -> None:
 class Pictures:
     """Training images as a network takes them, for onnxruntime's calibrators."""
 
-    def __init__(self, file: Path, side: int) -> None:
-        self.batches = self._batches(OnnxNetwork(file, threads=1), onnx.load(str(file)).graph.input[0].name, side)
+    def __init__(self, file: Path, data: str, side: int) -> None:
+        name = onnx.load(str(file)).graph.input[0].name
+        self.batches = self._batches(OnnxNetwork(file, threads=1), name, data, side)
 
-    def _batches(self, network: OnnxNetwork, name: str, side: int) -> Iterator[dict[str, np.ndarray]]:
-        feed = image_feed(find_parts(DATA, 0, resolution=side).train, side, workers=0)
+    def _batches(self, network: OnnxNetwork, name: str, data: str, side: int) -> Iterator[dict[str, np.ndarray]]:
+        feed = image_feed(find_parts(data, 0, resolution=side).train, side, workers=0)
         places = np.random.default_rng(0).permutation(len(feed))[:PICTURES].reshape(-1, BATCH)
         mean, std = (np.array(value, np.float32).reshape(1, 3, 1, 1) for value in (network.mean, network.std))
         for images, _ in feed.batches(Batch(place, side) for place in places):
@@ -56,7 +58,7 @@ class Pictures:
         return next(self.batches, None)
 
 
-def quantize(source: Path, out: Path, side: int) -> None:
+def quantize(source: Path, out: Path, data: str, side: int) -> None:
     """Writes `source` in int8, with the ranges of training images."""
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -66,19 +68,19 @@ def quantize(source: Path, out: Path, side: int) -> None:
         calibrator = create_calibrator(
             source, list(QUANTIZED), augmented, CalibrationMethod.Percentile, extra_options={"percentile": 99.99}
         )
-        calibrator.collect_data(Pictures(source, side))
+        calibrator.collect_data(Pictures(source, data, side))
         result = quantized(model, calibrator.compute_data())
     del result.metadata_props[:]
     result.metadata_props.extend(model.metadata_props)
     onnx.save(result, str(out))
 
 
-def chosen() -> list[Network]:
+def chosen(study: Study) -> list[Network]:
     """For each budget: what a search answered, and the best and the best published one by the test part."""
-    networks, found = study.networks(), report.results(*(report.read(name) for name in report.KINDS))
+    networks, found = study.networks(), report.results(*(study.rows(name) for name in report.KINDS))
     names: dict[str, None] = {}
-    for budget_ms in arms.BUDGETS_MS:
-        ours = [each for each in found if each.mean is not None and each.group != "timm"]
+    for budget_ms in study.task.budgets_ms:
+        ours = [each for each in found if each.mean is not None and not networks[each.name].is_module]
         mine = [each for each in ours if each.budget_ms == budget_ms]
         published = [each for each in mine if each.group in ("width", "resolution")]
         for group in (mine, published, [each for each in mine if each.group == "search"]):
@@ -87,25 +89,25 @@ def chosen() -> list[Network]:
     return [networks[name] for name in names]
 
 
-def run(work: Path) -> None:
+def run(study: Study) -> None:
     """Quantizes, judges and times what is missing."""
     from lownas import evaluate
 
-    done = {(row["network"], row["seed"]) for row in study.rows("int8")}
+    data, done = study.task.data, {(row["network"], row["seed"]) for row in study.rows("int8")}
     files: dict[str, Path] = {}
-    for network in chosen():
-        for row in study.rows("trainings"):
+    for network in chosen(study):
+        for row in study.trainings():
             if row["network"] != network.name:
                 continue
-            folder = work / "int8" / f"{network.name.replace('/', '-')}-{row['seed']}"
+            folder = study.work / "int8" / study.training(network.name, row["seed"]).name
             folder.mkdir(parents=True, exist_ok=True)
             source, out = folder / "fp32.onnx", folder / "int8.onnx"
             if not out.exists():
-                export(Path(row["folder"]), source)
-                quantize(source, out, network.resolution)
+                export(study.training(network.name, row["seed"]) / "run", source)
+                quantize(source, out, data, network.resolution)
             files |= {f"{network.name} fp32": source, f"{network.name} int8": out}
             if (network.name, row["seed"]) not in done:
-                top1 = {name: evaluate(path, DATA, threads=1).top1 for name, path in (("fp32", source), ("int8", out))}
+                top1 = {name: evaluate(path, data, threads=1).top1 for name, path in (("fp32", source), ("int8", out))}
                 study.add("int8", {"network": network.name, "seed": row["seed"], **top1})
 
     def tell(name: str, ms: float) -> None:
@@ -118,7 +120,7 @@ def run(work: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    run(parser.parse_args().work.resolve())
+    run(Study(TASKS["fashion-mnist"], parser.parse_args().work.resolve()))
 
 
 if __name__ == "__main__":

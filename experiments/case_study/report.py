@@ -1,7 +1,7 @@
-"""The table and the figure of the case study, from the committed rows.
+"""The tables and the figures of the case study, from the committed rows.
 
 pip install matplotlib
-python experiments/case_study/report.py      # writes results.json and accuracy.svg, prints the table
+python experiments/case_study/report.py      # writes TASK.json and TASK.svg for each task, prints the tables
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-RESULTS, FIGURE, ROWS = HERE / "results.json", HERE / "accuracy.svg", HERE / "rows"
+ROWS = HERE / "rows"
+TASKS = {"fashion-mnist": "Fashion-MNIST", "scenes": "Scenes"}
+"""Tasks and what they are called in figures."""
 TRUTH_QUANTILE = 0.1
 NAMES = {
     "search": "lownas",
@@ -27,10 +29,14 @@ NAMES = {
     "width": "published, scaled in width",
     "resolution": "published, larger pictures",
     "timm": "others, scaled in width",
+    "fastnas": "LowFormer-B0 pruned by FastNAS",
 }
 """Groups of arms and what they are called in the figure."""
-EXPECTED = {"search", "random", "macs", "width", "resolution", "timm"}
-"""Groups that every budget should have."""
+EXPECTED = {
+    "fashion-mnist": {"search", "random", "macs", "width", "resolution", "timm", "fastnas"},
+    "scenes": {"search", "random", "width", "resolution"},
+}
+"""Groups that every budget of a task should have."""
 OTHERS = ("mobilenetv3_small", "efficientnet_lite0", "resnet18")
 KINDS = ("networks", "trainings", "looks", "tests")
 """Rows that `results` takes."""
@@ -97,7 +103,7 @@ def results(networks: Rows, trainings: Rows, looks: Rows, tests: Rows) -> list[R
     return found
 
 
-def missing(found: Sequence[Result]) -> list[str]:
+def missing(found: Sequence[Result], task: str = "fashion-mnist") -> list[str]:
     """Groups of each budget of which no network was trained and measured."""
     there = {(each.budget_ms, each.group) for each in found if each.top1 and each.latency_ms}
     budgets = sorted({each.budget_ms for each in found})
@@ -105,7 +111,7 @@ def missing(found: Sequence[Result]) -> list[str]:
         f"{NAMES[group]} at {ms:g} ms"
         for ms in budgets
         for group in NAMES
-        if group in EXPECTED - {have for budget, have in there if budget == ms}
+        if group in EXPECTED[task] - {have for budget, have in there if budget == ms}
     ]
 
 
@@ -137,7 +143,7 @@ def table(found: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Sequence[Result], path: Path) -> None:
+def draw(found: Sequence[Result], path: Path, task: str = "fashion-mnist") -> None:
     """Accuracy against latency: arms as marks, seeds as dots; arms without results are named."""
     import matplotlib
 
@@ -148,7 +154,7 @@ def draw(found: Sequence[Result], path: Path) -> None:
 
     budgets = sorted({each.budget_ms for each in found})
     figure, axes = pyplot.subplots(1, len(budgets), figsize=(5.2 * len(budgets), 4.4), squeeze=False)
-    marks = dict(zip(NAMES, "*oXPDs^v", strict=True))
+    marks = dict(zip(NAMES, "*oXPDs^v<", strict=True))
     for axis, budget in zip(axes[0], budgets, strict=True):
         for number, group in enumerate(NAMES):
             label: str | None = NAMES[group]
@@ -163,28 +169,31 @@ def draw(found: Sequence[Result], path: Path) -> None:
         axis.axvline(budget, color="0.7", linewidth=1)
         axis.set(title=f"within {budget:g} ms", xlabel="latency, ms (undisturbed, measured)")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("Fashion-MNIST test accuracy, %")
+    axes[0][0].set_ylabel(f"{TASKS[task]} test accuracy, %")
     axes[0][-1].legend(fontsize=7)
-    if without := missing(found):
+    if without := missing(found, task):
         figure.text(0.01, 0.01, "not there: " + ", ".join(without), fontsize=6)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    path = ROWS / f"{name}.jsonl"
+def read(task: str, name: str) -> list[dict[str, Any]]:
+    path = ROWS / task / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main() -> None:
-    found = results(*(read(name) for name in KINDS))
-    content = {"networks": [asdict(each) for each in found], "answer against": comparisons(found)}
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-    draw(found, FIGURE)
-    print(table(found))
-    for row in content["answer against"]:
-        print(row)
+    for task in TASKS:
+        found = results(*(read(task, name) for name in KINDS))
+        if not found:
+            continue
+        content = {"networks": [asdict(each) for each in found], "answer against": comparisons(found)}
+        (HERE / f"{task}.json").write_text(json.dumps(content, indent=1) + "\n")
+        draw(found, HERE / f"{task}.svg", task)
+        print(table(found))
+        for row in content["answer against"]:
+            print(row)
 
 
 if __name__ == "__main__":

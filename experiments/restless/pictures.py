@@ -1,6 +1,6 @@
 """How much of its latency budget a search on a user's pictures uses, on a restless machine.
 
-    python experiments/restless/pictures.py --work WORK     # ten searches, 3 hours on two cores; --minutes N: for so long
+    python experiments/restless/pictures.py --work WORK     # ten searches, 3 hours on two cores; --minutes N: no longer
 
 2,000 of Fashion-MNIST's training pictures lie in folders, 200 a class. Ten searches with all defaults (`lownas --target
 cpu --latency-budget 1ms --space tiny --data imagefolder:PICTURES`) run one after the other beside the load of

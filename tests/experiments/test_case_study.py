@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from lownas.experiments.case_study import report
+from lownas.experiments.case_study.arms import Network
+from lownas.experiments.case_study.pruned import read_pruned
+from lownas.search_space import PRESETS, build_model
+from lownas.search_space.scaling import scaled
 
 
 def made_up() -> tuple[list[dict], ...]:
@@ -41,8 +46,9 @@ def test_a_figure_of_what_is_there(tmp_path) -> None:
     assert "random search at 0.6 ms" in drawn and "within 0.6 ms" in drawn
 
 
-def test_a_tenth_of_the_rows_gives_the_same_networks() -> None:
-    rows = [report.read(name) for name in ("networks", "trainings", "looks", "tests")]
+@pytest.mark.parametrize("task", report.TASKS)
+def test_a_tenth_of_the_rows_gives_the_same_networks(task: str) -> None:
+    rows = [report.read(task, name) for name in report.KINDS]
     if not rows[0]:
         pytest.skip("the study has not begun")
     everything = report.results(*rows)
@@ -50,3 +56,23 @@ def test_a_tenth_of_the_rows_gives_the_same_networks() -> None:
     assert [each.name for each in tenth] == [each.name for each in everything]
     assert [each.mean for each in tenth] == [each.mean for each in everything]
     assert json.loads(json.dumps(report.comparisons(everything))) == report.comparisons(everything)
+
+
+def test_pruned_weights_make_the_network_that_they_are_of(tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    config = scaled(PRESETS["lowformer_b0"], width=0.25, resolution=48).replace(classes=10)
+    whole = build_model(config).eval()
+    state = {name: value.clone() for name, value in whole.state_dict().items()}
+    mlp, keep = "stages.3.1.mlp.main", 24  # a hidden layer loses channels: of the one before and the one after
+    before, after = (next(n for n in state if n.startswith(f"{mlp}.{i}.") and n.endswith("weight")) for i in (1, 3))
+    state[before], state[after] = state[before][:keep], state[after][:, :keep]
+    for name in [n for n in state if n.startswith(before.removesuffix("weight")) and n.endswith("bias")]:
+        state[name] = state[name][:keep]
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "pruned.safetensors")
+    model = read_pruned(config, tmp_path / "pruned.safetensors").eval()
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in whole.parameters())
+    row = Network("fastnas@0.6", config=config, pruned="pruned").to_row()
+    assert Network.from_row(json.loads(json.dumps(row))).is_module
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 10)
