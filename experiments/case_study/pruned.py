@@ -50,7 +50,11 @@ def shaped_as(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             about = {"stride": layer.stride, "padding": layer.padding, "groups": groups, "bias": layer.bias is not None}
             fewer = nn.Conv2d(weight.shape[1] * groups, weight.shape[0], layer.kernel_size, **about)
         elif isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
-            fewer = type(layer)(weight.shape[0])
+            fewer = type(layer)(weight.shape[0], eps=layer.eps)
+        elif isinstance(layer, nn.GroupNorm):
+            fewer = nn.GroupNorm(layer.num_groups, weight.shape[0], eps=layer.eps)
+        elif isinstance(layer, nn.LayerNorm):
+            fewer = nn.LayerNorm(weight.shape[0], eps=layer.eps)
         elif isinstance(layer, nn.Linear):
             fewer = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None)
         else:
@@ -97,7 +101,7 @@ class Pruning(ScaledArm):
             try:
                 self._prune(width, path)
             except ValueError as error:  # so few MACs do not lie in its space
-                print(f"{name}: {str(error).splitlines()[0]}")
+                print(f"{name}: {' '.join(str(error).split())}")
                 return None
         return Network(self.name, config=self.config, pruned=name)
 
@@ -139,7 +143,7 @@ class Pruning(ScaledArm):
 
         pixels = load_weights(self.trained).pixels
         assert pixels is not None
-        mean, std = (torch.tensor(value).reshape(1, 3, 1, 1) for value in (pixels.mean, pixels.std))
+        mean, std = (torch.tensor(value).reshape(1, 3, 1, 1) for value in (pixels.mean, pixels.spread))
         part = find_parts(self.task.data, 0, resolution=self.config.resolution).validation
         assert part is not None
         feed = image_feed(part, self.config.resolution, workers=0)
