@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
-from lownas.predictors.latency.fitting.transfer import PENALTIES, fit_transfer, leave_one_out
+from lownas.predictors.latency.fitting.transfer import PENALTIES, Transfer, choose_transfer, fit_transfer
 from lownas.predictors.latency.uncertainty import LogErrors
 
 Array = NDArray[np.float64]
@@ -142,11 +142,14 @@ def line_in_macs(macs: Array, rows: Index, latency: Array) -> Array:
 
 
 def transfer(sources: dict[str, Array], rows: Index, latency: Array, penalty: float | None = None) -> Array:
-    fitted = fit_transfer({k: v[rows] for k, v in sources.items()}, latency, penalty=penalty)
+    return applied(fit_transfer({k: v[rows] for k, v in sources.items()}, latency, penalty=penalty), sources)
+
+
+def applied(fitted: Transfer, sources: dict[str, Array]) -> Array:
     latencies = np.full(len(next(iter(sources.values()))), fitted.overhead_ms)
     for name, weight in fitted.weights.items():
         latencies += weight * sources[name]
-    return latencies
+    return np.maximum(latencies, fitted.least_ms)
 
 
 def d_optimal(sources: Array, count: int) -> list[int]:
@@ -205,12 +208,13 @@ def one_device(
             def note(name: str, predicted: Array, prefix: str = prefix, query: Index = query) -> None:
                 scores.setdefault(prefix + name, []).append(score(predicted[query], latency[query]))
 
-            predicted = transfer(known, rows, measured)
+            chosen, errors = choose_transfer({name: values[rows] for name, values in known.items()}, measured)
+            predicted = applied(chosen, known)
             note("transfer", predicted)
             note("stack", ridge(stacked, rows, measured))
             if prefix:
                 continue
-            errors = leave_one_out({name: values[rows] for name, values in known.items()}, measured)
+            note("transfer without signs", transfer(known, rows, measured))
             true_errors = np.log(latency[query]) - np.log(predicted[query])
             low, high = LogErrors.from_errors(errors).interval(0.9)
             inside = float(((true_errors >= low) & (true_errors <= high)).mean())

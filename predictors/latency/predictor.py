@@ -108,7 +108,7 @@ class LatencyPredictor:
         self.allowed = frozenset(allowed)
         stacked = model if isinstance(model, StackedModel) else StackedModel.of(model)
         self._parts = [(part.weight, part.model) for part in stacked.parts]
-        self._overhead_ms = stacked.overhead_ms
+        self._overhead_ms, self._least_ms = stacked.overhead_ms, stacked.least_ms
         self._costs = [UnitCosts(part) for _, part in self._parts]
 
     # --- profiles ---------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ class LatencyPredictor:
             total += weight * model.graph_ms(kernels)
             if number == 0:  # the target's own model
                 outside = model.outside(kernels)
-        return total, tuple(outside)
+        return max(total, self._least_ms), tuple(outside)
 
     def latency_ms(self, configs: Sequence[LowFormerConfig]) -> NDArray[np.float64]:
         """(n,) predicted latencies (medians), tens of thousands a second: unit costs are kept between calls."""
@@ -381,7 +381,7 @@ class LatencyPredictor:
             total += weight * times
             if number == 0:  # the target's own model
                 outside = flags
-        return total, outside
+        return np.maximum(total, self._least_ms), outside
 
 
 def _named(outside: tuple[str, ...], item: LowFormerConfig | OpGraph) -> tuple[str, ...]:

@@ -35,16 +35,21 @@ class StackedModel:
         overhead_ms: time of every network beside that.
         parts: the models. The first is the target's own, which says what is outside of what was measured there; its
             weight may be 0.
+        least_ms: no network takes less. Above 0 weights and the overhead may have signs.
     """
 
     overhead_ms: float
     parts: tuple[StackedPart, ...]
+    least_ms: float = 0.0
 
     def __post_init__(self) -> None:
         weights = [part.weight for part in self.parts]
-        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        if not 0 <= self.least_ms < math.inf:
+            raise ValueError(f"the least latency of a stacked model is at least 0 ms, given {self.least_ms}")
+        least = -math.inf if self.least_ms else 0.0
+        if not all(math.isfinite(weight) and weight >= least for weight in weights) or not any(weights):
             raise ValueError(f"a stacked model has parts of positive weight, given {weights}")
-        if not 0 <= self.overhead_ms < math.inf:
+        if not math.isfinite(self.overhead_ms) or self.overhead_ms < least:
             raise ValueError(f"the overhead of a stacked model is at least 0 ms, given {self.overhead_ms}")
 
     @classmethod
@@ -58,7 +63,8 @@ class StackedModel:
             {"name": part.name, "weight": part.weight, "share": part.share, "model": part.model.to_dict()}
             for part in self.parts
         ]
-        return {"overhead_ms": self.overhead_ms, "parts": parts}
+        least = {"least_ms": self.least_ms} if self.least_ms else {}
+        return {"overhead_ms": self.overhead_ms, **least, "parts": parts}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -69,4 +75,4 @@ class StackedModel:
             )
             for part in data["parts"]
         )
-        return cls(float(data["overhead_ms"]), parts)
+        return cls(float(data["overhead_ms"]), parts, float(data.get("least_ms", 0.0)))

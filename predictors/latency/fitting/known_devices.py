@@ -18,7 +18,7 @@ from ..stacked_model import StackedModel, StackedPart
 from ..target import Target, profile_folders
 from .cross_validation import Fit
 from .samples import Sample
-from .transfer import MIN_MEASUREMENTS, Transfer, fit_transfer, leave_one_out
+from .transfer import MIN_MEASUREMENTS, Transfer, choose_transfer
 
 STACKING_MUST_REDUCE_ERROR_TO = 0.95
 """Held-out error of the stack over that of the target's own model, up to which the stack is taken."""
@@ -56,11 +56,10 @@ def stack_with_known(
     configs = [sample.config for sample in samples]
     predicted = {own: times_ms / np.exp(fit.log_errors)}
     predicted |= {name: predictor.latency_ms(configs) for name, predictor in known.items()}
-    log_errors = leave_one_out(predicted, times_ms)
+    transfer, log_errors = choose_transfer(predicted, times_ms)
     error = float(np.mean(np.abs(np.expm1(-log_errors))))
     if error > STACKING_MUST_REDUCE_ERROR_TO * fit.held_out_error:
         return None
-    transfer = fit_transfer(predicted, times_ms)
     if not transfer.weights:  # a constant alone fits best: it would predict the same for all networks
         return None
     return StackedFit(_stacked(fit, own, known, transfer), log_errors, error)
@@ -79,7 +78,7 @@ def _stacked(fit: Fit, own: str, known: Mapping[str, LatencyPredictor], transfer
         overhead_ms += factor * stacked.overhead_ms
         share = transfer.shares[name]
         parts += [StackedPart(name, factor * part.weight, share * part.share, part.model) for part in stacked.parts]
-    return StackedModel(overhead_ms, tuple(parts))
+    return StackedModel(overhead_ms, tuple(parts), transfer.least_ms)
 
 
 def profiles_of_others(target: Target, profiles: str | Path | None) -> dict[str, LatencyPredictor]:

@@ -6,7 +6,10 @@ Weights and overhead are non-negative, so that more work never costs less, and e
 same share of the whole: with nothing measured but a scale, the new device is the mean of the known ones. Errors are
 relative and Student-t, so that one disturbed measurement among 20 does not change the fit. How strongly shares are
 drawn together is chosen on folds of the measurements.
-`experiments/latency/few_shot.py` compares it with a ridge stack and others.
+
+A device unlike all known ones is no such sum: where latency is nearly linear in the operations, say, differences of
+known devices tell it. A ridge stack, whose weights have signs, is taken where measurements left out say that it is far
+better. `experiments/latency/few_shot.py` compares the two, and others.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,6 +31,10 @@ PENALTIES: tuple[float, ...] = (3e-5, 3e-4, 0.003, 0.03, 0.3)
 """Weights of the pull towards equal shares that are tried, in units of the measurements' information about one share: a
 strong pull is right where the known devices are alike, a weak one where only some are like the new one."""
 FOLDS = 4
+RIDGES: tuple[float, ...] = tuple(np.logspace(-3, 4, 15).tolist())
+"""Penalties of the ridge stack that are tried, on standardized latencies."""
+SIGNS_MUST_REDUCE_ERROR_TO = 0.7
+"""Error of the ridge stack over that without signs, up to which it is taken: root mean squares, of what is left out."""
 STUDENT_FREEDOM = 4.0
 """Degrees of freedom of the errors' Student distribution; infinite is normal."""
 
@@ -45,18 +53,22 @@ class Transfer:
         overhead_ms: time of every network beside that.
         shares: by name of the known device, its share of the typical measured network's latency; with the overhead's
             share they sum to 1.
+        least_ms: no network takes less; above 0 where weights have signs.
     """
 
     weights: Mapping[str, float]
     overhead_ms: float
     shares: Mapping[str, float]
+    least_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        positive = all(0 < weight < math.inf for weight in self.weights.values())
-        if not positive or not 0 <= self.overhead_ms < math.inf or self.weights.keys() != self.shares.keys():
+        values = [*self.weights.values(), self.overhead_ms, self.least_ms]
+        positive = all(weight > 0 for weight in self.weights.values()) and self.overhead_ms >= 0
+        possible = all(map(math.isfinite, values)) and self.least_ms >= 0 and (positive or self.least_ms > 0)
+        if not possible or self.weights.keys() != self.shares.keys():
             raise ValueError(
-                "a transfer has positive weights, a share of each and an overhead of at least 0 ms, given "
-                f"{dict(self.weights)}, {dict(self.shares)} and {self.overhead_ms}"
+                "a transfer has positive weights, a share of each and an overhead of at least 0 ms, or signs and a "
+                f"least latency, given {dict(self.weights)}, {dict(self.shares)}, {self.overhead_ms}, {self.least_ms}"
             )
 
 
@@ -108,6 +120,71 @@ def leave_one_out(
         weights, overhead = _solve(known[kept], target[kept], chosen, freedom)
         predicted[i] = overhead + known[i] @ weights
     return np.log(target / predicted)
+
+
+def choose_transfer(known_ms: Mapping[str, ArrayLike], latency_ms: ArrayLike) -> tuple[Transfer, Array]:
+    """The transfer or ridge stack that predicts measurements left out better.
+
+    Args:
+        known_ms, latency_ms: as for `fit_transfer`, with one measurement more than it needs.
+
+    Returns:
+        what was chosen, and (n,) logs of measured over predicted latency, each without that measurement in the fit (the
+        choice between the two is made once, with all of them).
+    """
+    names, known, target = _checked(known_ms, latency_ms, left_out=1)
+    errors = leave_one_out(known_ms, latency_ms)
+    stack = _RidgeStack.of(known, target)
+    least_ms = LEAST_LATENCY * float(np.median(target))
+    signed = np.log(target / np.maximum(stack.left_out, least_ms))
+    parts = stack.weights * np.median(known, axis=0)
+    rises = parts.sum() > 0  # more work does not take less time
+    if not rises or _rms(signed) > SIGNS_MUST_REDUCE_ERROR_TO * _rms(errors):
+        return fit_transfer(known_ms, latency_ms), errors
+    total = float(parts.sum()) + stack.overhead
+    kept = np.flatnonzero(stack.weights)
+    weights = {names[i]: float(stack.weights[i]) for i in kept}
+    shares = {names[i]: float(parts[i] / total) for i in kept}
+    return Transfer(weights, stack.overhead, shares, least_ms), signed
+
+
+def _rms(log_errors: Array) -> float:
+    """Root mean square of relative errors."""
+    return float(np.sqrt(np.mean(np.expm1(-log_errors) ** 2)))
+
+
+@dataclass(frozen=True)
+class _RidgeStack:
+    """A ridge regression of latency on those of known devices.
+
+    Attributes:
+        weights: (S,) of the known devices.
+        overhead: beside them, of any sign.
+        left_out: (n,) predictions of the measurements, each by a fit without it.
+    """
+
+    weights: Array
+    overhead: float
+    left_out: Array
+
+    @classmethod
+    def of(cls, known: Array, target: Array) -> Self:
+        """Of (n, S) latencies of known devices and (n,) of the new one; the penalty with the least error left out."""
+        centre, spread = known.mean(axis=0), known.std(axis=0)
+        spread = np.where(spread > 0, spread, 1.0)
+        left, sizes, right = np.linalg.svd((known - centre) / spread, full_matrices=False)
+        about = target - target.mean()
+        best: tuple[float, float, Array] | None = None
+        for ridge in RIDGES:
+            fitted = (left * (sizes**2 / (sizes**2 + ridge))) @ (left.T @ about)
+            leverage = np.einsum("ij,j->i", left**2, sizes**2 / (sizes**2 + ridge)) + 1 / len(target)
+            residual = (about - fitted) / np.maximum(1 - leverage, 1e-3)
+            error = float(np.mean(residual**2))
+            if best is None or error < best[0]:
+                best = error, ridge, residual
+        assert best is not None
+        weights = (right.T * (sizes / (sizes**2 + best[1]))) @ (left.T @ about) / spread
+        return cls(weights, float(target.mean() - centre @ weights), target - best[2])
 
 
 def _penalty(known: Array, target: Array, freedom: float) -> float:

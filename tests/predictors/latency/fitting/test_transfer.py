@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from lownas.predictors.latency.fitting.transfer import MIN_MEASUREMENTS, Transfer, fit_transfer, leave_one_out
+from lownas.predictors.latency.fitting.transfer import (
+    MIN_MEASUREMENTS,
+    Transfer,
+    choose_transfer,
+    fit_transfer,
+    leave_one_out,
+)
 
 
 def latencies(n=20, seed=0):
@@ -55,6 +61,23 @@ def test_errors_are_those_of_measurements_left_out():
     errors = leave_one_out(known, new * np.exp(noise))
     assert np.abs(errors).mean() > 0.19
     assert np.abs(leave_one_out(known, new)).max() < 0.1
+
+
+def test_signs_are_taken_where_they_predict_far_better():
+    known, mix = latencies()
+    more, _ = latencies(200, seed=1)
+    chosen, errors = choose_transfer(known, mix)
+    assert chosen.least_ms == 0 and min(chosen.weights.values()) > 0
+    assert np.allclose(errors, leave_one_out(known, mix))
+    # Two known devices overlap what this one does one after the other: their sum less a part of the third.
+    apart = {name: np.asarray(values) for name, values in known.items()}
+    new = 3 + apart["a"] + apart["b"] - 0.3 * apart["c"]
+    signed, errors = choose_transfer(known, new)
+    assert signed.weights["c"] < 0 < signed.least_ms < new.min()
+    truth = 3 + more["a"] + more["b"] - 0.3 * more["c"]
+    assert np.abs(applied(signed, more) / truth - 1).mean() < 0.02 < np.abs(leave_one_out(known, new)).mean()
+    assert np.abs(errors).max() < 0.05
+    assert sum(signed.shares.values()) + signed.overhead_ms / np.median(new) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize(
