@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 SMALLEST_SPREAD = 0.005
 """Least log spread of errors: measurements of one network differ by as much."""
+FARTHEST_SPREADS = 1.95
+"""How far from their median errors of few networks may lie, in geometric means of a robust and a plain spread."""
 MAD_TO_SIGMA = 1.4826
 """Standard deviation over the median absolute deviation, of normal errors."""
 _FARTHEST_SIGMAS = 6.0
@@ -25,6 +27,22 @@ _TAIL_STEP_SIGMAS = 0.25
 """The tails are tabulated up to so many standard deviations, in such steps."""
 _VECTORIZE_FROM = 64
 """Values from which on the normal distribution function is approximated for all at once."""
+
+
+def without_stragglers(errors: ArrayLike) -> NDArray[np.float64]:
+    """(n,) errors of few networks left out, with those far from the others drawn in, for intervals.
+
+    A network that lies apart is left out with more harm than a new one among the others will have, and of twenty errors
+    the largest one makes the 90 % interval. `experiments/latency/few_shot.py` has what this does to coverage.
+    """
+    values = np.asarray(errors, dtype=np.float64)
+    center = float(np.median(values))
+    deviation = MAD_TO_SIGMA * float(np.median(np.abs(values - center)))
+    spread = float(np.sqrt(max(deviation, SMALLEST_SPREAD) * max(float(values.std()), SMALLEST_SPREAD)))
+    drawn_in: NDArray[np.float64] = np.clip(
+        values, center - FARTHEST_SPREADS * spread, center + FARTHEST_SPREADS * spread
+    )
+    return drawn_in
 
 
 @dataclass(frozen=True)

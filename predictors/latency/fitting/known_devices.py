@@ -16,6 +16,7 @@ from ..kernel_terms import Array
 from ..predictor import LatencyPredictor
 from ..stacked_model import StackedModel, StackedPart
 from ..target import Target, profile_folders
+from ..uncertainty import without_stragglers
 from .cross_validation import Fit
 from .samples import Sample
 from .transfer import MIN_MEASUREMENTS, Transfer, choose_transfer
@@ -30,8 +31,9 @@ class StackedFit:
 
     Attributes:
         model: the target's own model stacked with those of known targets.
-        log_errors: (samples,) log of measured over predicted time, by stacks fitted without each sample.
-        held_out_error: mean absolute relative error of the same predictions.
+        log_errors: (samples,) log of measured over predicted time, by stacks fitted without each sample; stragglers are
+            drawn in (`uncertainty.without_stragglers`).
+        held_out_error: mean absolute relative error of the same predictions, nothing drawn in.
     """
 
     model: StackedModel
@@ -62,7 +64,7 @@ def stack_with_known(
         return None
     if not transfer.weights:  # a constant alone fits best: it would predict the same for all networks
         return None
-    return StackedFit(_stacked(fit, own, known, transfer), log_errors, error)
+    return StackedFit(_stacked(fit, own, known, transfer), without_stragglers(log_errors), error)
 
 
 def _stacked(fit: Fit, own: str, known: Mapping[str, LatencyPredictor], transfer: Transfer) -> StackedModel:
