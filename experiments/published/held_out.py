@@ -217,7 +217,8 @@ def error_distribution(
     form = form or ("models" if len(names) >= MANY_FAMILIES else "tails")
     if form == "tails":
         common = np.array([residual[groups == name].mean() for name in names])
-        within = np.sqrt(np.mean([residual[groups == name].var() for name in names]))
+        apart = residual - common[np.searchsorted(names, groups)]
+        within = np.sqrt((apart**2).sum() / max(len(residual) - len(names), 1))  # each group's mean is estimated, too
         draws = np.sqrt(np.mean(common**2)) * rng.standard_t(len(names), ERROR_DRAWS)
         draws += np.hypot(within, extra) * rng.standard_normal(len(draws))
     else:

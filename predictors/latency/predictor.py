@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,9 @@ from .uncertainty import LogErrors
 from .unit_costs import UnitCosts
 
 SCHEMA = 5
+OTHER_KINDS_SINCE = 5
+"""The schema from which on a calibrated profile knows the errors of other people's networks."""
+_PRECISION_IN_NAME = re.compile(r"(?<![a-z0-9])(int8|quant\w*|qdq|fp16|float16|half|bf16)(?![a-z0-9])", re.IGNORECASE)
 """Version of the profile files. Files of older versions are read, newer ones refused.
 
 2: stacked models. 3: models of their own for networks of further spaces. 4: weights beyond the caches. 5: errors on
@@ -81,6 +85,7 @@ class LatencyPredictor:
             from published measurements). They are still named, but widen no interval.
         sizes: of the networks that the model was fitted on, where there are further models.
         further: predictors of networks of other sizes on the same target, by models of their own.
+        former: whether it was read from a calibration of a former version, which knows no `other_kinds`.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class LatencyPredictor:
         self.sizes: Sizes | None = sizes
         self.further: tuple[LatencyPredictor, ...] = tuple(further)
         self.target = target
+        self.former = False
         self.model = model
         self.errors = errors
         self.other_kinds = other_kinds
@@ -174,7 +180,9 @@ class LatencyPredictor:
             )
             command = _calibrate_command(target, None if path.parent == user_profiles() else path.parent)
             raise ValueError(f"the profile of {target} is another machine's ({differing}): make one with `{command}`")
-        return cls(target, model, errors, provenance, fingerprint, allowed, sizes, further, other_kinds)
+        found = cls(target, model, errors, provenance, fingerprint, allowed, sizes, further, other_kinds)
+        found.former = target.is_local and data["schema"] < OTHER_KINDS_SINCE
+        return found
 
     def save(self, profiles: str | Path | None = None) -> Path:
         """Writes the profile into folder `profiles` (default: the user's own) over an older one. Returns its path."""
@@ -208,7 +216,10 @@ class LatencyPredictor:
         p = self.provenance
         error = p.get("held_out_error")
         held_out = f", held-out error {error:.1%}" if isinstance(error, float) else ""
-        return f"predicted: {p.get('source', 'unknown source')} ({p.get('samples', '?')} measurements{held_out})"
+        former = "; of a former version, intervals as they were: calibrate again" if self.former else ""
+        return (
+            f"predicted: {p.get('source', 'unknown source')} ({p.get('samples', '?')} measurements{held_out}{former})"
+        )
 
     # --- predicting -------------------------------------------------------------------------------------------------
 
@@ -330,6 +341,8 @@ class LatencyPredictor:
                 alias = replace(self.target, precision=item.precision).alias
                 remedy = f" ({alias} predicts it as it is)" if alias else ""
             warnings.warn(f"{name} computes in {item.precision}; predicted as if in {mine}{remedy}", stacklevel=3)
+        elif isinstance(item, OpGraph) and item.precision == "fp32" and _PRECISION_IN_NAME.search(Path(name).stem):
+            warnings.warn(f"{name} computes in fp32, whatever its name says", stacklevel=3)
         return item
 
     def _item_ms(self, item: LowFormerConfig | OpGraph) -> tuple[float, tuple[str, ...]]:

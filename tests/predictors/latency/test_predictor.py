@@ -19,6 +19,7 @@ from lownas.predictors.latency.kernels import KERNEL_CLASSES
 from lownas.predictors.latency.predictor import SCHEMA
 from lownas.predictors.latency.sizes import Sizes
 from lownas.predictors.latency.uncertainty import LogErrors
+from lownas.predictors.model_files import checksum
 from lownas.search_space import PRESETS, SearchSpace, heads, op_graph
 from lownas.search_space.graph import GRAPH_INPUT
 from lownas.search_space.graph.onnx_reader import op_graph_from_onnx
@@ -159,6 +160,30 @@ def test_a_file_in_another_precision_is_said(predictor, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rtx3090.predict([half])
+
+
+def test_a_file_that_is_not_what_its_name_says_is_said(predictor, tmp_path):
+    with pytest.warns(UserWarning, match=r"net_int8\.onnx computes in fp32, whatever its name says"):
+        predictor.predict([model_with(tmp_path / "net_int8.onnx")])
+    half = model_with(tmp_path / "net-fp16.onnx", weight=np.float16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor.predict([model_with(tmp_path / "halfway_point8.onnx")])
+        LatencyPredictor.load("rtx3090").predict([half])
+
+
+def test_a_profile_of_a_former_version_is_read_and_said(predictor, tmp_path):
+    path = predictor.save(tmp_path)
+    assert "former version" not in LatencyPredictor.read(path, check_host=False).source
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    content["schema"] = 3
+    content["checksum"] = checksum(content)
+    path.write_text(json.dumps(content))
+    older = LatencyPredictor.read(path, check_host=False)
+    assert "of a former version, intervals as they were: calibrate again" in older.source
+    (now,), (before,) = (each.predict([PRESETS["lowformer_b0"]]) for each in (predictor, older))
+    assert before.high_ms == pytest.approx(now.high_ms, rel=1e-4)
 
 
 def test_a_quantized_file_is_predicted_as_what_it_is_where_that_is_known(predictor, tmp_path):
