@@ -1,6 +1,7 @@
 """Ways of telling a latency from a few looks, against the lower decile of all looks of `looks.py`.
 
-    python experiments/restless/compare.py          # writes compare.json, half a minute
+    python experiments/restless/compare.py                    # writes compare.json, half a minute
+    python experiments/restless/compare.py --looks weights    # of looks-weights.jsonl.gz; writes compare-weights.json
 
 For each network some looks are drawn at random times, again and again; errors are logs, in root mean square over
 networks and draws.
@@ -8,6 +9,7 @@ networks and draws.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 from collections.abc import Callable
@@ -17,15 +19,15 @@ import numpy as np
 
 from lownas.predictors.latency.undisturbed import Look, Undisturbed, sentinel_reference, undisturbed
 
-ROWS = Path(__file__).with_name("looks-loaded.jsonl.gz")
-RESULTS = Path(__file__).with_name("compare.json")
+HERE = Path(__file__).parent
+RESULTS = {"loaded": "compare.json", "weights": "compare-weights.json"}
 COUNTS, DRAWS = (2, 3, 5, 8), 150
 MEDIAN = 4  # place of the median among the quantiles of a row
 
 
-def looks() -> tuple[dict[str, list[Look]], float]:
+def looks(name: str = "loaded") -> tuple[dict[str, list[Look]], float]:
     """The looks at each network, with the sentinel's latency around them; and what the sentinel takes undisturbed."""
-    with gzip.open(ROWS, "rt") as lines:
+    with gzip.open(HERE / f"looks-{name}.jsonl.gz", "rt") as lines:
         rows = [json.loads(line) for line in lines]
     sentinel = [(row["at_s"], row["undisturbed_ms"]) for row in rows if row["network"] == "sentinel"]
     times, values = np.array(sentinel).T
@@ -41,7 +43,10 @@ def looks() -> tuple[dict[str, list[Look]], float]:
 
 
 def main() -> None:
-    found, reference_ms = looks()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--looks", choices=RESULTS, default="loaded")
+    chosen = parser.parse_args().looks
+    found, reference_ms = looks(chosen)
     rng = np.random.default_rng(1)
 
     def times(drawn: list[Look]) -> np.ndarray:
@@ -74,7 +79,7 @@ def main() -> None:
         row["its repeatability"] = round(float(np.sqrt(np.mean([each.repeatability**2 for each in estimates]))), 4)
         results.append(row)
         print(row, flush=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / RESULTS[chosen]).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

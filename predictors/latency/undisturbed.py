@@ -35,6 +35,11 @@ EXPECTED_LOOKS = 3.0
 """Looks that the expected error of a look is worth beside the scatter of those made."""
 REWEIGHTINGS = 6
 """Rounds of least squares, between which looks that took longer than the others count less."""
+EXCESS_ERROR = 2.0
+"""How far the middle look is beyond the shortest one and its error, over the number of looks: that much may be missed.
+
+Where all looks lie apart, as those of a network whose weights come and go in a shared cache, none may be undisturbed.
+"""
 FRESH_S = 4.0
 """A look at the sentinel that is older says nothing of the machine now."""
 SENTINEL_QUANTILE = 0.1
@@ -127,9 +132,12 @@ def undisturbed(looks: Sequence[Look], reference_ms: float | None, uneven: float
         robust = np.where(errors > 1, 1 / (1 + (errors - 1) ** 2), 1.0)
     scatter = float((np.sqrt(robust) * errors**2).sum())  # what counts less still says how uneven the machine is
     scale = (EXPECTED_LOOKS + scatter) / (EXPECTED_LOOKS + len(looks) - 1)
+    shortened = np.sort(logs - mean[1] * slow)
+    excess = float(shortened[(len(looks) - 1) // 2] - shortened[0]) - math.sqrt(float(variances.mean()))
+    missed = EXCESS_ERROR * max(excess, 0.0) / len(looks)
     return Undisturbed(
         latency_ms=math.exp(mean[0]),
-        repeatability=math.sqrt(scale * float(np.linalg.inv(precision)[0, 0])),
+        repeatability=math.hypot(math.sqrt(scale * float(np.linalg.inv(precision)[0, 0])), missed),
         slowness=float(np.expm1(slow.mean())),
         looks=len(looks),
         scatter=scatter,
