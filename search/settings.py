@@ -84,9 +84,9 @@ class SearchSettings(BaseModel):
     max_memory_bytes: Annotated[
         _Positive | None, Option("Most memory for weights and activations: 50MB.", _GOAL, "bytes")
     ] = None
-    confidence: Annotated[
-        float, Option("A candidate fits if its latency is within the budget with this probability.", _GOAL)
-    ] = Field(default=0.9, ge=0.5, lt=1)
+    confidence: Annotated[float, Option("The answer is within the budget with this probability.", _GOAL)] = Field(
+        default=0.9, ge=0.5, lt=1
+    )
 
     budget_on: Annotated[
         Literal["undisturbed", "p50", "p90", "p99"],
