@@ -40,6 +40,7 @@ class Measurements:
         self._run, self._target, self._measuring = run, target, measuring
         self._watch = None if measuring is None else measuring.watch()
         self._seconds: list[float] = []
+        self._restless = False  # whether more rounds than asked for were needed
         self._rounds: dict[str, list[MeasuredRound]] = {}
         for measured in run.load_measured():
             self._rounds.setdefault(measured.config_id, []).append(measured)
@@ -83,6 +84,7 @@ class Measurements:
         """What looking at so many networks so often takes, by the looks before."""
         if self._measuring is None:
             return 0.0
+        rounds = int(LONGEST * rounds) if self._restless else rounds
         each = float(np.mean(self._seconds)) if self._seconds else UNKNOWN_S
         return rounds * networks * each + (rounds - 1) * self._measuring.rest_s
 
@@ -113,6 +115,7 @@ class Measurements:
                 known = self._rounds.setdefault(config.id, [])
                 if len(known) > number or (number >= rounds and self._repeatable(known)):
                     continue
+                self._restless |= number >= rounds
                 if not rested:
                     time.sleep(self._measuring.rest_s)
                     rested = True
