@@ -4,6 +4,7 @@
     python experiments/beyond_macs/run.py measure NAME --models FOLDER --work WORK     # `lownas elements`, 20 minutes
     python experiments/beyond_macs/run.py agree NAME OTHER            # two runs: agree.json
     python experiments/beyond_macs/run.py networks NAME               # whole networks on devices: networks.json
+    python experiments/beyond_macs/run.py emit NAME                   # the smaller space, from elements.csv: space.yaml
     python experiments/beyond_macs/run.py space NAME --work WORK      # searches in the smaller space: space.json
 
 NAME is a folder here, for CPU and day. `published.csv` has top-1 and speeds that others published: of LowFormers
@@ -126,6 +127,18 @@ def networks(name: str) -> dict[str, Any]:
     return {"networks": table, "rank correlation, networks": ranks}
 
 
+def emit(name: str) -> None:
+    """Writes the smaller space by what was measured, as `lownas elements --emit-space` did."""
+    from lownas.search.elements.costs import read_csv
+    from lownas.search.elements.smaller_space import smaller_space, smaller_space_yaml
+    from lownas.search_space import SearchSpace
+
+    costs = read_csv(HERE / name / "elements.csv")
+    first = [cost for cost in costs if cost.setting == costs[0].setting]
+    content, left_out = smaller_space(SearchSpace.load("default"), first)
+    (HERE / name / "space.yaml").write_text(smaller_space_yaml(content, left_out, costs[0].setting))
+
+
 def space(work: Path, name: str) -> dict[str, Any]:
     """Searches without trainings in the whole space and the smaller one: what they reach by the same estimates."""
     from lownas.predictors import LatencyPredictor
@@ -162,7 +175,7 @@ def space(work: Path, name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("export", "measure", "agree", "networks", "space"))
+    parser.add_argument("step", choices=("export", "measure", "agree", "networks", "emit", "space"))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--models", type=Path, default=HERE / "models")
     parser.add_argument("--work", type=Path, default=HERE / "work")
@@ -172,6 +185,8 @@ def main() -> None:
         export(given.models)
     elif given.step == "measure":
         measure(given.models.resolve(), work, *given.names)
+    elif given.step == "emit":
+        emit(*given.names)
     else:
         steps = {"agree": lambda: agree(*given.names), "networks": lambda: networks(*given.names)}
         result = space(work, *given.names) if given.step == "space" else steps[given.step]()

@@ -30,7 +30,7 @@ from .findings import Comparison, Costs, Finding, findings, of_settings, per_mac
 from .looks_file import LooksFile
 from .measuring import ElementsProgress, Setting, measure_elements, settings
 from .page import write_page
-from .smaller_space import LeftOut, smaller_space
+from .smaller_space import LeftOut, smaller_space, smaller_space_yaml
 
 TIME_LIMIT, QUICK_TIME_LIMIT = "18m", "3m"
 """For all looks; with three of each, which are taken anyway, and the figures it is some minutes more."""
@@ -169,7 +169,7 @@ def _written(
     write_networks_csv(networks, files[1])
     if space is not None and emit_space is not None:
         content, left_out = smaller_space(space, first)
-        write_text(Path(emit_space), _yaml(content, left_out, target))
+        write_text(Path(emit_space), smaller_space_yaml(content, left_out, target))
         files.append(Path(emit_space))
     result = ElementsResult(target, target.can_be_measured, costs, networks, found, left_out, files)
     write_text(files[2], json.dumps(result.to_dict(), indent=1) + "\n")
@@ -205,15 +205,6 @@ def _about(
     for each in left_out or ():
         lines.append(f"Left out of the emitted space: {each.parameter} = {each.value} ({each.reason}).")
     return lines
-
-
-def _yaml(content: Mapping[str, Any], left_out: Sequence[LeftOut], target: Target) -> str:
-    import yaml
-
-    rule = "less capable than another choice and not faster, or slower than a mix of two others with as many MACs"
-    lines = [f"# Without what is dominated on {target}: {rule}."]
-    lines += [f"# Left out: {each.parameter} = {each.value}: {each.reason}." for each in left_out]
-    return "\n".join(lines) + "\n" + yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=110)
 
 
 def _networks(onnx: Sequence[str | Path], *, quick: bool) -> dict[str, Any]:

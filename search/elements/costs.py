@@ -16,7 +16,7 @@ from ...predictors import LatencyPredictor, Target
 from ...predictors.latency.undisturbed import Look, sentinel_reference, undisturbed, unevenness
 from ...search_space import op_graph_from_onnx
 from ..trials.run_folder import write_text
-from .catalog import Element, EmptyFrame
+from .catalog import Element, EmptyFrame, elements
 from .looks_file import ElementLook
 from .measuring import Setting
 
@@ -188,6 +188,23 @@ def write_csv(costs: Sequence[ElementCost], path: Path) -> None:
     writer.writeheader()
     writer.writerows(cost.to_row() for cost in costs)
     write_text(path, out.getvalue())
+
+
+def read_csv(path: Path) -> list[ElementCost]:
+    """The costs in an elements.csv. Raises ValueError, in one line, for what `write_csv` did not write."""
+    known = {(each.topic, each.name, each.place): each for each in elements()}
+    found = []
+    try:
+        with path.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                element = known[row["topic"], row["element"], (int(row["channels"]), int(row["pixels"]))]
+                ms, error = (float(row[column] or "nan") for column in ("ms", "relative_error"))
+                about = int(row["looks"]), row["source"], row["failed"]
+                target = Target.parse(row["setting"])
+                found.append(ElementCost(target, element, ms if np.isfinite(ms) else None, error, *about))
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: no elements.csv of this version: {error!r:.100}") from None
+    return found
 
 
 def write_networks_csv(networks: Sequence[NetworkCost], path: Path) -> None:

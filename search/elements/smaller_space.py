@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ...predictors import Target
 from ...search_space import SearchSpace
 from .catalog import Place
 from .costs import ElementCost
@@ -74,6 +75,16 @@ def smaller_space(space: SearchSpace, costs: Sequence[ElementCost]) -> tuple[dic
         _fusion(known, stage, number, out)
     content["name"] = f"{space.name[:56]}-smaller"  # of at most 64 characters
     return content, out
+
+
+def smaller_space_yaml(content: Mapping[str, Any], left_out: Sequence[LeftOut], target: Target) -> str:
+    """The text of the space's YAML file, with what is left out and why in comments."""
+    import yaml
+
+    rule = "less capable than another choice and not faster, or slower than a mix of two others with as many MACs"
+    lines = [f"# Without what is dominated on {target}: {rule}."]
+    lines += [f"# Left out: {each.parameter} = {each.value}: {each.reason}." for each in left_out]
+    return "\n".join(lines) + "\n" + yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=110)
 
 
 _Elements = Mapping[Place, ElementCost]

@@ -16,7 +16,7 @@ from lownas.search.elements import api, measuring
 from lownas.search.elements.api import elements
 from lownas.search.elements.catalog import Element, EmptyFrame
 from lownas.search.elements.catalog import elements as catalog
-from lownas.search.elements.costs import measured_costs
+from lownas.search.elements.costs import ElementCost, measured_costs, read_csv, write_csv
 from lownas.search.elements.findings import Costs, compared, crossing, findings
 from lownas.search.elements.looks_file import ElementLook, LooksFile
 from lownas.search.elements.measuring import settings
@@ -271,6 +271,21 @@ def test_a_choice_slower_than_a_mix_of_two_others_is_left_out(costs, left_out) -
     content, out = smaller_space(SearchSpace.load("default"), costs)
     assert {each.value for each in out} == left_out
     assert set(content["upsampling"]) == {"transposed", "separable", "nearest"} - left_out
+
+
+def test_what_was_written_is_read_again(tmp_path) -> None:
+    places = [each for each in catalog() if each.topic in ("fusion", "attention")][:40]
+    target = Target.parse("cpu")
+    written = [ElementCost(target, each, 0.1 * (n + 1), 0.01, 3, "measured") for n, each in enumerate(places)]
+    written.append(ElementCost(target, places[0], None, float("nan"), 2, "measured", "too short"))
+    write_csv(written, tmp_path / "elements.csv")
+    read = read_csv(tmp_path / "elements.csv")
+    assert [(each.setting, each.element, each.ms, each.looks, each.failed) for each in read] == [
+        (each.setting, each.element, each.ms and pytest.approx(each.ms), each.looks, each.failed) for each in written
+    ]
+    (tmp_path / "elements.csv").write_text("setting,topic\ncpu,nothing\n")
+    with pytest.raises(ValueError, match=r"no elements\.csv of this version"):
+        read_csv(tmp_path / "elements.csv")
 
 
 def test_only_places_that_a_stage_can_have_count() -> None:
