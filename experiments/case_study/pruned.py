@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,6 @@ class Pruning(ScaledArm):
         self.task, self.config = study.task, whole(study.task)
         self.trained, self.folder = trained, study.work / PRUNED
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._judge: Callable[[nn.Module], float] | None = None
 
     def at(self, width: float) -> Network | None:
         name = f"{PRESET}-{width:g}"
@@ -116,7 +116,7 @@ class Pruning(ScaledArm):
         model.load_state_dict(load_weights(self.trained).state)
         side = self.config.resolution
         config = {
-            "data_loader": list(self._batches()),
+            "data_loader": self.batches,
             "score_func": self._accuracy,
             "collect_func": lambda batch: batch[0],
             "checkpoint": str(self.folder / "sensitivities.pth"),  # its own; how much each layer can lose
@@ -133,7 +133,8 @@ class Pruning(ScaledArm):
         save_file({name: value.contiguous().clone() for name, value in found.state_dict().items()}, partial)
         partial.rename(path)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    @cached_property
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
         """Validation images as the network takes them, and their labels."""
         import torch
 
@@ -148,23 +149,16 @@ class Pruning(ScaledArm):
         assert part is not None
         feed = image_feed(part, self.config.resolution, workers=0)
         places = np.random.default_rng(0).permutation(len(feed))[:JUDGED].reshape(-1, BATCH)
-        for images, labels in feed.batches(Batch(place, self.config.resolution) for place in places):
-            yield (images.float() / 255 - mean) / std, torch.as_tensor(labels)
+        fed = feed.batches(Batch(place, self.config.resolution) for place in places)
+        return [((images.float() / 255 - mean) / std, torch.as_tensor(labels)) for images, labels in fed]
 
     def _accuracy(self, model: nn.Module) -> float:
-        if self._judge is None:
-            batches = list(self._batches())
+        import torch
 
-            def judge(model: nn.Module) -> float:
-                import torch
-
-                model.eval()
-                with torch.no_grad():
-                    right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches)
-                return right / JUDGED
-
-            self._judge = judge
-        return self._judge(model)
+        model.eval()
+        with torch.no_grad():
+            right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in self.batches)
+        return right / JUDGED
 
 
 def run(study: Study) -> None:

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python experiments/restless/looks.py --minutes 20 --name loaded --load
     OMP_NUM_THREADS=1 python experiments/restless/looks.py --minutes 10 --name rest
-    OMP_NUM_THREADS=1 python experiments/restless/looks.py --minutes 20 --name weights --load --networks weights
+    OMP_NUM_THREADS=1 python experiments/restless/looks.py --minutes 14 --name weights --load --networks weights
 
 Networks come in a random order, and between any two the sentinels are looked at. Rows go to looks-NAME.jsonl.gz at the
 end. Each look is a session of its own, as in the product; its times are kept as quantiles of wall and CPU times.
@@ -45,7 +45,7 @@ def networks() -> dict[str, LowFormerConfig]:
 
 
 def heavy_networks() -> dict[str, LowFormerConfig]:
-    """From 0.2 to 3 ms, with 1 to 40 MB of weights: what caches keep of them swings."""
+    """From 0.1 to 3 ms, with 1 to 35 MB of weights: what caches keep of them swings."""
     rng, space = np.random.default_rng(4), SearchSpace.load("tiny")
     drawn = [space.sample(rng) for _ in range(400)]
     megabytes = 4e-6 * total_params(drawn)
